@@ -1,0 +1,1 @@
+"""Esper: train PyTorch networks that grow while they train."""

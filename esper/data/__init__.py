@@ -1,0 +1,1 @@
+"""Data sets that ship, and loaders for those in a folder that the user names."""

@@ -1,0 +1,135 @@
+"""Every deliberate error of Esper, in one tree.
+
+::
+
+    EsperError                  exit code 1   base: something the user can act on
+    ├── ConfigError                       2   unknown experiment or key, wrong type, wrong flag
+    ├── DataError                         3   data set missing, truncated, of another format
+    ├── BlueprintError                    4   a blueprint unreadable, invalid, or over a budget
+    ├── CompilationError                  5   a valid blueprint that failed in a stage of its compilation
+    ├── LibraryError                      6   the kernel library cannot be used
+    │   ├── KernelNotFound                6   no kernel of that id
+    │   └── CorruptKernel                 6   stored bytes do not match their digest
+    ├── RunError                          7   a run that cannot be found, resumed or exported
+    │   └── CheckpointError               7   a checkpoint that is missing, damaged or of another network
+    ├── GraftError                        8   a layer that cannot be wrapped, a kernel that does not fit, a
+    │                                         lifecycle transition that is not allowed
+    ├── Instability                       9   training diverged and could not be recovered
+    ├── StorageError                     10   disk full, read-only folder, I/O error
+    └── ServerError                      11   the HTTP server cannot start (port in use)
+
+Exit code 0 is success; 130 is an interruption by the user (Ctrl-C) after a clean save.
+The command line catches the root once and prints ``message`` and ``hint`` in one line.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import ClassVar
+
+
+class EsperError(Exception):
+    """What went wrong and where (``message``), and what to do next (``hint``)."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(EsperError):
+    """An unknown experiment or key, a value of the wrong type, a wrong flag."""
+
+    exit_code = 2
+
+
+class DataError(EsperError):
+    """A data set that is missing, truncated or of another format."""
+
+    exit_code = 3
+
+
+class BlueprintError(EsperError):
+    """A blueprint that cannot be read, is not valid, or exceeds a budget."""
+
+    exit_code = 4
+
+
+class CompilationError(EsperError):
+    """A valid blueprint that failed in ``stage`` of its compilation."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, stage: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.stage = stage
+
+
+class LibraryError(EsperError):
+    """The kernel library cannot be used: unreadable, foreign or of a newer version."""
+
+    exit_code = 6
+
+
+class KernelNotFound(LibraryError):
+    """No kernel of that id is in the library."""
+
+    def __init__(self, kernel_id: str, *, hint: str | None = "list them with: esper kernels ls") -> None:
+        super().__init__(f"no kernel {kernel_id!r} in the library", hint=hint)
+        self.kernel_id = kernel_id
+
+
+class CorruptKernel(LibraryError):
+    """The stored bytes of a kernel do not match their digest; nothing was loaded."""
+
+
+class RunError(EsperError):
+    """A run that cannot be found, resumed or exported."""
+
+    exit_code = 7
+
+
+class CheckpointError(RunError):
+    """A checkpoint that is missing, damaged, or of another network."""
+
+
+class GraftError(EsperError):
+    """A layer that cannot be wrapped, a kernel that does not fit, a transition that is not allowed."""
+
+    exit_code = 8
+
+
+class Instability(EsperError):
+    """Training diverged and could not be recovered."""
+
+    exit_code = 9
+
+
+class StorageError(EsperError):
+    """Disk full, read-only folder, I/O error."""
+
+    exit_code = 10
+
+    @classmethod
+    def from_os(cls, error: OSError, path: Path | str, doing: str) -> StorageError:
+        """The error for ``error`` met while ``doing`` something at ``path``, with its next step."""
+        hints = {
+            errno.ENOSPC: "free some space and run the command again",
+            errno.EDQUOT: "free some of your quota and run the command again",
+            errno.EACCES: "check the permissions of that folder, or choose another",
+            errno.EROFS: "that file system is read-only; choose another folder",
+        }
+        reason = error.strerror or str(error)
+        return cls(f"{doing} {path}: {reason}", hint=hints.get(error.errno or 0))
+
+
+class ServerError(EsperError):
+    """The HTTP server cannot start."""
+
+    exit_code = 11

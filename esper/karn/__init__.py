@@ -1,0 +1,1 @@
+"""Karn: invents blueprints from field reports."""

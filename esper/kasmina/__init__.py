@@ -1,0 +1,1 @@
+"""Kasmina: layers, seeds, blending, health signals."""

@@ -1,0 +1,255 @@
+"""The frozen records that cross packages, and their JSON.
+
+``SystemStatePacket``, ``AdaptationDecision`` and ``KernelMetadata`` carry the fields of the system flow by
+the same names; further fields follow them. Records hold data only: no tensors, no behaviour beyond
+``to_json`` and ``from_json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Layout = Literal["features", "tokens", "channels"]
+"""Shape a kernel sees: ``features`` is (..., F), ``tokens`` (batch, T, F), ``channels`` (batch, C, H, W)."""
+
+Site = Literal["parallel", "series"]
+"""A parallel kernel maps chunk i of the layer's input, a series kernel chunk i of the host's output."""
+
+Blend = Literal["residual", "lerp"]
+"""Residual: ``y + a*k``. Lerp: ``(1-a)*y + a*k``."""
+
+
+class SeedState(StrEnum):
+    """The lifecycle of a seed; ``esper.kasmina.seed`` draws the allowed transitions."""
+
+    DORMANT = "DORMANT"
+    GERMINATED = "GERMINATED"
+    TRAINING = "TRAINING"
+    BLENDING = "BLENDING"
+    HOLDING = "HOLDING"
+    FOSSILIZED = "FOSSILIZED"
+    CULLED = "CULLED"
+    EMBARGOED = "EMBARGOED"
+    ERROR_RECOVERY = "ERROR_RECOVERY"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place a kernel must fit: chunk sizes along the feature axis, and the spatial reduction.
+
+    ``in_features`` and ``out_features`` count features (channels for ``channels``); ``stride`` is input size
+    over output size of each spatial axis, 1 for the other layouts.
+    """
+
+    layout: Layout
+    in_features: int
+    out_features: int
+    stride: int = 1
+
+    def accepts(self, layout: Layout) -> bool:
+        """Whether a kernel written for ``layout`` can run here: tokens are features with one more axis."""
+        return layout == self.layout or (layout == "features" and self.layout == "tokens")
+
+    def __str__(self) -> str:
+        stride = f"/{self.stride}" if self.stride != 1 else ""
+        return f"{self.layout} {self.in_features}->{self.out_features}{stride}"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSignal:
+    """What one seed's chunk looked like over the sampled steps of an epoch.
+
+    ``activation_mean``, ``activation_variance`` and ``dead_share`` (share of features that never rose above
+    zero or never varied) describe the layer's output chunk; ``gradient_norm`` the loss gradient there;
+    ``latency_ms`` the sampled time of the seed's kernel, 0 when dormant. ``health`` is in [0, 1].
+    """
+
+    activation_mean: float
+    activation_variance: float
+    gradient_norm: float
+    dead_share: float
+    latency_ms: float
+    health: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMetrics:
+    """One wrapped layer at the end of an epoch; sequences have one entry per seed."""
+
+    gradient_norm: float
+    activation_variance: float
+    seed_health: tuple[float, ...]
+    kind: str = ""
+    parameters: int = 0
+    seed_states: tuple[SeedState, ...] = ()
+    parallel_slots: tuple[Slot, ...] = ()
+    series_slots: tuple[Slot, ...] = ()
+    signals: tuple[HealthSignal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRecord:
+    """One finished epoch: mean training loss, held-out loss and held-out accuracy."""
+
+    epoch: int
+    train_loss: float
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class FieldReport:
+    """One finished seed trial: where, what, what was expected and what the held-out split said.
+
+    ``gain`` is the mean over held-out samples of (loss with the seed off) - (loss with it on), in nats;
+    ``gain_error`` its standard error over the paired samples; ``threshold`` what the lower bound of the gain
+    had to exceed. ``loss_before`` and ``accuracy_before`` are held-out values before the graft,
+    ``loss_after`` and ``accuracy_after`` after the verdict was carried out.
+    """
+
+    layer: str
+    layer_kind: str
+    seed_idx: int
+    slot: Slot
+    site: Site
+    kernel_id: str
+    blueprint_id: str
+    started_epoch: int
+    ended_epoch: int
+    verdict: Literal["kept", "culled", "failed"]
+    reason: str
+    expected_impact: float
+    gain: float
+    gain_error: float
+    threshold: float
+    loss_before: float
+    loss_after: float
+    accuracy_before: float
+    accuracy_after: float
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class SystemStatePacket:
+    """Everything a policy may know, at the end of one epoch.
+
+    ``loss`` is the mean training loss (nats), ``accuracy`` and ``held_out_loss`` come from the held-out split
+    that also judges seeds; the reported test split is never in a packet. ``history`` holds the epochs up to
+    and including this one, ``trials`` the finished seed trials, both oldest first.
+    """
+
+    epoch: int
+    global_step: int
+    loss: float
+    accuracy: float
+    layer_metrics: Mapping[str, LayerMetrics]
+    held_out_loss: float = 0.0
+    total_epochs: int = 0
+    learning_rate: float = 0.0
+    classes: int = 0
+    history: tuple[EpochRecord, ...] = ()
+    trials: tuple[FieldReport, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptationDecision:
+    """What the policy wants changed, how sure it is, and why.
+
+    ``parameters`` of an ``add_seed`` decision: ``seed_idx``, ``alpha_blend``, ``site``, ``blend``, ``tags``;
+    ``kernel_id`` is filled in once the orchestrator has picked a kernel. ``confidence`` is a probability;
+    ``expected_impact`` the expected fall of the held-out loss as a share of it. ``evidence`` holds the
+    numbers behind the decision, ``alternatives`` the other candidates with their scores, best first.
+    """
+
+    adaptation_type: Literal["add_seed", "remove_seed", "modify_architecture"]
+    target_component: str
+    parameters: Mapping[str, Any]
+    confidence: float
+    expected_impact: float
+    reason: str = ""
+    evidence: Mapping[str, float] = field(default_factory=dict)
+    alternatives: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMetadata:
+    """What the library knows of a kernel without loading it.
+
+    ``input_shape`` and ``output_shape`` are without batch, time and space: ``(128,)``. ``compilation_time``
+    and ``latency_ms`` as their names say, in seconds and milliseconds; ``latency_ratio`` is the latency over
+    that of the default transform of the slot. ``performance_score`` in [0, 1] is measured when the kernel is
+    validated (see ``esper.tezzeret.validation``).
+    """
+
+    kernel_id: str
+    blueprint_id: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    compilation_time: float
+    performance_score: float
+    tags: tuple[str, ...]
+    name: str = ""
+    layout: Layout = "features"
+    stride: int = 1
+    target: str = "torchscript"
+    device: str = "cpu"
+    dtype: str = "float32"
+    status: Literal["validated", "retired"] = "validated"
+    parameters: int = 0
+    latency_ms: float = 0.0
+    latency_ratio: float = 0.0
+    program_digest: str = ""
+    weights_digest: str = ""
+    program_bytes: int = 0
+    weights_bytes: int = 0
+    created_at: str = ""
+
+    @property
+    def slot(self) -> Slot:
+        """The slot that the kernel was compiled for."""
+        return Slot(self.layout, self.input_shape[-1], self.output_shape[-1], self.stride)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dumps``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelArtefact:
+    """A compiled kernel on its way into the library: data only.
+
+    ``blueprint`` is canonical JSON, ``program`` the compiled form (for TorchScript its archive), ``weights``
+    safetensors. The digests in ``metadata`` are the SHA-256 of ``program`` and ``weights``.
+    """
+
+    metadata: KernelMetadata
+    blueprint: str
+    program: bytes
+    weights: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CompilationRecord:
+    """One attempt to compile a blueprint for a slot, whether it succeeded or not."""
+
+    blueprint_id: str
+    blueprint_name: str
+    slot: Slot
+    target: str
+    status: Literal["compiled", "failed"]
+    seconds: float
+    at: str
+    kernel_id: str | None = None
+    stage: str | None = None
+    reason: str | None = None

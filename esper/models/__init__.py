@@ -1,0 +1,1 @@
+"""Host networks of the shipped experiments."""

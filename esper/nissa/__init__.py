@@ -1,0 +1,1 @@
+"""Nissa: metrics, events, health, HTTP API."""

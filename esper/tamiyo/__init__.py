@@ -1,0 +1,1 @@
+"""Tamiyo: decides when, where and with what the network grows."""

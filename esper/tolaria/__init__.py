@@ -1,0 +1,1 @@
+"""Tolaria: the training loop, seed orchestrator, rollback, checkpoints."""

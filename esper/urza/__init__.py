@@ -1,0 +1,1 @@
+"""Urza: the kernel library and its cache tiers."""

@@ -1,0 +1,34 @@
+"""A multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them.
+
+    Module names: ``hidden.0``, ``hidden.1``, ..., ``head``.
+    """
+
+    def __init__(self, in_features: int, hidden: Sequence[int] = (64, 64), classes: int = 10) -> None:
+        super().__init__()
+        if min(in_features, classes, *hidden) < 1:
+            raise ValueError(
+                "in_features, hidden and classes must be at least 1, "
+                f"not {in_features}, {tuple(hidden)}, {classes}"
+            )
+        sizes = (in_features, *hidden)
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.head = nn.Linear(sizes[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Samples (N, ...) of ``in_features`` values each, flattened here, to logits (N, classes)."""
+        x = x.flatten(1)
+        for layer in self.hidden:
+            x = F.relu(layer(x))
+        logits: Tensor = self.head(x)
+        return logits

@@ -1,0 +1,305 @@
+"""The journal of a run: one file, appended to, one JSON object a line.
+
+Events and their fields (each also has ``event``, its name, and ``at``, UTC in ISO 8601):
+
+===================  =====================================================================================
+``run_started``      run_id, experiment, task, seed, resumed_from_epoch (last epoch of the checkpoint, or
+                     null), parameters, flops_per_sample, total_epochs, layers {name: {kind, seeds}}
+``epoch``            packet (a SystemStatePacket), seconds, samples_per_second, training_flops
+``decision``         epoch, decision (an AdaptationDecision), outcome {status, kernel_id, reason}
+``seed``             epoch, layer, seed_idx, kernel_id, from_state, to_state, evidence
+``trial``            report (a FieldReport)
+``fault``            epoch, layer, seed_idx, kernel_id, kind, message
+``cache``            tiers {name: [hits, misses]}, counted since the process started
+``checkpoint``       epoch, path
+``run_finished``     summary
+``run_interrupted``  epoch
+``run_failed``       error
+===================  =====================================================================================
+
+Readers ignore events and fields that they do not know. Numbers that JSON lacks are written as the strings
+``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` (as in the JSON mapping of protocol buffers).
+
+A journal is locked (``flock``) by the process that writes it, and the lock ends with that process however it
+ends, so ``is_being_written`` tells a live run from one whose process is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import math
+import os
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from esper.errors import RunError, StorageError
+
+JOURNAL_NAME = "journal.jsonl"
+"""Name of the journal in a run's folder."""
+
+DURABLE_EVENTS = frozenset(
+    {"run_started", "epoch", "checkpoint", "run_finished", "run_interrupted", "run_failed"}
+)
+"""Events after which the journal is on the disk, not only with the operating system."""
+
+Event = dict[str, Any]
+"""One line of a journal."""
+
+_CHUNK = 1 << 20
+_LOCK_WAIT_SECONDS = 0.5
+
+
+class Journal:
+    """Appends events to one file; safe to share between threads, never between processes.
+
+    Opening creates the file and locks it. A line that an earlier process left unfinished is ended first, so
+    that what is written next stays whole. Raises RunError when another process writes the same journal, and
+    StorageError when the file cannot be opened, locked or written.
+    """
+
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+        self.path = path
+        self._fsync = fsync
+        self._mutex = threading.Lock()
+        try:
+            self._fd: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError.from_os(error, path, "cannot open the journal") from error
+        try:
+            _lock(self._fd, path)
+            size = os.fstat(self._fd).st_size
+            self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+            if fsync and size == 0:
+                _sync_folder(path.parent)
+        except OSError as error:
+            self.close()
+            raise StorageError.from_os(error, path, "cannot open the journal") from error
+        except BaseException:
+            self.close()
+            raise
+        _open_journals.add(self)
+
+    def write(self, event: str, /, **fields: Any) -> None:
+        """Append one event with one call to the operating system; durable for ``DURABLE_EVENTS``.
+
+        ``fields`` hold plain data, mappings, dataclasses, paths; anything else is a TypeError. Raises
+        StorageError when the disk is full or the file cannot be written.
+        """
+        if not fields.keys().isdisjoint({"event", "at"}):
+            raise ValueError("'event' and 'at' are set by the journal itself")
+        line = dumps({"event": event, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields})
+        with self._mutex:
+            if self._fd is None:
+                raise ValueError(f"the journal {self.path} is closed")
+            try:
+                self._append(self._fd, line.encode("ascii") + b"\n")
+                if self._fsync and event in DURABLE_EVENTS:
+                    os.fsync(self._fd)
+            except OSError as error:
+                raise StorageError.from_os(error, self.path, "cannot write the journal") from error
+
+    def _append(self, fd: int, line: bytes) -> None:
+        data = memoryview(b"\n" + line if self._torn else line)
+        while data:
+            # On a disk that fills up the first call may take a part of the line and the next one raise.
+            written = os.write(fd, data)
+            data = data[written:]
+            self._torn = bool(data)
+
+    def close(self) -> None:
+        """Release the file and its lock; a second call does nothing."""
+        with self._mutex:
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                fcntl.flock(fd, fcntl.LOCK_UN)  # a forked worker may hold a copy of the file for an instant
+                os.close(fd)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class JournalReader:
+    """Reads a journal from where it stopped last time.
+
+    ``offset`` is the byte after the last whole line that was read, ``torn`` the number of bytes after it
+    (a line still being written, or cut off by a crash; they are read again next time), ``damaged`` the number
+    of whole lines that were no event. When the file was replaced or became shorter, reading starts again and
+    ``restarts`` is one higher. Not safe to share between threads.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self.offset = offset
+        self.torn = 0
+        self.damaged = 0
+        self.restarts = 0
+        self._inode: tuple[int, int] | None = None
+
+    def read(self) -> Iterator[Event]:
+        """The events written since the last call; raises StorageError when the file cannot be read."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            with os.fdopen(fd, "rb", buffering=0) as file:
+                self._find_place(os.fstat(fd))
+                file.seek(self.offset)
+                tail = b""
+                while chunk := file.read(_CHUNK):
+                    *lines, tail = (tail + chunk).split(b"\n")
+                    for line in lines:
+                        self.offset += len(line) + 1
+                        event = _parse(line)
+                        if event is not None:
+                            yield event
+                        elif line:
+                            self.damaged += 1
+                self.torn = len(tail)
+        except OSError as error:
+            raise StorageError.from_os(error, self.path, "cannot read the journal") from error
+
+    def _find_place(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        inode = (status.st_dev, status.st_ino)
+        if status.st_size < self.offset or self._inode not in (None, inode):
+            self.offset, self.damaged = 0, 0
+            self.restarts += 1
+        self._inode = inode
+
+
+def read_journal(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+    """The events after byte ``offset``, and the offset to go on from.
+
+    A torn last line is left for the next call and lines that are no event are skipped; JournalReader counts
+    both. Raises StorageError when the file cannot be read.
+    """
+    reader = JournalReader(path, offset)
+    return list(reader.read()), reader.offset
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a living process holds the journal at ``path``; False when there is no such file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # No locks on this file system: Journal refuses to write there, so nobody does.
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
+def dumps(value: Any) -> str:
+    """One line of strict JSON in ASCII; non-finite numbers become strings. TypeError for unknown types."""
+    try:
+        return _ENCODER.encode(value)
+    except ValueError:
+        # The rare case (a loss that is not finite) pays for a second pass.
+        return _ENCODER.encode(_finite(value))
+
+
+def number(value: Any) -> float:
+    """The number that ``dumps`` wrote; raises TypeError or ValueError when it is none."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    raise ValueError(f"not a number: {value!r}")
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        # NaN is not JSON, but other writers know no better: read it as this module writes it.
+        event = json.loads(line.decode(), parse_constant=str)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not plain data: {value!r}")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = _plain(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain)
+
+
+def _lock(fd: int, path: Path) -> None:
+    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            # A reader that asks who writes holds the lock for an instant; a writer keeps it.
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"run {path.parent.name!r} is being written by another process",
+                    hint="wait for it or stop it, then run the command again",
+                ) from error
+            time.sleep(0.01)
+        except OSError as error:
+            raise StorageError(
+                f"cannot lock the journal {path}: {error.strerror}",
+                hint="keep runs on a file system with locks, such as a local disk",
+            ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+def _close_in_child() -> None:
+    # A forked worker shares the lock and would keep a dead run "running". The parent's mutex may be held.
+    for journal in list(_open_journals):
+        if journal._fd is not None:
+            os.close(journal._fd)
+            journal._fd = None
+
+
+os.register_at_fork(after_in_child=_close_in_child)

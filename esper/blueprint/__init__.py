@@ -1,0 +1,29 @@
+"""BlueprintIR: a network as data, with bounds, a canonical spelling and a hash.
+
+A blueprint is written once and built for many slots: its sizes are expressions over the slot's own. See
+``blueprints/`` for the ones that ship.
+"""
+
+from esper.blueprint.model import INPUT, Blueprint, Node, Source
+from esper.blueprint.ops import LAYOUTS, OPS, Op, Shape
+from esper.blueprint.plan import Plan, PlannedNode, fits, plan
+from esper.blueprint.reading import SUFFIXES, from_json, load_blueprints, parse_blueprint
+
+__all__ = [
+    "INPUT",
+    "LAYOUTS",
+    "OPS",
+    "SUFFIXES",
+    "Blueprint",
+    "Node",
+    "Op",
+    "Plan",
+    "PlannedNode",
+    "Shape",
+    "Source",
+    "fits",
+    "from_json",
+    "load_blueprints",
+    "parse_blueprint",
+    "plan",
+]

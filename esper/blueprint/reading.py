@@ -1,0 +1,129 @@
+"""Blueprint files to blueprints, and what is wrong with one in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from esper.blueprint.documents import MAX_BYTES, DocumentError, KeyPath, Lines, read_documents
+from esper.blueprint.expression import nearest
+from esper.blueprint.model import Blueprint, Node, Source
+from esper.errors import BlueprintError
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def load_blueprints(path: Path) -> list[Blueprint]:
+    """The blueprints in one file: a YAML or JSON document each, or several YAML documents.
+
+    Raises ``BlueprintError`` with file, line, node and the nearest valid word.
+    """
+    text = _text(path)
+    try:
+        documents = read_documents(text, "json" if path.suffix == ".json" else "yaml")
+    except DocumentError as refused:
+        line = f":{refused.line}" if refused.line else ""
+        raise BlueprintError(f"{path}{line}: {refused.message}", hint=refused.hint) from None
+    if not documents:
+        raise BlueprintError(f"{path}: the file is empty", hint="a blueprint starts with: version: 1")
+    return [_validate(data, lines, str(path)) for data, lines in documents]
+
+
+def parse_blueprint(data: Mapping[str, Any]) -> Blueprint:
+    """The blueprint in ``data`` (plain dicts, lists, strings, numbers); raises ``BlueprintError``."""
+    return _validate(data, {}, "")
+
+
+def from_json(text: str) -> Blueprint:
+    """The blueprint in ``text``, one JSON object; raises ``BlueprintError``."""
+    try:
+        ((data, _),) = read_documents(text, "json")
+    except DocumentError as refused:
+        raise BlueprintError(f"blueprint:{refused.line}: {refused.message}", hint=refused.hint) from None
+    return _validate(data, {}, "")
+
+
+def _text(path: Path) -> str:
+    if path.suffix not in SUFFIXES:
+        raise BlueprintError(f"{path}: not a blueprint file", hint=f"its name ends in {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise BlueprintError(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BlueprintError(f"{path}: {error.strerror}") from None
+    if len(raw) > MAX_BYTES:
+        raise BlueprintError(
+            f"{path}: larger than {MAX_BYTES // 1024} KiB", hint="split it into several files"
+        )
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise BlueprintError(f"{path}:{line}: not UTF-8 text") from None
+
+
+def _validate(data: Any, lines: Lines, file: str) -> Blueprint:
+    if not isinstance(data, Mapping):
+        raise BlueprintError(f"{file or 'blueprint'}: a list where a blueprint should be")
+    try:
+        blueprint = Blueprint.model_validate_json(json.dumps(data, allow_nan=False))
+    except ValidationError as error:
+        # A misspelt field is also a missing one: the misspelling says more.
+        first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+        raise _error(first, data, lines, file) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BlueprintError(f"{file or 'blueprint'}: {error}") from None
+    if not file:
+        return blueprint
+    ids = {node["id"]: lines[("nodes", index)] for index, node in enumerate(data["nodes"])}
+    return blueprint.from_source(Source(file, {**ids, "": lines[()]}))
+
+
+def _error(details: ErrorDetails, data: Mapping[str, Any], lines: Lines, file: str) -> BlueprintError:
+    """One pydantic error in one line: file, line, node, what is wrong, what to write instead."""
+    context = details.get("ctx", {}) if details["type"] == "blueprint" else {}
+    path, node_id = _locate((*details["loc"], *context.get("at", ())), data)
+    line = next((lines[path[:size]] for size in range(len(path), -1, -1) if path[:size] in lines), None)
+    where = f"{file}:{line}: " if file else ""
+    name = data.get("name")
+    subject = name[:40] if isinstance(name, str) else "blueprint"
+    node = f": node {node_id[:40]!r}" if node_id else ""
+    message, hint = _explain(details)
+    return BlueprintError(f"{where}{subject}{node}: {message}", hint=context.get("hint") or hint)
+
+
+def _locate(loc: tuple[str | int, ...], data: Mapping[str, Any]) -> tuple[KeyPath, str]:
+    """The path in the file of ``loc``, where a node may stand by its id, and that id."""
+    nodes = data.get("nodes")
+    if "nodes" not in loc or not isinstance(nodes, list):
+        return loc, ""
+    rest = list(loc[len(loc) - loc[::-1].index("nodes") :])
+    if not rest:
+        return ("nodes",), ""
+    ids = [node.get("id") if isinstance(node, dict) else None for node in nodes]
+    # The last of that id: where two share one, the second is the mistake.
+    index = rest[0] if isinstance(rest[0], int) else len(ids) - 1 - ids[::-1].index(rest[0])
+    node_id = ids[index]
+    return ("nodes", index, *rest[1:]), node_id if isinstance(node_id, str) else f"#{index + 1}"
+
+
+def _explain(details: ErrorDetails) -> tuple[str, str | None]:
+    """What is wrong, and the next step, in the words of the file."""
+    field = next((part for part in reversed(details["loc"]) if isinstance(part, str)), "the document")
+    if details["type"] == "blueprint":
+        return details["msg"], None
+    if details["type"] == "missing":
+        return f"the field {details['loc'][-1]!r} is missing", None
+    if details["type"] == "extra_forbidden":
+        model = Node if "nodes" in details["loc"] else Blueprint
+        word = str(details["loc"][-1])
+        return f"unknown field {word[:40]!r}", nearest(word, list(model.model_fields))
+    given = repr(details["input"])[:40]
+    return f"{field}: {details['msg']}, not {given}", None

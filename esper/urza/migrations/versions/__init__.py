@@ -1,0 +1,1 @@
+"""The revisions, oldest first; each knows its way up and its way down."""

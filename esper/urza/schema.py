@@ -1,0 +1,196 @@
+"""The tables of the kernel library, as SQLAlchemy models.
+
+``migrations/`` makes these tables; a test compares the two. A change here needs a new revision there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    Computed,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    desc,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+from esper.messages import Layout
+
+RANK = "(kept_count + performance_score) / (trial_count + 1)"
+"""Mean verdict over a kernel's trials, with its validation score counted as one more trial."""
+
+
+class Base(DeclarativeBase):
+    """The declarative base; its metadata is the whole schema, every constraint with a name to alter it by."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double}
+
+
+class Measurement(TypeDecorator[float]):
+    """A float that may be NaN. SQLite turns NaN into NULL, so NULL is what is stored, on any database."""
+
+    impl = Double
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, _: Dialect) -> float | None:
+        """NaN to NULL."""
+        return None if value is None or math.isnan(value) else value
+
+    def process_result_value(self, value: float | None, _: Dialect) -> float:
+        """NULL to NaN."""
+        return math.nan if value is None else value
+
+
+class BlobRow(Base):
+    """Bytes under their own SHA-256. Kernels of one blueprint share its text."""
+
+    __tablename__ = "blobs"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class KernelRow(Base):
+    """One kernel: ``KernelMetadata`` field for field, what refers to its blobs, and its tally of trials."""
+
+    __tablename__ = "kernels"
+
+    kernel_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    blueprint_id: Mapped[str] = mapped_column(String(128), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    layout: Mapped[Layout] = mapped_column(String(16))
+    in_features: Mapped[int]
+    out_features: Mapped[int]
+    stride: Mapped[int]
+    target: Mapped[str] = mapped_column(String(32))
+    device: Mapped[str] = mapped_column(String(32))
+    dtype: Mapped[str] = mapped_column(String(32))
+    status: Mapped[str] = mapped_column(String(16))
+    parameters: Mapped[int] = mapped_column(BigInteger)
+    compilation_time: Mapped[float]
+    performance_score: Mapped[float]
+    latency_ms: Mapped[float]
+    latency_ratio: Mapped[float]
+    program_digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"), index=True)
+    weights_digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"), index=True)
+    blueprint_digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"), index=True)
+    program_bytes: Mapped[int] = mapped_column(BigInteger)
+    weights_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[str] = mapped_column(String(40))
+    trial_count: Mapped[int]
+    kept_count: Mapped[int]
+    rank: Mapped[float] = mapped_column(Double, Computed(RANK, persisted=True))
+    tags: Mapped[list[KernelTagRow]] = relationship(
+        order_by="KernelTagRow.position", cascade="all, delete-orphan", passive_deletes=True
+    )
+
+    __table_args__ = (
+        # What find() filters on, then the order that it wants: the best of a slot without a sort.
+        Index(
+            "ix_kernels_slot",
+            "in_features",
+            "out_features",
+            "stride",
+            "layout",
+            "status",
+            desc("rank"),
+            "latency_ratio",
+            "kernel_id",
+        ),
+    )
+
+
+class KernelTagRow(Base):
+    """One tag of one kernel; ``position`` keeps the order in which the metadata gave them."""
+
+    __tablename__ = "kernel_tags"
+
+    kernel_id: Mapped[str] = mapped_column(
+        ForeignKey("kernels.kernel_id", ondelete="CASCADE"), primary_key=True
+    )
+    tag: Mapped[str] = mapped_column(String(100), primary_key=True)
+    position: Mapped[int]
+
+    __table_args__ = (Index("ix_kernel_tags_tag", "tag", "kernel_id"),)
+
+
+class CompilationRow(Base):
+    """One attempt to compile a blueprint for a slot: ``CompilationRecord`` field for field."""
+
+    __tablename__ = "compilations"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    blueprint_id: Mapped[str] = mapped_column(String(128), index=True)
+    blueprint_name: Mapped[str] = mapped_column(String(200))
+    layout: Mapped[Layout] = mapped_column(String(16))
+    in_features: Mapped[int]
+    out_features: Mapped[int]
+    stride: Mapped[int]
+    target: Mapped[str] = mapped_column(String(32))
+    status: Mapped[str] = mapped_column(String(16))
+    seconds: Mapped[float]
+    at: Mapped[str] = mapped_column(String(40))
+    kernel_id: Mapped[str | None] = mapped_column(String(128))
+    stage: Mapped[str | None] = mapped_column(String(32))
+    reason: Mapped[str | None] = mapped_column(Text)
+
+
+class TrialRow(Base):
+    """One finished trial of a seed in a run: ``FieldReport`` field for field, its run and its task.
+
+    ``kernel_id`` is no foreign key: the results of a kernel outlive its removal, and count again when the
+    same kernel, whose id comes from its content, is compiled anew.
+    """
+
+    __tablename__ = "trials"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(String(200))
+    task: Mapped[str] = mapped_column(String(200))
+    layer: Mapped[str] = mapped_column(String(400))
+    layer_kind: Mapped[str] = mapped_column(String(32))
+    seed_idx: Mapped[int]
+    layout: Mapped[Layout] = mapped_column(String(16))
+    in_features: Mapped[int]
+    out_features: Mapped[int]
+    stride: Mapped[int]
+    site: Mapped[str] = mapped_column(String(16))
+    kernel_id: Mapped[str] = mapped_column(String(128), index=True)
+    blueprint_id: Mapped[str] = mapped_column(String(128))
+    started_epoch: Mapped[int]
+    ended_epoch: Mapped[int]
+    verdict: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(Text)
+    expected_impact: Mapped[float] = mapped_column(Measurement, nullable=True)
+    gain: Mapped[float] = mapped_column(Measurement, nullable=True)
+    gain_error: Mapped[float] = mapped_column(Measurement, nullable=True)
+    threshold: Mapped[float] = mapped_column(Measurement, nullable=True)
+    loss_before: Mapped[float] = mapped_column(Measurement, nullable=True)
+    loss_after: Mapped[float] = mapped_column(Measurement, nullable=True)
+    accuracy_before: Mapped[float] = mapped_column(Measurement, nullable=True)
+    accuracy_after: Mapped[float] = mapped_column(Measurement, nullable=True)
+    parameters: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        # A resumed run repeats the epochs after its checkpoint, and their trials replace the earlier ones.
+        UniqueConstraint("run_id", "layer", "seed_idx", "started_epoch", name="uq_trials_place"),
+    )

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
-from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
@@ -42,22 +41,20 @@ class Database:
         self.where = where
 
     @contextmanager
-    def reading(self) -> Iterator[Session]:
-        """A session that sees one consistent state. Do not open another inside it."""
-        with self._translated(), self._engine.connect() as connection, Session(connection) as session:
-            yield session
+    def reading(self) -> Iterator[Connection]:
+        """A connection that sees one consistent state. Do not open another inside it."""
+        with self._translated(), self._engine.connect() as connection:
+            yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Session]:
+    def writing(self) -> Iterator[Connection]:
         """A transaction: all of it is stored when the block ends, none of it when the block raises."""
         with (
             self._translated(),
             self._engine.connect().execution_options(**_WRITE) as connection,
             connection.begin(),
-            Session(connection) as session,
         ):
-            yield session
-            session.flush()
+            yield connection
 
     def close(self) -> None:
         """Close the pooled connections."""

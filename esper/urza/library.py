@@ -11,7 +11,8 @@ from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import CompilationRecord, FieldReport, KernelArtefact, KernelMetadata, Slot
 from esper.urza.database import open_database
 from esper.urza.memory import MemoryTier
-from esper.urza.records import KernelQuery, KernelRecords, Status
+from esper.urza.query import KernelQuery, Status
+from esper.urza.records import KernelRecords
 from esper.urza.rows import Trial
 from esper.urza.sql import SqlTier
 from esper.urza.tiers import MISSING, TieredStore, digest_of

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from sqlalchemy import RowMapping
+
 from esper.messages import CompilationRecord, FieldReport, KernelMetadata, Slot
-from esper.urza.schema import CompilationRow, KernelRow, KernelTagRow, TrialRow
+
+Values = dict[str, Any]
+"""Column to value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,57 +32,50 @@ _COMPILATION = _names(CompilationRecord, "slot")
 _REPORT = _names(FieldReport, "slot")
 
 
-def _copy(source: object, names: tuple[str, ...]) -> dict[str, Any]:
+def _copy(source: object, names: tuple[str, ...]) -> Values:
     return {name: getattr(source, name) for name in names}
 
 
-def _spread(slot: Slot) -> dict[str, Any]:
+def _pick(row: RowMapping, names: tuple[str, ...]) -> Values:
+    return {name: row[name] for name in names}
+
+
+def _spread(slot: Slot) -> Values:
     return _copy(slot, ("layout", "in_features", "out_features", "stride"))
 
 
-def _slot(row: CompilationRow | TrialRow) -> Slot:
-    return Slot(row.layout, row.in_features, row.out_features, row.stride)
+def _slot(row: RowMapping) -> Slot:
+    return Slot(row["layout"], row["in_features"], row["out_features"], row["stride"])
 
 
-def kernel_row(metadata: KernelMetadata, blueprint_digest: str, trials: int, kept: int) -> KernelRow:
-    """The row of a new kernel, of whose ``trials`` on record ``kept`` ended well."""
-    return KernelRow(
-        **_copy(metadata, _KERNEL),
-        in_features=metadata.input_shape[-1],
-        out_features=metadata.output_shape[-1],
-        blueprint_digest=blueprint_digest,
-        trial_count=trials,
-        kept_count=kept,
-        tags=[KernelTagRow(tag=tag, position=i) for i, tag in enumerate(dict.fromkeys(metadata.tags))],
-    )
+def kernel_values(metadata: KernelMetadata) -> Values:
+    """The columns of ``kernels`` that the metadata fills; the tags have a table of their own."""
+    features = {"in_features": metadata.input_shape[-1], "out_features": metadata.output_shape[-1]}
+    return _copy(metadata, _KERNEL) | features
 
 
-def kernel_metadata(row: KernelRow) -> KernelMetadata:
+def kernel_metadata(row: RowMapping, tags: Sequence[str]) -> KernelMetadata:
     """What the library knows of the kernel in ``row``."""
-    return KernelMetadata(
-        **_copy(row, _KERNEL),
-        input_shape=(row.in_features,),
-        output_shape=(row.out_features,),
-        tags=tuple(tag.tag for tag in row.tags),
-    )
+    shapes: Values = {"input_shape": (row["in_features"],), "output_shape": (row["out_features"],)}
+    return KernelMetadata(**_pick(row, _KERNEL), **shapes, tags=tuple(tags))
 
 
-def compilation_row(record: CompilationRecord) -> CompilationRow:
-    """The row of one attempt to compile."""
-    return CompilationRow(**_copy(record, _COMPILATION), **_spread(record.slot))
+def compilation_values(record: CompilationRecord) -> Values:
+    """The columns of ``compilations`` for one attempt to compile."""
+    return _copy(record, _COMPILATION) | _spread(record.slot)
 
 
-def compilation_record(row: CompilationRow) -> CompilationRecord:
+def compilation_record(row: RowMapping) -> CompilationRecord:
     """The attempt to compile in ``row``."""
-    return CompilationRecord(**_copy(row, _COMPILATION), slot=_slot(row))
+    return CompilationRecord(**_pick(row, _COMPILATION), slot=_slot(row))
 
 
-def trial_row(trial: Trial) -> TrialRow:
-    """The row of one trial."""
+def trial_values(trial: Trial) -> Values:
+    """The columns of ``trials`` for one trial."""
     report = trial.report
-    return TrialRow(run_id=trial.run_id, task=trial.task, **_copy(report, _REPORT), **_spread(report.slot))
+    return {"run_id": trial.run_id, "task": trial.task} | _copy(report, _REPORT) | _spread(report.slot)
 
 
-def trial_of(row: TrialRow) -> Trial:
+def trial_of(row: RowMapping) -> Trial:
     """The trial in ``row``."""
-    return Trial(row.run_id, row.task, FieldReport(**_copy(row, _REPORT), slot=_slot(row)))
+    return Trial(row["run_id"], row["task"], FieldReport(**_pick(row, _REPORT), slot=_slot(row)))

@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
     desc,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from esper.messages import Layout
@@ -99,9 +99,6 @@ class KernelRow(Base):
     trial_count: Mapped[int]
     kept_count: Mapped[int]
     rank: Mapped[float] = mapped_column(Double, Computed(RANK, persisted=True))
-    tags: Mapped[list[KernelTagRow]] = relationship(
-        order_by="KernelTagRow.position", cascade="all, delete-orphan", passive_deletes=True
-    )
 
     __table_args__ = (
         # What find() filters on, then the order that it wants: the best of a slot without a sort.

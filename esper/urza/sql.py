@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.orm import Session
 
 from esper.urza.database import Database
 from esper.urza.schema import BlobRow
@@ -26,34 +25,34 @@ class SqlTier:
 
     def get(self, key: str) -> bytes | Missing:
         """The value under ``key``, or ``MISSING``."""
-        with self._database.reading() as session:
-            return read_blob(session, key)
+        with self._database.reading() as connection:
+            return read_blob(connection, key)
 
     def put(self, key: str, value: bytes) -> None:
         """Store ``value`` under ``key``, in place of any other."""
-        with self._database.writing() as session:
-            write_blob(session, key, value)
+        with self._database.writing() as connection:
+            write_blob(connection, key, value)
 
     def delete(self, key: str) -> None:
         """Remove ``key``; refused with a ``LibraryError`` while a kernel refers to it."""
-        with self._database.writing() as session:
-            session.execute(delete(BlobRow).where(BlobRow.digest == key))
+        with self._database.writing() as connection:
+            connection.execute(delete(BlobRow).where(BlobRow.digest == key))
 
 
-def read_blob(session: Session, digest: str) -> bytes | Missing:
+def read_blob(connection: Connection, digest: str) -> bytes | Missing:
     """The bytes under ``digest`` as they are stored, unchecked, or ``MISSING``."""
-    data = session.scalar(select(BlobRow.data).where(BlobRow.digest == digest))
+    data = connection.scalar(select(BlobRow.data).where(BlobRow.digest == digest))
     return MISSING if data is None else data
 
 
-def write_blob(session: Session, digest: str, data: bytes) -> None:
-    """Store ``data`` under ``digest`` as a part of the session's transaction.
+def write_blob(connection: Connection, digest: str, data: bytes) -> None:
+    """Store ``data`` under ``digest`` as a part of the connection's transaction.
 
     Equal bytes are left as they are, so a second put writes nothing; a damaged copy is replaced.
     """
     statement = insert(BlobRow).values(digest=digest, data=data)
     new = statement.excluded.data
-    session.execute(
+    connection.execute(
         statement.on_conflict_do_update(
             index_elements=[BlobRow.digest], set_={"data": new}, where=BlobRow.data != new
         )

@@ -26,6 +26,7 @@ ends, so ``is_being_written`` tells a live run from one whose process is gone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -121,7 +122,9 @@ class Journal:
         with self._mutex:
             fd, self._fd = self._fd, None
             if fd is not None:
-                fcntl.flock(fd, fcntl.LOCK_UN)  # a forked worker may hold a copy of the file for an instant
+                with contextlib.suppress(OSError):  # where files have no locks there is none to release
+                    # A forked worker may hold a copy of the file, and with it the lock, for an instant.
+                    fcntl.flock(fd, fcntl.LOCK_UN)
                 os.close(fd)
 
     def __enter__(self) -> Journal:

@@ -1,0 +1,204 @@
+"""The records that a run's journal is read into, and how they are read from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from esper.messages import FieldReport, SeedState, Slot
+from esper.nissa.journal import Event, number
+
+ACTIVE_STATES = frozenset(
+    {
+        SeedState.GERMINATED,
+        SeedState.TRAINING,
+        SeedState.BLENDING,
+        SeedState.HOLDING,
+        SeedState.FOSSILIZED,
+    }
+)
+"""States in which a seed's kernel takes part in the layer's output."""
+
+
+class RunStatus(StrEnum):
+    """How a run ended, or that it has not.
+
+    ``STOPPED``: its process is gone (killed, out of memory, power cut) without a last word.
+    """
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch: mean training loss, held-out loss and accuracy, and what it cost.
+
+    ``seconds`` of training and evaluation; ``packet`` is the recorded SystemStatePacket without its history
+    (empty for older epochs of a view that was opened with ``keep_packets=False``).
+    """
+
+    epoch: int
+    at: datetime
+    loss: float
+    held_out_loss: float
+    accuracy: float
+    learning_rate: float
+    seconds: float
+    samples_per_second: float
+    training_flops: float
+    packet: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Adaptation:
+    """One decision, what became of it at once (``status``), and later the verdict on its seed (``trial``)."""
+
+    epoch: int
+    at: datetime
+    decision: Mapping[str, Any]
+    status: str
+    kernel_id: str | None
+    reason: str
+    trial: FieldReport | None = None
+
+    @property
+    def performed(self) -> bool:
+        """Whether the network was changed."""
+        return self.status != "refused"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``dumps``."""
+        return {**dataclasses.asdict(self), "at": self.at.isoformat()}
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One step in the lifecycle of a seed, with the evidence that let it pass."""
+
+    epoch: int
+    at: datetime
+    layer: str
+    seed_idx: int
+    kernel_id: str | None
+    from_state: str
+    to_state: str
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """What a seed is now: its state, its kernel and the epoch since when."""
+
+    state: str = SeedState.DORMANT.value
+    kernel_id: str | None = None
+    since_epoch: int = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether its kernel takes part in the output of the layer."""
+        return self.state in ACTIVE_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRecord:
+    """One failure of a kernel that was caught in its layer."""
+
+    epoch: int
+    at: datetime
+    layer: str
+    seed_idx: int
+    kernel_id: str | None
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """A checkpoint, by the epoch after which it was written and its path as recorded."""
+
+    epoch: int
+    path: str
+
+
+def parse_epoch(event: Event, at: datetime) -> Epoch:
+    """The Epoch of an ``epoch`` event; raises KeyError, TypeError or ValueError when it is none."""
+    packet = {name: value for name, value in event["packet"].items() if name not in ("history", "trials")}
+    return Epoch(
+        epoch=int(packet["epoch"]),
+        at=at,
+        loss=number(packet["loss"]),
+        held_out_loss=number(packet.get("held_out_loss", "NaN")),
+        accuracy=number(packet["accuracy"]),
+        learning_rate=number(packet.get("learning_rate", 0)),
+        seconds=number(event.get("seconds", 0)),
+        samples_per_second=number(event.get("samples_per_second", 0)),
+        training_flops=number(event.get("training_flops", 0)),
+        packet=packet,
+    )
+
+
+def parse_adaptation(event: Event, at: datetime) -> Adaptation:
+    """The Adaptation of a ``decision`` event; raises KeyError, TypeError or ValueError when it is none."""
+    outcome = event["outcome"]
+    return Adaptation(
+        epoch=int(event["epoch"]),
+        at=at,
+        decision=dict(event["decision"]),
+        status=str(outcome["status"]),
+        kernel_id=outcome.get("kernel_id"),
+        reason=str(outcome.get("reason") or ""),
+    )
+
+
+def parse_transition(event: Event, at: datetime) -> Transition:
+    """The Transition of a ``seed`` event; raises KeyError, TypeError or ValueError when it is none."""
+    return Transition(
+        epoch=int(event["epoch"]),
+        at=at,
+        layer=str(event["layer"]),
+        seed_idx=int(event["seed_idx"]),
+        kernel_id=event.get("kernel_id"),
+        from_state=str(event["from_state"]),
+        to_state=str(event["to_state"]),
+        evidence=dict(event.get("evidence", {})),
+    )
+
+
+def parse_fault(event: Event, at: datetime) -> FaultRecord:
+    """The FaultRecord of a ``fault`` event; raises KeyError, TypeError or ValueError when it is none."""
+    return FaultRecord(
+        epoch=int(event["epoch"]),
+        at=at,
+        layer=str(event["layer"]),
+        seed_idx=int(event["seed_idx"]),
+        kernel_id=event.get("kernel_id"),
+        kind=str(event["kind"]),
+        message=str(event.get("message", "")),
+    )
+
+
+def parse_report(data: Mapping[str, Any]) -> FieldReport:
+    """The FieldReport that was written as ``data``; fields of newer versions are left out.
+
+    Raises KeyError, TypeError or ValueError when it is none.
+    """
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(FieldReport):
+        value = data[item.name]
+        values[item.name] = number(value) if item.type == "float" else value
+    slot = {item.name: data["slot"][item.name] for item in dataclasses.fields(Slot)}
+    return FieldReport(**{**values, "slot": Slot(**slot)})
+
+
+def parse_time(text: str) -> datetime:
+    """An ISO 8601 time with its zone, UTC when it names none; raises ValueError or TypeError."""
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)

@@ -1,0 +1,266 @@
+"""What a run's journal says, folded into one object that follows a run while it is written.
+
+The view is of the history that the network has lived. When a run is resumed from epoch k, what an earlier
+process recorded after epoch k was thrown away with its weights, and leaves the view as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from esper.messages import FieldReport, SeedState
+from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_written, number
+from esper.nissa.run_records import (
+    Adaptation,
+    CheckpointRecord,
+    Epoch,
+    FaultRecord,
+    RunStatus,
+    Seed,
+    Transition,
+    parse_adaptation,
+    parse_epoch,
+    parse_fault,
+    parse_report,
+    parse_time,
+    parse_transition,
+)
+
+MAX_FAULTS_KEPT = 1000
+"""A view keeps this many of the latest faults; ``fault_counts`` counts them all."""
+
+
+@dataclass(slots=True, eq=False)
+class RunHistory:
+    """Everything that the events of a run add up to, each list oldest first.
+
+    ``seconds`` is the time that the run's processes have worked, without the pauses between them; ``layers``
+    are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` the (hits, misses) of each
+    tier; ``ended`` how the run ended by its own word, None when it has given none.
+    """
+
+    experiment: str = ""
+    task: str = ""
+    seed: int | None = None
+    parameters: int = 0
+    flops_per_sample: float = 0.0
+    total_epochs: int = 0
+    layers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    started_at: datetime | None = None
+    updated_at: datetime | None = None
+    seconds: float = 0.0
+    resumes: int = 0
+    epochs: list[Epoch] = field(default_factory=list)
+    adaptations: list[Adaptation] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
+    seeds: dict[str, list[Seed]] = field(default_factory=dict)
+    trials: list[FieldReport] = field(default_factory=list)
+    faults: list[FaultRecord] = field(default_factory=list)
+    fault_counts: Counter[str] = field(default_factory=Counter)
+    cache: dict[str, tuple[int, int]] = field(default_factory=dict)
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    summary: Mapping[str, Any] | None = None
+    error: str | None = None
+    ended: RunStatus | None = None
+
+
+class RunView(RunHistory):
+    """One run, as far as its journal goes; ``refresh`` reads on from where it stopped.
+
+    With ``keep_packets=False`` only the latest epoch keeps its packet, for a process that follows many runs.
+    Not safe to share between threads.
+    """
+
+    def __init__(self, folder: Path, *, keep_packets: bool = True) -> None:
+        super().__init__()
+        self.folder = folder
+        self.run_id = folder.name
+        self._keep_packets = keep_packets
+        self._reader = JournalReader(folder / JOURNAL_NAME)
+        self._restarts = 0
+        self._alive = False
+        self._misunderstood = 0
+        self._cache_base: dict[str, tuple[int, int]] = {}
+
+    @property
+    def status(self) -> RunStatus:
+        """Whether the run goes on, and if not, how it ended; as of the last ``refresh``."""
+        return self.ended or (RunStatus.RUNNING if self._alive else RunStatus.STOPPED)
+
+    @property
+    def damaged(self) -> int:
+        """Lines and events that could not be understood, and were left out."""
+        return self._reader.damaged + self._misunderstood
+
+    @property
+    def torn(self) -> int:
+        """Bytes of a last line that is not finished."""
+        return self._reader.torn
+
+    @property
+    def last(self) -> Epoch | None:
+        """The latest epoch."""
+        return self.epochs[-1] if self.epochs else None
+
+    def refresh(self) -> RunView:
+        """Read what was written since; returns itself. Raises StorageError when it cannot be read."""
+        # Asked before reading: a process that is gone by now has written all that it ever will.
+        self._alive = is_being_written(self.folder / JOURNAL_NAME)
+        for event in self._reader.read():
+            self._start_over_if_replaced()
+            self._apply(event)
+        self._start_over_if_replaced()
+        return self
+
+    def _start_over_if_replaced(self) -> None:
+        if self._reader.restarts == self._restarts:
+            return
+        for item in dataclasses.fields(RunHistory):
+            setattr(self, item.name, getattr(RunHistory(), item.name))
+        self._cache_base, self._misunderstood = {}, 0
+        self._restarts = self._reader.restarts
+
+    def _apply(self, event: Event) -> None:
+        handler = _HANDLERS.get(event["event"])
+        try:
+            at = parse_time(event["at"])
+            if handler is not None:
+                handler(self, event, at)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+            self._misunderstood += 1
+            return
+        if event["event"] != "run_started" and self.updated_at is not None:
+            # A clock that was set back takes no time away.
+            self.seconds += max(0.0, (at - self.updated_at).total_seconds())
+        self.updated_at = at
+
+    # One method an event. Each reads all its fields before it changes anything.
+
+    def _on_started(self, event: Event, at: datetime) -> None:
+        resumed = event.get("resumed_from_epoch")
+        epoch = None if resumed is None else int(resumed)
+        layers: dict[str, Mapping[str, Any]] = {
+            name: dict(layer) for name, layer in event.get("layers", {}).items()
+        }
+        seeds = {name: [Seed()] * int(layer.get("seeds", 0)) for name, layer in layers.items()}
+        numbers = int(event.get("parameters", 0)), number(event.get("flops_per_sample", 0))
+        self.total_epochs = int(event.get("total_epochs", 0))
+        self.experiment, self.task = str(event.get("experiment", "")), str(event.get("task", ""))
+        self.seed = event.get("seed")
+        self.parameters, self.flops_per_sample = numbers
+        self.layers, self.seeds = layers, seeds
+        self.ended = self.summary = self.error = None
+        self._cache_base = dict(self.cache)
+        if self.started_at is None:
+            self.started_at = at
+        else:
+            self.resumes += 1
+            self._forget_after(-1 if epoch is None else epoch)
+
+    def _forget_after(self, epoch: int) -> None:
+        self.epochs = [item for item in self.epochs if item.epoch <= epoch]
+        self.adaptations = [item for item in self.adaptations if item.epoch <= epoch]
+        self.trials = [item for item in self.trials if item.ended_epoch <= epoch]
+        self.checkpoints = [item for item in self.checkpoints if item.epoch <= epoch]
+        for adaptation in self.adaptations:
+            if adaptation.trial is not None and adaptation.trial.ended_epoch > epoch:
+                adaptation.trial = None
+        self.transitions = [item for item in self.transitions if item.epoch <= epoch]
+        for transition in self.transitions:
+            self._move(transition)
+
+    def _on_epoch(self, event: Event, at: datetime) -> None:
+        epoch = parse_epoch(event, at)
+        states = {
+            name: list(layer.get("seed_states", ())) for name, layer in epoch.packet["layer_metrics"].items()
+        }
+        # After a rollback an epoch is lived again; the last one counts.
+        while self.epochs and self.epochs[-1].epoch >= epoch.epoch:
+            self.epochs.pop()
+        if self.epochs and not self._keep_packets:
+            self.epochs[-1] = dataclasses.replace(self.epochs[-1], packet={})
+        self.epochs.append(epoch)
+        for layer, layer_states in states.items():
+            for seed_idx, state in enumerate(layer_states):
+                seed = self._seed(layer, seed_idx)
+                if seed.state != state:
+                    kernel_id = None if state == SeedState.DORMANT else seed.kernel_id
+                    self.seeds[layer][seed_idx] = Seed(str(state), kernel_id, epoch.epoch)
+
+    def _on_decision(self, event: Event, at: datetime) -> None:
+        self.adaptations.append(parse_adaptation(event, at))
+
+    def _on_seed(self, event: Event, at: datetime) -> None:
+        transition = parse_transition(event, at)
+        self._move(transition)
+        self.transitions.append(transition)
+
+    def _move(self, step: Transition) -> None:
+        self._seed(step.layer, step.seed_idx)
+        kernel_id = None if step.to_state == SeedState.DORMANT else step.kernel_id
+        self.seeds[step.layer][step.seed_idx] = Seed(step.to_state, kernel_id, step.epoch)
+
+    def _seed(self, layer: str, seed_idx: int) -> Seed:
+        seeds = self.seeds.setdefault(layer, [])
+        if not 0 <= seed_idx < 10_000:
+            raise ValueError(f"seed {seed_idx} of layer {layer}")
+        seeds.extend([Seed()] * (seed_idx + 1 - len(seeds)))
+        return seeds[seed_idx]
+
+    def _on_trial(self, event: Event, _: datetime) -> None:
+        report = parse_report(event["report"])
+        self.trials.append(report)
+        for adaptation in reversed(self.adaptations):
+            decision = adaptation.decision
+            place = decision.get("target_component"), decision.get("parameters", {}).get("seed_idx")
+            if place == (report.layer, report.seed_idx) and adaptation.kernel_id == report.kernel_id:
+                adaptation.trial = report
+                break
+
+    def _on_fault(self, event: Event, at: datetime) -> None:
+        fault = parse_fault(event, at)
+        self.fault_counts[fault.kind] += 1
+        self.faults.append(fault)
+        del self.faults[:-MAX_FAULTS_KEPT]
+
+    def _on_cache(self, event: Event, _: datetime) -> None:
+        # A resumed run's process counts from zero; the run's own counts only grow.
+        counts = {name: (int(hits), int(misses)) for name, (hits, misses) in event["tiers"].items()}
+        for name, (hits, misses) in counts.items():
+            base_hits, base_misses = self._cache_base.get(name, (0, 0))
+            self.cache[name] = (base_hits + hits, base_misses + misses)
+
+    def _on_checkpoint(self, event: Event, _: datetime) -> None:
+        self.checkpoints.append(CheckpointRecord(int(event["epoch"]), str(event["path"])))
+
+    def _on_finished(self, event: Event, _: datetime) -> None:
+        self.summary = dict(event.get("summary", {}))
+        self.ended = RunStatus.FINISHED
+
+    def _on_interrupted(self, _: Event, __: datetime) -> None:
+        self.ended = RunStatus.INTERRUPTED
+
+    def _on_failed(self, event: Event, _: datetime) -> None:
+        self.error = str(event.get("error", ""))
+        self.ended = RunStatus.FAILED
+
+
+_HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
+    "run_started": RunView._on_started,
+    "epoch": RunView._on_epoch,
+    "decision": RunView._on_decision,
+    "seed": RunView._on_seed,
+    "trial": RunView._on_trial,
+    "fault": RunView._on_fault,
+    "cache": RunView._on_cache,
+    "checkpoint": RunView._on_checkpoint,
+    "run_finished": RunView._on_finished,
+    "run_interrupted": RunView._on_interrupted,
+    "run_failed": RunView._on_failed,
+}

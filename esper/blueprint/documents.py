@@ -53,15 +53,15 @@ def _yaml_events(text: str) -> Iterator[_Event]:
     """The events of PyYAML's own parser, which keeps its state in lists rather than on the stack."""
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1 if event.start_mark is not None else 0
+            start = event.start_mark.line + 1 if event.start_mark is not None else 0
             if isinstance(event, yaml.AliasEvent):
                 raise DocumentError(
-                    line, f"an alias (*{event.anchor}); aliases are not read", "write the value out"
+                    start, f"an alias (*{event.anchor}); aliases are not read", "write the value out"
                 )
             if isinstance(event, yaml.NodeEvent):
-                yield _yaml_node(event, line)
+                yield _yaml_node(event, start)
             elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-                yield _Event("end", line)
+                yield _Event("end", start)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else None

@@ -2,7 +2,8 @@
 
 A pickle may call whatever it names. The original files name three things of NumPy, and all they need them for
 is to say "so many bytes, of this shape". Here those three names give two inert records, every other name is
-refused, and the array is made from the bytes afterwards, once type, shape and length agree.
+refused, and the array is made from the bytes afterwards, once type, shape and length agree. Opcodes that the
+original files do not use are refused before anything is loaded, since some of them take memory at will.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,15 @@ class _Array:
 
 _ALLOWED: dict[tuple[str, str], type] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _DType,
 }
+
+
+# What Python 2's cPickle wrote at protocol 2 for a dictionary of strings, whole numbers, lists and one array:
+# frame and stop, constants and integers, strings, containers, memo, then GLOBAL, REDUCE and BUILD.
+_OPCODES = frozenset("\x80.(N\x88\x89JKMUT}su]ae)t\x85\x86\x87qrhjcRb")
+_MEMO_LIMIT = 2**20  # a batch remembers some 20,000 objects; the reader's table grows with the largest index
 
 
 class _Unpickler(pickle.Unpickler):
@@ -63,6 +70,7 @@ def read_pickled_batch(raw: bytes, path: Path) -> tuple[npt.NDArray[np.uint8], n
     Raises DataError when the bytes are no such batch.
     """
     try:
+        _check_opcodes(raw)
         batch = _Unpickler(io.BytesIO(raw), encoding="bytes").load()
     except Exception as error:  # damaged bytes make pickle raise nearly anything, MemoryError included
         raise _foreign(path, f"cannot be read: {error}") from error
@@ -74,10 +82,18 @@ def read_pickled_batch(raw: bytes, path: Path) -> tuple[npt.NDArray[np.uint8], n
     return _to_array(batch[b"data"], path), np.array(labels, dtype=np.int64)
 
 
+def _check_opcodes(raw: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(raw):
+        if opcode.code not in _OPCODES:
+            raise pickle.UnpicklingError(f"it uses {opcode.name}, which no CIFAR-10 file needs")
+        if opcode.name == "LONG_BINPUT" and (argument or 0) > _MEMO_LIMIT:
+            raise pickle.UnpicklingError(f"it remembers an object under number {argument:,}")
+
+
 def _to_array(stored: object, path: Path) -> npt.NDArray[np.uint8]:
     match stored:
         case _Array(state=(int(), tuple(shape), _DType(name=b"u1"), False | 0, bytes(values))) if all(
-            type(n) is int and n >= 0 for n in shape
+            type(n) is int and n >= 1 for n in shape
         ) and math.prod(shape) == len(values):
             return np.frombuffer(values, dtype=np.uint8).reshape(shape)
     raise _foreign(path, "'data' is not an array of unsigned bytes as long as its shape says")

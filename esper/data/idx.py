@@ -66,9 +66,9 @@ def read_idx(path: Path, axes: int) -> npt.NDArray[np.uint8]:
             header = stream.read(4 + 4 * axes)
             expected = struct.pack(">HBB", 0, _UNSIGNED_BYTE, axes)
             if header[:4] != expected:
+                found = header[:4].hex() or "nothing"
                 raise DataError(
-                    f"{path}: expected an IDX file starting with {expected.hex()}, found {header[:4].hex()}",
-                    hint=_AGAIN,
+                    f"{path}: expected an IDX file starting with {expected.hex()}, found {found}", hint=_AGAIN
                 )
             if len(header) < 4 + 4 * axes:
                 raise DataError(f"{path}: the file ends inside its header", hint=_AGAIN)

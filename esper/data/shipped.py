@@ -28,7 +28,7 @@ def load_digits(*, held_out: int = 240, split_seed: int = 0) -> DataSplits:
     path = FILES / "digits.csv.gz"
     try:
         with gzip.open(path, "rt") as stream:
-            table = np.loadtxt(stream, delimiter=",", dtype=np.int64)
+            table = np.array([[int(cell) for cell in row.split(",")] for row in stream], dtype=np.int64)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise _unreadable(path, error) from error
     if table.shape != (1797, 65) or table.min() < 0 or table[:, :64].max() > 16 or table[:, 64].max() > 9:
@@ -48,7 +48,7 @@ def load_fashion(*, held_out: int = 1500, split_seed: int = 0) -> DataSplits:
     """
     path = FILES / "fashion-12k.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             pool, test = (
                 RawImages(stored[f"{part}_images"][:, None], stored[f"{part}_labels"].astype(np.int64))
                 for part in ("train", "test")

@@ -96,16 +96,18 @@ def stratified(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Indices of ``count`` samples in the class proportions of ``labels``, and of the rest, both ascending.
 
-    Each class is off its exact share by less than one sample.
+    Each class is off its exact share by less than one sample (largest remainders).
     """
     # RandomState, not Generator: NumPy promises that its stream never changes (NEP 19), and a cut that
     # moved with a library's version would let held-out samples into training.
     shuffled = np.random.RandomState(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    sizes = np.unique(labels, return_counts=True)[1]
-    place = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
-    order = by_class[np.argsort(place, kind="stable")]
-    return np.sort(order[:count]), np.sort(order[count:])
+    classes, sizes = np.unique(labels, return_counts=True)
+    quotas, remainders = np.divmod(count * sizes, len(labels))
+    quotas[np.argsort(-remainders, kind="stable")[: count - quotas.sum()]] += 1
+    chosen = np.concatenate(
+        [shuffled[labels[shuffled] == label][:quota] for label, quota in zip(classes, quotas, strict=True)]
+    )
+    return np.sort(chosen), np.setdiff1d(shuffled, chosen)
 
 
 def assemble(

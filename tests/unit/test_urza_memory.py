@@ -1,0 +1,81 @@
+"""The memory tier's own promises: the bound, and who goes first."""
+
+from __future__ import annotations
+
+import pytest
+
+from esper.urza.memory import MemoryTier
+from esper.urza.tiers import MISSING
+
+
+def filled(*keys: str) -> MemoryTier:
+    """Room for three entries of ten bytes: keys of one letter, values of nine."""
+    tier = MemoryTier(30)
+    for key in keys:
+        tier.put(key, key.encode() * 9)
+    return tier
+
+
+def held(tier: MemoryTier) -> str:
+    return "".join(key for key in "abcdefg" if tier.get(key) is not MISSING)
+
+
+def test_the_one_that_was_put_first_goes_first() -> None:
+    assert held(filled(*"abcd")) == "bcd"
+
+
+def test_a_get_makes_it_recent() -> None:
+    tier = filled(*"abc")
+    tier.get("a")
+    tier.put("d", b"d" * 9)
+    assert held(tier) == "acd"
+
+
+def test_a_put_makes_it_recent() -> None:
+    tier = filled(*"abca")
+    tier.put("d", b"d" * 9)
+    assert held(tier) == "acd"
+
+
+def test_one_large_entry_takes_the_room_of_several() -> None:
+    tier = filled(*"abc")
+    tier.put("d", b"d" * 19)
+    assert held(tier) == "cd"
+    assert tier.held_bytes == 30
+
+
+def test_what_exceeds_the_bound_is_not_kept_and_costs_the_others_nothing() -> None:
+    tier = filled(*"abc")
+    tier.put("d", b"d" * 30)
+    assert held(tier) == "abc"
+
+
+def test_what_exceeds_the_bound_does_not_leave_an_older_value_behind() -> None:
+    tier = filled("a")
+    tier.put("a", b"x" * 30)
+    assert tier.get("a") is MISSING
+    assert tier.held_bytes == 0
+
+
+def test_exactly_the_bound_fits() -> None:
+    tier = MemoryTier(30)
+    tier.put("a", b"x" * 29)
+    assert tier.held_bytes == 30
+
+
+def test_empty_values_are_bounded_by_their_keys() -> None:
+    tier = MemoryTier(30)
+    for number in range(100):
+        tier.put(f"{number:03}", b"")
+    assert tier.held_bytes == 30
+
+
+def test_no_room_at_all_keeps_nothing() -> None:
+    tier = MemoryTier(0)
+    tier.put("a", b"")
+    assert tier.get("a") is MISSING
+
+
+def test_less_than_no_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_bytes"):
+        MemoryTier(-1)

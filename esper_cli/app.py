@@ -1,0 +1,111 @@
+"""The root of the command line, and the one place where an error becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, NoReturn
+
+import typer
+
+from esper.errors import ConfigError, EsperError, StorageError
+from esper_cli import compile, kernels, runs, serve, train
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+_FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+app = typer.Typer(
+    name="esper",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train", epilog=train.EPILOG)(train.train)
+app.command("compile")(compile.compile_blueprints)
+app.add_typer(kernels.app, name="kernels")
+app.add_typer(runs.app, name="runs")
+app.command("serve-metrics")(serve.serve_metrics)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"esper {version('esper-morph')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train PyTorch networks that grow while they train."""
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code (see ``esper.errors``)."""
+    sys.exit(run())
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run one command line and return its exit code; a deliberate error becomes one line on stderr.
+
+    Anything else that is raised is a defect of Esper and keeps its traceback.
+    """
+    try:
+        code = app(args, prog_name="esper", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except EsperError as error:
+        return fail(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone. Python flushes stdout once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _FULL_OR_CLOSED:
+            raise
+        return fail(StorageError.from_os(error, error.filename or "the disk", "cannot write to"))
+    except Exception as error:
+        return _fail_usage(error)
+
+
+def fail(error: EsperError) -> int:
+    """Print ``error`` as one line on stderr and return its exit code."""
+    typer.echo(error_line(error), err=True)
+    return error.exit_code
+
+
+def error_line(error: EsperError) -> str:
+    """``esper: error: MESSAGE. HINT`` in one line."""
+    message = " ".join(error.message.split()).removesuffix(".")
+    if not error.hint:
+        return f"esper: error: {message}"
+    hint = " ".join(error.hint.split())
+    if not hint.startswith(("esper ", "pip ")):
+        hint = hint[0].upper() + hint[1:]
+    return f"esper: error: {message}{'' if message.endswith('?') else '.'} {hint}"
+
+
+def _fail_usage(error: Exception) -> int:
+    """Report a wrong flag or argument as one of our errors; raise anything else again.
+
+    Typer raises the exceptions of its parser, which it does not export; they are known by what they offer.
+    """
+    describe = getattr(error, "format_message", None)
+    code = getattr(error, "exit_code", None)
+    if describe is None or not isinstance(code, int):
+        raise error
+    message = describe()
+    if not message:
+        return code  # the help was asked for by giving no command, and is printed already
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "esper"
+    return fail(ConfigError(message, hint=f"see: {command} --help"))

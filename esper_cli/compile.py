@@ -1,0 +1,263 @@
+"""``esper compile``: blueprint files to validated kernels in the library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from esper.errors import BlueprintError, ConfigError
+from esper.messages import CompilationRecord, Layout, Slot
+from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.progress import describe
+from esper_cli.terminal import console, duration, print_json, print_lines, table
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
+    from omegaconf import DictConfig
+
+    from esper.blueprint import Blueprint
+
+_SHAPE = re.compile(r"(?P<layout>\w+):(?P<input>\d{1,9}):(?P<output>\d{1,9})(?::(?P<stride>\d{1,4}))?")
+
+
+def _complete_paths_or_overrides(incomplete: str) -> list[str]:
+    folder, _, start = incomplete.rpartition("/")
+    found = sorted(Path(folder or ".").glob(f"{start}*")) if "=" not in incomplete else []
+    paths = [f"{path}/" if path.is_dir() else str(path) for path in found]
+    return [*paths, *complete_overrides(incomplete)] if not folder else paths
+
+
+def _complete_experiments() -> list[str]:
+    from esper_cli.config import experiments
+
+    return experiments()
+
+
+def compile_blueprints(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATHS|KEY=VALUE",
+            help="Blueprint files, and folders of them; overrides of the configuration.",
+            autocompletion=_complete_paths_or_overrides,
+        ),
+    ],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYOUT:IN:OUT[:STRIDE]",
+            help="Compile for this shape, such as channels:16:16; repeated: for each.",
+        ),
+    ] = None,
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="EXPERIMENT",
+            help="Compile for every seed of this experiment's network.",
+            autocompletion=complete_names(_complete_experiments),
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to stderr.")] = False,
+) -> None:
+    """Compile blueprints to validated kernels and store them in the library.
+
+    What the library has already is not compiled again. One bad blueprint does not stop the others; it makes
+    the exit code 1.
+    """
+    from esper.tezzeret.worker import compile_missing
+
+    from esper.assembly import build_library, build_pipeline, network_slots
+    from esper_cli.config import compose
+
+    files, overrides = _split(paths)
+    if not files:
+        raise ConfigError(
+            "no blueprint to compile was named", hint="the ones that ship: esper compile blueprints/"
+        )
+    cfg = compose([*([f"+experiment={for_}"] if for_ else []), *overrides])
+    slots = [parse_shape(text) for text in shape or ()]
+    if for_:
+        slots += network_slots(cfg)
+    report = Report()
+    blueprints = report.read(files)
+    pairs = list(_pairs(blueprints, dict.fromkeys(slots or _default_slots(cfg)), report))
+    library = build_library(cfg)
+    try:
+        pipeline = build_pipeline(cfg)
+        missing = [pair for pair in pairs if not library.contains(pipeline.kernel_id(*pair))]
+        report.present = len(pairs) - len(missing)
+        with _progress(len(missing), as_json) as advance:
+            report.records = compile_missing(pipeline, library, missing, advance)
+    finally:
+        library.close()
+    report.show(as_json)
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@dataclass
+class Report:
+    """What became of each blueprint."""
+
+    records: list[CompilationRecord] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    unfit: list[str] = field(default_factory=list)
+    present: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything could not be read or compiled."""
+        return bool(self.refused) or any(record.status == "failed" for record in self.records)
+
+    def read(self, paths: Iterable[Path]) -> list[Blueprint]:
+        """The blueprints in files and folders; what cannot be read is noted and left out."""
+        from esper.blueprint import load_blueprints
+
+        blueprints: dict[str, Blueprint] = {}
+        for path in paths:
+            for file in _files(path):
+                try:
+                    blueprints |= {blueprint.blueprint_id: blueprint for blueprint in load_blueprints(file)}
+                except BlueprintError as error:
+                    self.refused.append(str(error))
+        return list(blueprints.values())
+
+    def show(self, as_json: bool) -> None:
+        """Print the result."""
+        if as_json:
+            print_json(
+                {
+                    "compiled": [asdict(r) for r in self.records if r.status == "compiled"],
+                    "failed": [asdict(r) for r in self.records if r.status == "failed"],
+                    "refused": self.refused,
+                    "already_present": self.present,
+                    "no_shape_fits": sorted(self.unfit),
+                }
+            )
+            return
+        if self.records:
+            print_lines(self._table())
+        for line in self.refused:
+            print_lines(f"refused: {line}", stderr=True)
+        for name in self.unfit:
+            print_lines(f"{name}: none of the shapes fits it", stderr=True)
+        compiled = sum(record.status == "compiled" for record in self.records)
+        failed = len(self.records) - compiled
+        parts = [f"{compiled} kernels compiled", f"{self.present} already in the library"]
+        parts += [f"{failed} failed"] if failed else []
+        parts += [f"{len(self.refused)} files refused"] if self.refused else []
+        nothing = "Nothing to compile: " if not self.records and not self.failed and self.present else ""
+        print_lines(nothing + ", ".join(parts if not nothing else parts[1:]))
+
+    def _table(self) -> Table:
+        rows = table(("blueprint", "for", "result", "time", "kernel"), right=("time",), whole=("kernel",))
+        for record in self.records:
+            good = record.status == "compiled"
+            rows.add_row(
+                record.blueprint_name,
+                str(record.slot),
+                Text("compiled", "green") if good else Text(f"failed in {record.stage}", "red"),
+                duration(record.seconds),
+                record.kernel_id or Text(record.reason or "", "red"),
+            )
+        return rows
+
+
+def parse_shape(text: str) -> Slot:
+    """``channels:16:32:2`` as the slot of a kernel from 16 to 32 channels that halves height and width.
+
+    Raises:
+        ConfigError: another form, an unknown layout, no features, a stride where there is no space.
+    """
+    match = _SHAPE.fullmatch(text)
+    layouts = get_args(Layout)
+    if match is None or match["layout"] not in layouts:
+        raise ConfigError(
+            f"--shape {text!r} is not LAYOUT:IN:OUT[:STRIDE] with a layout of {', '.join(layouts)}",
+            hint="for example: --shape channels:16:32:2",
+        )
+    slot = Slot(
+        cast(Layout, match["layout"]), int(match["input"]), int(match["output"]), int(match["stride"] or 1)
+    )
+    if min(slot.in_features, slot.out_features, slot.stride) < 1:
+        raise ConfigError(f"--shape {text!r}: features and stride are at least 1")
+    if slot.stride > 1 and slot.layout != "channels":
+        raise ConfigError(f"--shape {text!r}: only channels have a stride", hint="leave the last number out")
+    return slot
+
+
+def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    return [Path(word) for word in words if word not in overrides], overrides
+
+
+def _files(path: Path) -> list[Path]:
+    from esper.blueprint import SUFFIXES
+
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+
+
+def _pairs(
+    blueprints: Iterable[Blueprint], slots: Iterable[Slot], report: Report
+) -> Iterator[tuple[Blueprint, Slot]]:
+    """Every blueprint with each slot that it can be built for.
+
+    A blueprint that no slot of its layouts fits is refused with the reason; one that has no slot of its
+    layouts is noted.
+    """
+    from esper.blueprint import plan
+
+    slots = list(slots)
+    for blueprint in blueprints:
+        refusals = []
+        candidates = [slot for slot in slots if any(slot.accepts(layout) for layout in blueprint.layouts)]
+        for slot in candidates:
+            try:
+                plan(blueprint, slot)
+            except BlueprintError as error:
+                refusals.append(str(error))
+            else:
+                yield blueprint, slot
+        if not candidates:
+            report.unfit.append(blueprint.name)
+        elif len(refusals) == len(candidates):
+            report.refused.append(refusals[0])
+
+
+def _default_slots(cfg: DictConfig) -> list[Slot]:
+    return [parse_shape(text) for text in cfg.tezzeret.shapes]
+
+
+@contextmanager
+def _progress(total: int, as_json: bool) -> Iterator[Callable[[CompilationRecord], None]]:
+    """A progress bar in a terminal, a line a kernel elsewhere; both on stderr when stdout is for JSON."""
+    out = console(stderr=as_json)
+    if not out.is_terminal:
+        done = 0
+
+        def tell(record: CompilationRecord) -> None:
+            nonlocal done
+            done += 1
+            out.print(Text(describe("compile", {"record": record, "done": done, "total": total}) or ""))
+
+        yield tell
+        return
+    columns = (TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, TextColumn("{task.description}"), console=out, transient=True) as bar:
+        task = bar.add_task("", total=total, visible=total > 0)
+
+        def advance(record: CompilationRecord) -> None:
+            bar.update(task, advance=1, description=record.blueprint_name)
+
+        yield advance

@@ -1,0 +1,179 @@
+"""Composing the configuration: ``conf/``, ``experiments/`` and what the user overrides.
+
+``train`` goes through ``hydra.main``, which brings sweeps, ``--cfg`` and ``--info``. The other commands
+need the same configuration once and compose it directly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from esper_cli import config_source
+from esper_cli.config_errors import check, explain, keys
+from esper_cli.folders import shipped
+
+NAME = "config"
+VERSION_BASE = "1.3"
+
+
+@contextmanager
+def loader() -> Iterator[ConfigLoader]:
+    """Hydra's config loader over our folders: the one of a running ``hydra.main``, else a fresh one."""
+    config_source.register()
+    if GlobalHydra.instance().is_initialized():
+        yield GlobalHydra.instance().config_loader()
+        return
+    with hydra.initialize_config_dir(str(shipped("conf")), version_base=VERSION_BASE):
+        yield GlobalHydra.instance().config_loader()
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """The configuration with ``overrides`` applied, without Hydra's own part.
+
+    Raises:
+        ConfigError: an override or a file that cannot be composed, an unknown key, a value of a wrong type.
+    """
+    with _explained(overrides), loader() as config_loader:
+        cfg = config_loader.load_configuration(NAME, list(overrides), RunMode.RUN)
+        return _checked(cfg, cfg.hydra.runtime.choices, overrides, config_loader)
+
+
+def compose_from(saved: Path, overrides: Sequence[str]) -> DictConfig:
+    """The configuration saved in the file ``saved``, with ``overrides`` applied on top.
+
+    Raises:
+        ConfigError: an override that the saved configuration does not know, or a damaged file.
+    """
+    config_source.register()
+    with (
+        _explained(overrides),
+        hydra.initialize_config_dir(str(saved.parent.resolve()), version_base=VERSION_BASE),
+    ):
+        config_loader = GlobalHydra.instance().config_loader()
+        base = config_loader.load_configuration(saved.stem, [], RunMode.RUN)
+        cfg = config_loader.load_configuration(saved.stem, list(overrides), RunMode.RUN)
+        check(_without_hydra(cfg), _without_hydra(base), _added(overrides))
+        return cfg
+
+
+def run(task: Callable[[DictConfig], None], flags: Sequence[str], overrides: Sequence[str]) -> None:
+    """Run ``task`` under ``hydra.main`` once, or once for each job of a sweep.
+
+    Args:
+        task: receives the configuration of its job; picklable, for launchers that use processes.
+        flags: Hydra's own flags, such as ``--multirun``.
+        overrides: Hydra's override grammar.
+
+    Raises:
+        ConfigError: an override or a file that cannot be composed; nothing was run.
+    """
+    config_source.register()
+    entry = hydra.main(config_path=str(shipped("conf")), config_name=NAME, version_base=VERSION_BASE)(task)
+    with _explained(overrides), _argv(["esper train", *flags, *overrides]), _raising():
+        entry()
+
+
+def job_config(cfg: DictConfig) -> DictConfig:
+    """``cfg`` of a job that Hydra started: checked, with the name of its experiment filled in.
+
+    Raises:
+        ConfigError: an unknown key, or a value of a wrong type.
+    """
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    with _explained(overrides), loader() as config_loader:
+        return _checked(cfg, hydra_config.runtime.choices, overrides, config_loader)
+
+
+def experiments() -> list[str]:
+    """The names that ``+experiment=`` takes here, the user's own among them."""
+    with loader() as config_loader:
+        return list(config_loader.get_group_options(config_source.GROUP))
+
+
+def _checked(
+    cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str], config_loader: ConfigLoader
+) -> DictConfig:
+    defaults = config_loader.load_configuration(NAME, [], RunMode.RUN).hydra.runtime.choices
+    selected = [
+        f"{'' if group in defaults else '+'}{group}={'null' if choice is None else choice}"
+        for group, choice in choices.items()
+        if group != config_source.GROUP and not group.startswith("hydra/")
+    ]
+    base = _without_hydra(config_loader.load_configuration(NAME, selected, RunMode.RUN))
+    check(_without_hydra(cfg), base, _added(overrides))
+    with open_dict(cfg):
+        cfg.experiment = cfg.experiment or choices.get(config_source.GROUP)
+    return cfg
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    with read_write(cfg), open_dict(cfg):
+        cfg.pop("hydra", None)
+    return cfg
+
+
+def _added(overrides: Sequence[str]) -> list[str]:
+    """The keys that the user adds with ``+``."""
+    return [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
+
+
+@contextmanager
+def _explained(overrides: Sequence[str]) -> Iterator[None]:
+    """Turn what Hydra, OmegaConf and YAML raise into one ConfigError."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise explain(error, overrides, _known_names(overrides)) from error
+
+
+def _known_names(overrides: Sequence[str]) -> list[str]:
+    """What an override may name: keys, those of the chosen groups if they compose, then groups."""
+    choices = [override for override in overrides if "." not in override.partition("=")[0]]
+    for chosen in (choices, []):
+        try:
+            with loader() as config_loader:
+                cfg = config_loader.load_configuration(NAME, chosen, RunMode.MULTIRUN)
+                return [*keys(cfg), *config_loader.list_groups("")]
+        except (HydraException, OmegaConfBaseException, YAMLError):
+            continue  # what raised first is what the user is told
+    return []
+
+
+@contextmanager
+def _argv(argv: list[str]) -> Iterator[None]:
+    """``hydra.main`` reads the process's arguments."""
+    before, sys.argv = sys.argv, argv
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _raising() -> Iterator[None]:
+    """Make Hydra raise its errors: by default it prints them its own way and exits with code 1."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before

@@ -1,0 +1,158 @@
+"""What Hydra, OmegaConf and YAML complain about, said in one line with the nearest right names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from yaml import MarkedYAMLError
+
+from esper.errors import ConfigError
+
+SHOW_KEYS = "see every key with: esper train --cfg job"
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Up to ``count`` of ``known`` that look like ``name``, the most similar first.
+
+    Names that end alike count as near: ``epochs`` finds ``tolaria.epochs``.
+    """
+    names = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    last = name.rpartition(".")[2]
+    tails = {candidate: candidate.rpartition(".")[2] for candidate in names}
+    similar = difflib.get_close_matches(last, list(tails.values()), n=count, cutoff=0.75)
+    by_tail = [c for s in dict.fromkeys(similar) for c, tail in tails.items() if tail == s]
+    return list(dict.fromkeys([*close, *by_tail]))[:count]
+
+
+def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted path of every key, inner ones included; interpolations are not resolved."""
+    for key in map(str, cfg):
+        path = f"{prefix}{key}"
+        yield path
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
+            yield from keys(node, f"{path}.")
+
+
+def unknown(kind: str, name: str, known: Iterable[str], otherwise: str, where: str = "") -> ConfigError:
+    """The error for ``name``, which is no ``kind``: the nearest of ``known``, or the hint ``otherwise``."""
+    close = nearest(name, known)
+    hint = f"did you mean {' or '.join(close)}?" if close else otherwise
+    return ConfigError(f"unknown {kind} {name!r}{where}", hint=hint)
+
+
+def explain(error: Exception, overrides: Sequence[str], known: Iterable[str]) -> ConfigError:
+    """The one-line error for what composing a configuration with ``overrides`` raised.
+
+    ``known`` holds the keys and groups that an override may name.
+    """
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing(str(error.missing_cfg_file), error.options or (), text)
+    if isinstance(error, OverrideParseException):
+        return ConfigError(
+            f"cannot read the override {error.override!r}: {_reason(error.message)}",
+            hint="write overrides as key=value, lists as key=[a,b], and quote what holds a comma or a space",
+        )
+    if match := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", text):
+        return _not_there(match[1], text, known)
+    if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
+        return ConfigError(
+            f"{match[1]!r} names several values",
+            hint="add --multirun to sweep over them, or write key=[a,b] for a list",
+        )
+    if match := re.match(r"Sweep parameters '([^']+)' requires --multirun", text):
+        return ConfigError(f"{match[1]!r} is a sweep", hint="add --multirun to run it")
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return ConfigError(
+            f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: {error.problem}",
+            hint="correct the YAML of that file",
+        )
+    given = f" (given: {' '.join(overrides)})" if overrides else ""
+    return ConfigError(f"the configuration cannot be composed: {_reason(text)}{given}", hint=SHOW_KEYS)
+
+
+def _missing(path: str, options: Sequence[str], text: str) -> ConfigError:
+    group, _, name = path.rpartition("/")
+    where = match[1] if (match := re.match(r"In '([^']+)'", text)) else "config"
+    place = "" if where in ("config", "hydra/config") else f", which {where} asks for"
+    if group == "hydra/launcher" and name not in options:
+        return ConfigError(
+            f"no launcher {name!r} is installed",
+            hint="joblib comes with: pip install 'esper-morph[sweeps]'",
+        )
+    listed = f"there is: {', '.join(sorted(options))}" if options else f"there is no group {group!r}"
+    return unknown(group or "config", name, options, listed, place)
+
+
+def _not_there(name: str, text: str, known: Iterable[str]) -> ConfigError:
+    if addition := re.search(r"To append to your default list use (\S+)", text):
+        return ConfigError(f"{name!r} has no default to replace", hint=f"write {addition[1]}")
+    return unknown("key", name, known, SHOW_KEYS)
+
+
+def _reason(text: str) -> str:
+    """A message of several lines as one, without the pointers into Hydra's manual and internals."""
+    lines = (line.strip() for line in text.splitlines())
+    kept = [
+        line
+        for line in lines
+        if line and not line.startswith(("See https://", "Error parsing override", "object_type="))
+    ]
+    return "; ".join(kept)
+
+
+def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
+    """Hold ``cfg`` against ``base``, the same choice of groups without any value overridden.
+
+    Catches what composing lets through: a misspelt key in an experiment file, and a value of another type
+    than the default. A key is free where ``base`` has ``null`` or an empty mapping, and below the keys in
+    ``added``, which the user gave with ``+``.
+
+    Raises:
+        ConfigError: naming the first key that is wrong.
+    """
+    known = list(keys(base))
+    for path in keys(cfg):
+        if any(path == key or path.startswith(f"{key}.") for key in added):
+            continue
+        parent = (
+            OmegaConf.select(base, path.rpartition(".")[0], throw_on_missing=False) if "." in path else base
+        )
+        if not isinstance(parent, DictConfig) or not parent:
+            continue
+        if path not in known:
+            raise unknown("key", path, known, SHOW_KEYS)
+        _check_type(path, _value(cfg, path), _value(base, path))
+
+
+def _check_type(path: str, value: object, default: object) -> None:
+    if value is None or default is None or isinstance(default, str):
+        return  # a default of text says too little: "auto" may stand beside a number
+    expected, fits = _expected(value, default)
+    if not fits:
+        shown = "" if OmegaConf.is_config(default) else f"its default is {default}"
+        raise ConfigError(f"{path} must be {expected}, not {value!r}", hint=shown or SHOW_KEYS)
+
+
+def _expected(value: object, default: object) -> tuple[str, bool]:
+    """What a value in the place of ``default`` must be, in words, and whether ``value`` is."""
+    if isinstance(default, bool):
+        return "true or false", isinstance(value, bool)
+    if isinstance(default, int):
+        return "a whole number", isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float):
+        return "a number", isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, DictConfig):
+        return "a mapping", isinstance(value, DictConfig)
+    return "a list", isinstance(value, ListConfig)
+
+
+def _value(cfg: DictConfig, path: str) -> object:
+    return OmegaConf.select(cfg, path, throw_on_missing=False)

@@ -1,0 +1,289 @@
+"""``esper runs``: list, show, compare and export what was trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.terminal import count, duration, percent, print_json, print_lines, table
+
+if TYPE_CHECKING:
+    from esper.nissa.runs import RunStore, RunView
+
+app = typer.Typer(no_args_is_help=True, help="List, show, compare and export runs.")
+
+
+def open_store(overrides: Sequence[str] = ()) -> RunStore:
+    """The runs of the configuration."""
+    from esper.nissa.runs import RunStore
+    from esper_cli.config import compose
+
+    return RunStore(Path(compose(list(overrides)).runs))
+
+
+def open_run(name: str, root: Path) -> RunView:
+    """The run ``name`` (an id, the start of one, or ``latest``) below ``root``."""
+    from esper.nissa.runs import RunStore
+
+    return RunStore(root).open(name)
+
+
+def run_ids() -> list[str]:
+    """The ids of all runs, for completion."""
+    return list(open_store().run_ids())
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Overrides of the configuration, such as runs=FOLDER.",
+        autocompletion=complete_overrides,
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunId = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run's id, the start of one, or latest.",
+        autocompletion=complete_names(lambda: ["latest", *run_ids()]),
+    ),
+]
+
+
+@app.command("ls")
+def list_runs(
+    overrides: Overrides = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, the latest first."""
+    store = open_store(overrides or ())
+    runs = store.list()[:limit]
+    if as_json:
+        print_json([run.to_json() for run in runs])
+        return
+    if not runs and not store.problems:
+        print_lines(f"No runs in {store.root} yet. Start one with: esper train +experiment=smoke")
+        return
+    rows = table(
+        ("run", "status", "epochs", "loss", "accuracy", "kept", "time"),
+        right=("epochs", "loss", "accuracy", "kept", "time"),
+        whole=("run", "status"),
+    )
+    for run in runs:
+        rows.add_row(
+            run.run_id,
+            run.status.value,
+            f"{0 if run.epochs is None else run.epochs + 1}/{run.total_epochs}",
+            "" if run.held_out_loss is None else f"{run.held_out_loss:.4f}",
+            "" if run.accuracy is None else percent(run.accuracy),
+            f"{run.kept}/{run.adaptations}",
+            duration(run.seconds),
+        )
+    if runs:
+        print_lines(rows)
+    for problem in store.problems.values():
+        print_lines(str(problem), stderr=True)
+
+
+@app.command("show")
+def show_run(run: RunId, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show a run: its decisions with their evidence, its trials and its seeds."""
+    from esper_cli.report import print_adaptations, sizes
+
+    view = open_store(overrides or ()).open(run)
+    if as_json:
+        print_json(_as_data(view))
+        return
+    started = view.started_at.strftime("%Y-%m-%d %H:%M:%S UTC") if view.started_at else "never started"
+    resumed = f", resumed {view.resumes} times" if view.resumes else ""
+    print_lines(
+        f"{view.run_id}: {view.status}",
+        f"{view.experiment or 'no experiment'} on {view.task}, seed {view.seed}, started {started}, "
+        f"{len(view.epochs)} of {view.total_epochs} epochs{resumed}",
+        f"in {view.folder}",
+        *([f"it failed: {view.error}"] if view.error else []),
+        "",
+    )
+    print_adaptations(view)
+    for number, adaptation in enumerate(view.adaptations, start=1):
+        _print_decision(number, adaptation.decision, adaptation.status)
+    _print_seeds(view)
+    if view.fault_counts:
+        faults = ", ".join(f"{number} {kind}" for kind, number in view.fault_counts.items())
+        print_lines("", f"kernel faults, contained: {faults}")
+    print_lines("", sizes(view))
+
+
+def _print_decision(number: int, decision: Mapping[str, Any], status: str) -> None:
+    kind = str(decision.get("adaptation_type", "")).replace("_", " ")
+    evidence = ", ".join(f"{key} {_short(value)}" for key, value in decision.get("evidence", {}).items())
+    others = [
+        " ".join(str(_short(value)) for value in alternative.values())
+        for alternative in decision.get("alternatives", ())[:3]
+    ]
+    print_lines(
+        "",
+        f"decision {number} ({status}): {kind} at {decision.get('target_component')}, "
+        f"confidence {decision.get('confidence', 0.0):.2f}, "
+        f"expected impact {percent(decision.get('expected_impact', 0.0))}",
+        f"  reason: {decision.get('reason', '')}",
+        *([f"  evidence: {evidence}"] if evidence else []),
+        *([f"  next best: {'; '.join(others)}"] if others else []),
+    )
+
+
+def _print_seeds(view: RunView) -> None:
+    rows = table(("layer", "seeds"))
+    for layer, seeds in view.seeds.items():
+        states = Counter(str(seed.state).lower().replace("_", " ") for seed in seeds)
+        rows.add_row(layer, ", ".join(f"{number} {state}" for state, number in states.items()))
+    if view.seeds:
+        print_lines("", rows)
+
+
+@app.command("compare")
+def compare_runs(first: RunId, second: RunId, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Compare two runs: results, costs, and the first epoch in which their losses differ."""
+    store = open_store(overrides or ())
+    views = [store.open(first), store.open(second)]
+    facts = [_facts(view) for view in views]
+    parted = _parting(*views)
+    if as_json:
+        print_json({"runs": facts, "losses_equal_until_epoch": parted, "config": _config_differences(*views)})
+        return
+    rows = table(("", "A", "B", "B - A"), right=("A", "B", "B - A"))
+    for name, (show, difference) in _ROWS.items():
+        a, b = (fact.get(name) for fact in facts)
+        if a is None and b is None:
+            continue
+        between = difference(b - a) if difference and a is not None and b is not None else ""
+        rows.add_row(name, *(show(value) if value is not None else "" for value in (a, b)), between)
+    print_lines(f"A  {views[0].run_id}", f"B  {views[1].run_id}", "", rows, "", _parting_words(parted))
+    for key, (a, b) in _config_differences(*views).items():
+        print_lines(f"{key}: {a} in A, {b} in B")
+
+
+_ROWS: dict[str, tuple[Any, Any]] = {
+    "experiment": (str, None),
+    "seed": (str, None),
+    "status": (str, None),
+    "epochs": (str, "{:+d}".format),
+    "training loss": ("{:.4f}".format, "{:+.4f}".format),
+    "held-out loss": ("{:.4f}".format, "{:+.4f}".format),
+    "held-out accuracy": (percent, lambda share: f"{100 * share:+.2f} points"),
+    "test loss": ("{:.4f}".format, "{:+.4f}".format),
+    "test accuracy": (percent, lambda share: f"{100 * share:+.2f} points"),
+    "parameters": ("{:,.0f}".format, "{:+,.0f}".format),
+    "FLOPs a sample": (count, lambda flops: f"{'+' if flops >= 0 else '-'}{count(abs(flops))}"),
+    "FLOPs spent": (count, lambda flops: f"{'+' if flops >= 0 else '-'}{count(abs(flops))}"),
+    "seconds": ("{:.1f}".format, "{:+.1f}".format),
+    "adaptations": (str, "{:+d}".format),
+    "seeds kept": (str, "{:+d}".format),
+}
+
+
+def _facts(view: RunView) -> dict[str, Any]:
+    summary, last = view.summary or {}, view.last
+    end: Mapping[str, Any] = summary.get("end", {})
+    test: Mapping[str, Any] = summary.get("test", {})
+    return {
+        "run_id": view.run_id,
+        "experiment": view.experiment,
+        "seed": view.seed,
+        "status": view.status.value,
+        "epochs": len(view.epochs),
+        "training loss": last.loss if last else None,
+        "held-out loss": last.held_out_loss if last else None,
+        "held-out accuracy": last.accuracy if last else None,
+        "test loss": test.get("loss"),
+        "test accuracy": test.get("accuracy"),
+        "parameters": end.get("parameters", view.parameters),
+        "FLOPs a sample": end.get("flops_per_sample", view.flops_per_sample),
+        "FLOPs spent": last.training_flops if last else None,
+        "seconds": view.seconds,
+        "adaptations": sum(adaptation.performed for adaptation in view.adaptations),
+        "seeds kept": sum(trial.verdict == "kept" for trial in view.trials),
+    }
+
+
+def _parting(a: RunView, b: RunView) -> int:
+    """How many epochs from the start have bit-identical training losses."""
+    equal = 0
+    for left, right in zip(a.epochs, b.epochs, strict=False):
+        if left.loss != right.loss:
+            break
+        equal += 1
+    return equal
+
+
+def _parting_words(epochs: int) -> str:
+    if not epochs:
+        return "Their losses differ from the first epoch on."
+    return f"Their losses are equal bit for bit up to epoch {epochs}."
+
+
+def _config_differences(a: RunView, b: RunView) -> dict[str, tuple[Any, Any]]:
+    from omegaconf import OmegaConf
+
+    from esper_cli.config_errors import keys
+
+    left, right = (OmegaConf.create(OmegaConf.load(view.folder / "config.yaml")) for view in (a, b))
+    differing = {}
+    for key in dict.fromkeys([*keys(left), *keys(right)]):
+        values = OmegaConf.select(left, key), OmegaConf.select(right, key)
+        if values[0] != values[1] and not any(OmegaConf.is_config(value) for value in values):
+            differing[key] = values
+    return differing
+
+
+@app.command("export")
+def export_run(
+    run: RunId,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to; RUN/export unless given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the grown network as plain PyTorch source and safetensors, to be used without Esper."""
+    from esper.assembly import export_run as export
+
+    view = open_store(overrides or ()).open(run)
+    print_json(view) if as_json else export(view, to)
+
+
+def _as_data(view: RunView) -> dict[str, Any]:
+    return {
+        "run_id": view.run_id,
+        "status": view.status.value,
+        "experiment": view.experiment,
+        "task": view.task,
+        "seed": view.seed,
+        "folder": str(view.folder),
+        "error": view.error,
+        "summary": view.summary,
+        "epochs": [
+            {name: value for name, value in asdict(epoch).items() if name not in ("packet", "at")}
+            for epoch in view.epochs
+        ],
+        "adaptations": [{**asdict(item), "at": item.at.isoformat()} for item in view.adaptations],
+        "transitions": [{**asdict(item), "at": item.at.isoformat()} for item in view.transitions],
+        "trials": [asdict(report) for report in view.trials],
+        "seeds": {layer: [asdict(seed) for seed in seeds] for layer, seeds in view.seeds.items()},
+        "faults": dict(view.fault_counts),
+        "cache": view.cache,
+    }
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value

@@ -1,0 +1,38 @@
+"""``esper serve-metrics``: the HTTP side of Nissa, over what training runs wrote."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from esper_cli.completion import complete_overrides
+
+
+def serve_metrics(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Overrides of the configuration, such as runs=FOLDER.",
+            autocompletion=complete_overrides,
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Listen on this address, instead of loopback.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Listen on this port; 0 takes any.")
+    ] = None,
+) -> None:
+    """Serve /health, /metrics, /api/v1/status and /api/v1/adaptations until Ctrl-C.
+
+    Reads what training runs wrote, while they run and after. There is no authentication yet.
+    """
+    from esper.assembly import serve
+    from esper_cli.config import compose
+
+    settings = [
+        *([f"nissa.host={host}"] if host is not None else []),
+        *([f"nissa.port={port}"] if port is not None else []),
+    ]
+    serve(compose([*(overrides or ()), *settings]), say=lambda text: typer.echo(text, err=True))

@@ -1,0 +1,88 @@
+"""What every command prints through: consoles, tables that fit 80 columns, and numbers for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+UNBOUNDED = 10_000
+"""Columns when nobody looks: whoever reads a pipe wants whole ids, one record a line."""
+
+
+class PipeConsole(Console):
+    """A console whose reader may leave early, as ``| head`` does."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error reach the one handler; Rich would exit on its own with code 1."""
+        raise BrokenPipeError
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for the terminal, or for a pipe: there without colour, wrapping or truncation."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else UNBOUNDED
+    return PipeConsole(stderr=stderr, width=width, highlight=False, soft_wrap=width is not None)
+
+
+def is_wide() -> bool:
+    """Whether a line may be as long as it likes: in a pipe, or in a terminal of 140 columns."""
+    return console().width >= 140
+
+
+def table(columns: Sequence[str], *, right: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
+    """An empty table: columns in ``right`` are aligned right, those in ``whole`` never cut or wrapped."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    rightward, uncut = set(right), set(whole)
+    for column in columns:
+        made.add_column(
+            column,
+            justify="right" if column in rightward else "left",
+            no_wrap=column in uncut or column in rightward,
+            overflow="fold",
+        )
+    return made
+
+
+def print_lines(*lines: RenderableType, stderr: bool = False) -> None:
+    """Print text as it is: no markup, no colour guessed from the words."""
+    out = console(stderr=stderr)
+    for line in lines:
+        out.print(Text(line) if isinstance(line, str) else line)
+
+
+def print_json(data: Any) -> None:
+    """Print ``data`` as one JSON document on stdout."""
+    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def count(number: float) -> str:
+    """A count in at most five characters or so: 812, 19.8k, 3.1M, 2.4G."""
+    for divisor, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= divisor:
+            return f"{number / divisor:.3g}{unit}"
+    return f"{number:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * share:.1f} %"

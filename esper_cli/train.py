@@ -1,0 +1,250 @@
+"""``esper train``: compose a configuration, train, and say what came of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esper.errors import ConfigError, EsperError
+from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.runs import run_ids
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
+    from omegaconf import DictConfig
+
+    from esper_cli.display import Display
+
+HYDRA_PANEL = "Hydra"
+
+EPILOG = """
+[bold]Examples[/bold]
+
+  esper train +experiment=resnet                       a residual network on real images
+
+  esper train +experiment=resnet tamiyo=never seed=3   its control: the same run without growth
+
+  esper train -m +experiment=smoke seed=0,1,2          a sweep: one run a seed
+
+  esper train +experiment=mine                         your own ./experiments/mine.yaml
+
+  esper train --resume latest                          go on after Ctrl-C
+"""
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OVERRIDES",
+            help="What differs from the defaults: +experiment=NAME, GROUP=OPTION, KEY=VALUE.",
+            autocompletion=complete_overrides,
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run from its last checkpoint: an id, the start of one, or latest.",
+            autocompletion=complete_names(lambda: ["latest", *run_ids()]),
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the summary alone.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary as JSON; everything else goes to stderr.")
+    ] = False,
+    multirun: Annotated[
+        bool,
+        typer.Option(
+            "--multirun", "-m", help="Train once for each combination.", rich_help_panel=HYDRA_PANEL
+        ),
+    ] = False,
+    cfg: Annotated[
+        str | None,
+        typer.Option(
+            "--cfg",
+            "-c",
+            metavar="job|hydra|all",
+            help="Print the configuration.",
+            rich_help_panel=HYDRA_PANEL,
+        ),
+    ] = None,
+    package: Annotated[
+        str | None,
+        typer.Option(
+            "--package", "-p", help="Print this part of it, with --cfg.", rich_help_panel=HYDRA_PANEL
+        ),
+    ] = None,
+    resolve: Annotated[
+        bool, typer.Option("--resolve", help="Resolve ${...}, with --cfg.", rich_help_panel=HYDRA_PANEL)
+    ] = False,
+    info: Annotated[
+        str | None,
+        typer.Option(
+            "--info",
+            metavar="defaults|defaults-tree|config|plugins|searchpath|all",
+            help="Print how the configuration came about.",
+            rich_help_panel=HYDRA_PANEL,
+        ),
+    ] = None,
+    config_dir: Annotated[
+        Path | None,
+        typer.Option("--config-dir", help="One more folder of groups.", rich_help_panel=HYDRA_PANEL),
+    ] = None,
+    hydra_help: Annotated[
+        bool, typer.Option("--hydra-help", help="Print Hydra's own help.", rich_help_panel=HYDRA_PANEL)
+    ] = False,
+) -> None:
+    """Train a network that grows while it trains.
+
+    The run is written into a folder of its own below runs/, and the end says where.
+    """
+    from esper_cli import config
+
+    given = list(overrides or ())
+    flags = [
+        *(["--multirun"] if multirun else []),
+        *(["--cfg", cfg] if cfg else []),
+        *(["--package", package] if package else []),
+        *(["--resolve"] if resolve else []),
+        *(["--info", info] if info else []),
+        *(["--config-dir", str(config_dir)] if config_dir else []),
+        *(["--hydra-help"] if hydra_help else []),
+    ]
+    _check_flags(flags, cfg, info, resume)
+    output = Output(quiet=quiet, as_json=as_json)
+    if resume is not None:
+        _resume(resume, given, output)
+        return
+    with tempfile.TemporaryDirectory(prefix="esper-") as failures:
+        job = TrainJob(output, sweep=multirun, failures=failures)
+        config.run(job, flags, given)
+        job.finish()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the user wants to see."""
+
+    quiet: bool
+    as_json: bool
+
+    def display(self, *, parallel: bool) -> Display:
+        """The display for this terminal; live only where one run has the terminal to itself."""
+        from esper_cli.display import LiveDisplay, PlainDisplay, QuietDisplay
+        from esper_cli.terminal import console
+
+        if self.quiet:
+            return QuietDisplay()
+        out = console(stderr=self.as_json)
+        return LiveDisplay(out) if out.is_terminal and not parallel else PlainDisplay(out)
+
+
+@dataclass
+class TrainJob:
+    """What Hydra runs: once, or once for each job of a sweep, in this process or in others.
+
+    Hydra reports an exception of a job in its own words. So a job keeps its error instead of raising it: in
+    ``raised`` when there is one job, else as a line at once and an exit code in a file of the folder
+    ``failures``, which reaches the process that started the sweep.
+    """
+
+    output: Output
+    sweep: bool
+    failures: str
+    raised: list[Exception] = field(default_factory=list)
+
+    def __call__(self, cfg: DictConfig) -> None:
+        """Train one run from the configuration that Hydra composed."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from esper_cli.config import job_config
+
+        hydra = HydraConfig.get()
+        parallel = self.sweep and "basic_launcher" not in str(hydra.launcher.get("_target_"))
+        try:
+            run_once(job_config(cfg), self.output, resume=None, parallel=parallel)
+        except EsperError as error:
+            if not self.sweep:
+                self.raised.append(error)
+                return
+            self._note(error, hydra.job.num, list(hydra.overrides.task))
+        except Exception as error:
+            if self.sweep:
+                raise
+            self.raised.append(error)
+
+    def _note(self, error: EsperError, number: int, overrides: Sequence[str]) -> None:
+        from esper_cli.app import error_line
+
+        typer.echo(f"{error_line(error)} (job {number}: {' '.join(overrides)})", err=True)
+        Path(self.failures, f"{number}").write_text(str(error.exit_code))
+
+    def finish(self) -> None:
+        """Raise what a single run raised; leave with the first failed job's exit code after a sweep."""
+        for error in self.raised:
+            raise error
+        failed = sorted(Path(self.failures).iterdir(), key=lambda path: int(path.name))
+        if failed:
+            typer.echo(f"esper: {len(failed)} of the sweep's jobs failed", err=True)
+            raise typer.Exit(int(failed[0].read_text()))
+
+
+def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: bool = False) -> None:
+    """Train one run under the display that ``output`` asks for, then report it.
+
+    Raises:
+        KeyboardInterrupt: the user interrupted the run; it was saved and how to go on was said.
+    """
+    from esper.assembly import build_training
+    from esper_cli.report import report_run
+
+    with output.display(parallel=parallel) as display:
+        trainer = build_training(cfg, listeners=[display], resume=resume)
+        try:
+            trainer.run()
+        except KeyboardInterrupt:
+            display.progress.interrupted = True
+    run_id = display.progress.run_id
+    if display.progress.interrupted:
+        saved = f"saved; go on with: esper train --resume {run_id}" if run_id else "nothing was trained yet"
+        typer.echo(f"esper: interrupted; {saved}", err=True)
+        raise KeyboardInterrupt
+    report_run(Path(cfg.runs), run_id, as_json=output.as_json)
+
+
+def _resume(run: str, overrides: Sequence[str], output: Output) -> None:
+    """Go on with a run, under the configuration that it began with and ``overrides``."""
+    from esper_cli.config import compose, compose_from
+    from esper_cli.runs import open_run
+
+    place = [override for override in overrides if override.startswith("runs=")]
+    view = open_run(run, Path(compose(place).runs))
+    cfg = compose_from(view.folder / "config.yaml", overrides)
+    run_once(cfg, output, resume=view.run_id)
+
+
+def _check_flags(flags: Sequence[str], cfg: str | None, info: str | None, resume: str | None) -> None:
+    """Refuse what Hydra's parser would refuse with a usage page."""
+    choices = {
+        "--cfg": (cfg, ("job", "hydra", "all")),
+        "--info": (info, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+    }
+    for flag, (value, allowed) in choices.items():
+        if value is not None and value not in allowed:
+            raise ConfigError(f"{flag} takes {', '.join(allowed)}, not {value!r}")
+    if resume is not None and flags:
+        raise ConfigError(
+            f"--resume goes on with one run as it was configured, so {flags[0]} has no meaning beside it",
+            hint="leave one of the two out",
+        )
+    modes = [flag for flag in flags if flag in ("--multirun", "--cfg", "--info")]
+    if len(modes) > 1:
+        raise ConfigError(f"{' and '.join(modes)} exclude each other", hint="leave one of them out")
+    if "--cfg" not in flags and ("--resolve" in flags or "--package" in flags):
+        raise ConfigError("--resolve and --package say what --cfg prints", hint="add --cfg job")

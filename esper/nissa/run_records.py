@@ -76,7 +76,13 @@ class Adaptation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``dumps``."""
-        return {**dataclasses.asdict(self), "at": self.at.isoformat()}
+        return {
+            "epoch": self.epoch,
+            "at": self.at.isoformat(),
+            "decision": self.decision,
+            "outcome": {"status": self.status, "kernel_id": self.kernel_id, "reason": self.reason},
+            "trial": self.trial,
+        }
 
 
 @dataclass(frozen=True, slots=True)

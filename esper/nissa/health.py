@@ -1,0 +1,110 @@
+"""Health checks: what was looked at, whether it works, and why not."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+from esper.errors import EsperError, StorageError
+from esper.nissa.runs import RunStore
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """One thing that was looked at; ``detail`` says what was found."""
+
+    name: str
+    healthy: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """All checks together: ``ok`` when each is healthy, else ``degraded`` with the reasons."""
+
+    checks: tuple[HealthCheck, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every check is."""
+        return all(check.healthy for check in self.checks)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What is wrong, one sentence each."""
+        return tuple(f"{check.name}: {check.detail}" for check in self.checks if not check.healthy)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``dumps``."""
+        return {
+            "status": "ok" if self.healthy else "degraded",
+            "reasons": list(self.reasons),
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+
+class BoundedCall(Generic[T]):
+    """Calls ``function`` in a thread of its own and waits at most ``seconds`` for it.
+
+    A call that hangs is not made a second time: later callers wait for the one under way. Its thread does not
+    keep the process from ending. Safe to share between threads.
+    """
+
+    def __init__(self, function: Callable[[], T], seconds: float) -> None:
+        self._function = function
+        self._seconds = seconds
+        self._mutex = threading.Lock()
+        self._under_way: Future[T] | None = None
+
+    def __call__(self) -> T:
+        """What ``function`` returns or raises; TimeoutError when it did not answer in time."""
+        with self._mutex:
+            future = self._under_way
+            if future is None or future.done():
+                future = self._under_way = Future()
+                threading.Thread(target=self._run, args=(future,), daemon=True).start()
+        try:
+            return future.result(self._seconds)
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {self._seconds:g} s") from None
+
+    def _run(self, future: Future[T]) -> None:
+        try:
+            future.set_result(self._function())
+        except BaseException as error:
+            future.set_exception(error)
+
+
+def check_runs(store: RunStore) -> tuple[HealthCheck, HealthCheck]:
+    """Whether the folder of runs can be read, and every journal in it.
+
+    A folder that is not there yet is healthy: no run was started. So is a journal with a torn line, which a
+    crash leaves behind and readers skip.
+    """
+    if not os.path.lexists(store.root):
+        return (
+            HealthCheck("runs folder", True, f"{store.root} does not exist yet: no run was started"),
+            HealthCheck("journals", True, "none"),
+        )
+    try:
+        views = store.views()
+    except StorageError as error:
+        return HealthCheck("runs folder", False, str(error)), HealthCheck("journals", False, "not looked at")
+    folder = HealthCheck("runs folder", True, f"{store.root}, {len(views)} readable runs")
+    if store.problems:
+        return folder, HealthCheck("journals", False, "; ".join(map(str, store.problems.values())))
+    return folder, HealthCheck("journals", True, f"{len(views)} read")
+
+
+def check_library(read: Callable[[], Sequence[Any]]) -> HealthCheck:
+    """Whether the kernel library answers; ``read`` returns its compilations."""
+    try:
+        return HealthCheck("kernel library", True, f"{len(read())} compilations recorded")
+    except (EsperError, TimeoutError) as error:
+        return HealthCheck("kernel library", False, str(error))

@@ -1,0 +1,188 @@
+"""Prometheus metrics, computed from runs and compilations whenever they are asked for.
+
+The names ``esper_training_loss``, ``esper_adaptation_count``, ``esper_kernel_cache_hits``,
+``esper_seed_active_count`` and ``esper_compilation_latency`` are fixed. Prometheus keeps ``_count`` for
+histograms and wants ``_total`` at the end of a counter; names that can follow neither rule have no type
+(``untyped``), which ``rate()`` and ``sum()`` treat like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    UnknownMetricFamily,
+)
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
+
+from esper.messages import CompilationRecord
+from esper.nissa.run_records import Epoch, RunStatus
+from esper.nissa.run_view import RunView
+
+LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Upper bounds in seconds: a kernel takes tens of milliseconds, and 5 s is the target for any."""
+
+MAX_ENDED_RUNS = 50
+"""Every run that goes on is exposed, and this many of those that ended last: series are not for ever."""
+
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+"""Content type of Prometheus's text format."""
+
+_EPOCH_GAUGES: tuple[tuple[str, str, Callable[[Epoch], float]], ...] = (
+    ("esper_training_loss", "Mean training loss of the latest epoch, in nats.", lambda epoch: epoch.loss),
+    (
+        "esper_held_out_loss",
+        "Held-out loss after the latest epoch, in nats.",
+        lambda epoch: epoch.held_out_loss,
+    ),
+    (
+        "esper_held_out_accuracy",
+        "Held-out accuracy, 0 to 1, after the latest epoch.",
+        lambda epoch: epoch.accuracy,
+    ),
+    ("esper_epoch", "The latest epoch.", lambda epoch: epoch.epoch),
+    (
+        "esper_samples_per_second",
+        "Training samples a second in the latest epoch.",
+        lambda epoch: epoch.samples_per_second,
+    ),
+)
+
+# The client leaves these two without types.
+_as_text: Callable[[Collector], bytes] = generate_latest
+_as_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
+
+
+class RunCollector(Collector):
+    """The metrics of ``views`` (latest first) and ``compilations``; None when those cannot be had."""
+
+    def __init__(self, views: Sequence[RunView], compilations: Sequence[CompilationRecord] | None) -> None:
+        going = [view for view in views if view.status is RunStatus.RUNNING]
+        ended = [view for view in views if view.status is not RunStatus.RUNNING]
+        self._views = going + ended[:MAX_ENDED_RUNS]
+        self._compilations = compilations
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric family, with its samples."""
+        yield from self._state()
+        yield from self._training()
+        yield from self._growth()
+        yield from self._cache()
+        up = GaugeMetricFamily("esper_library_up", "Whether the kernel library could be read (1) or not (0).")
+        up.add_metric([], float(self._compilations is not None))
+        yield up
+        if self._compilations is not None:
+            yield compilation_latency(self._compilations)
+
+    def _state(self) -> Iterable[Metric]:
+        info = InfoMetricFamily("esper_run", "What a run trains.", labels=["run"])
+        state = GaugeMetricFamily(
+            "esper_run_state", "1 for the state that a run is in, 0 for the others.", labels=["run", "state"]
+        )
+        event = GaugeMetricFamily(
+            "esper_run_last_event_timestamp_seconds", "Unix time of a run's latest event.", labels=["run"]
+        )
+        for view in self._views:
+            info.add_metric([view.run_id], {"experiment": view.experiment, "task": view.task})
+            for status in RunStatus:
+                state.add_metric([view.run_id, status.value], float(view.status is status))
+            if view.updated_at is not None:
+                event.add_metric([view.run_id], view.updated_at.timestamp())
+        return info, state, event
+
+    def _training(self) -> Iterable[Metric]:
+        for name, documentation, value_of in _EPOCH_GAUGES:
+            family = GaugeMetricFamily(name, documentation, labels=["run"])
+            for view in self._views:
+                if view.last is not None:
+                    family.add_metric([view.run_id], value_of(view.last))
+            yield family
+        planned = GaugeMetricFamily("esper_epochs_planned", "Epochs that a run trains for.", labels=["run"])
+        for view in self._views:
+            planned.add_metric([view.run_id], view.total_epochs)
+        yield planned
+
+    def _growth(self) -> Iterable[Metric]:
+        performed = UnknownMetricFamily(
+            "esper_adaptation_count", "Adaptations that changed a run's network.", labels=["run", "type"]
+        )
+        refused = CounterMetricFamily(
+            "esper_adaptations_refused", "Decisions that could not be carried out.", labels=["run"]
+        )
+        trials = CounterMetricFamily(
+            "esper_seed_trials", "Seeds judged, by verdict.", labels=["run", "verdict"]
+        )
+        active = UnknownMetricFamily(
+            "esper_seed_active_count", "Seeds of a layer whose kernel is in use.", labels=["run", "layer"]
+        )
+        faults = CounterMetricFamily(
+            "esper_kernel_faults", "Failures of kernels, caught in their layer.", labels=["run", "kind"]
+        )
+        for view in self._views:
+            types = Counter({"add_seed": 0})
+            types.update(
+                str(item.decision.get("adaptation_type")) for item in view.adaptations if item.performed
+            )
+            for name, count in types.items():
+                performed.add_metric([view.run_id, name], count)
+            refused.add_metric([view.run_id], sum(not item.performed for item in view.adaptations))
+            verdicts = Counter({"kept": 0, "culled": 0, "failed": 0})
+            verdicts.update(trial.verdict for trial in view.trials)
+            for name, count in verdicts.items():
+                trials.add_metric([view.run_id, name], count)
+            for layer, seeds in view.seeds.items():
+                active.add_metric([view.run_id, layer], sum(seed.active for seed in seeds))
+            for name, count in view.fault_counts.items():
+                faults.add_metric([view.run_id, name], count)
+        return performed, refused, trials, active, faults
+
+    def _cache(self) -> Iterable[Metric]:
+        hits = UnknownMetricFamily(
+            "esper_kernel_cache_hits", "Kernel look-ups that a tier answered.", labels=["run", "tier"]
+        )
+        misses = UnknownMetricFamily(
+            "esper_kernel_cache_misses", "Kernel look-ups that a tier passed on.", labels=["run", "tier"]
+        )
+        for view in self._views:
+            for tier, (tier_hits, tier_misses) in view.cache.items():
+                hits.add_metric([view.run_id, tier], tier_hits)
+                misses.add_metric([view.run_id, tier], tier_misses)
+        return hits, misses
+
+
+def compilation_latency(records: Sequence[CompilationRecord]) -> Metric:
+    """The histogram of how long compilations took, in seconds, by target and status."""
+    family = HistogramMetricFamily(
+        "esper_compilation_latency",
+        "Seconds from a blueprint to a validated kernel, or to its failure.",
+        labels=["target", "status"],
+    )
+    groups: dict[tuple[str, str], list[float]] = {}
+    for record in records:
+        if math.isfinite(record.seconds):
+            groups.setdefault((record.target, record.status), []).append(record.seconds)
+    for labels, seconds in sorted(groups.items()):
+        counts = Counter(bisect_left(LATENCY_BUCKETS, value) for value in seconds)
+        total, buckets = 0, []
+        for index, bound in enumerate((*map(str, LATENCY_BUCKETS), "+Inf")):
+            total += counts[index]
+            buckets.append((bound, float(total)))
+        family.add_metric(labels, buckets, sum_value=math.fsum(seconds))
+    return family
+
+
+def render(collector: Collector, accept: str = "") -> tuple[bytes, str]:
+    """The metrics and their content type: OpenMetrics when ``accept`` asks for it, else the text format."""
+    if "application/openmetrics-text" in accept:
+        return _as_openmetrics(collector), openmetrics.CONTENT_TYPE_LATEST
+    return _as_text(collector), TEXT_FORMAT

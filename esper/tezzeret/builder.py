@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from esper.blueprint import INPUT, Blueprint, Plan, plan
 from esper.messages import Slot
 from esper.tezzeret.budget import Budget, count_parameters, measure
-from esper.tezzeret.examples import example
+from esper.tezzeret.examples import input_shape
 from esper.tezzeret.modules import FeatureWeight
 from esper.tezzeret.ops import CONSTRUCTORS, Layer
 
@@ -30,7 +30,7 @@ def build_plan(plan: Plan, *, seed: int = 0, budget: Budget | None = None) -> fx
     """The network of ``plan``; see ``build``."""
     with torch.device("meta"):
         network = _Network(plan)
-        _weigh(network, example(plan.slot), budget or Budget())
+        _weigh(network, torch.empty(input_shape(plan.slot)), budget or Budget())
     network.to_empty(device="cpu")
     _initialise(network, seed)
     graph = fx.Tracer().trace(network)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 
 class TorchScriptTarget:
@@ -21,9 +21,23 @@ class TorchScriptTarget:
     name = "torchscript"
 
     def compile(self, module: nn.Module) -> nn.Module:
-        """``module`` as a script module that shares its parameters."""
+        """``module`` as a script module that shares its parameters; raises ``RuntimeError``."""
         with _quiet():
-            return torch.jit.script(module)
+            program: nn.Module = torch.jit.script(_bare(module))
+        return program
+
+    def optimise(self, program: nn.Module, device: torch.device) -> tuple[str, ...]:
+        """Lays ``program`` out for ``device`` in place; returns the names of what was changed.
+
+        On the CPU the weights of convolutions go channels-last: a step of the shipped kernels took 0.25 to
+        1.0 times as long (0021). Nothing that would end training is done: freezing folds parameters away.
+        """
+        convolutions = [parameter for parameter in program.parameters() if parameter.dim() == 4]
+        if device.type != "cpu" or not convolutions:
+            return ()
+        for weight in convolutions:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        return ("channels_last",)
 
     def save(self, program: nn.Module) -> bytes:
         """``program`` as a TorchScript archive."""
@@ -47,10 +61,18 @@ class TorchScriptTarget:
 _load: Callable[..., object] = torch.jit.load  # torch gives it no types
 
 
+def _bare(module: nn.Module) -> nn.Module:
+    """``module`` without what fx adds to it: the compiler reads every attribute, which took 13 of 20 ms."""
+    if not isinstance(module, fx.GraphModule):
+        return module
+    bare: nn.Module = type("Kernel", (nn.Module,), {"forward": type(module).forward})()
+    for name, child in module.named_children():
+        bare.add_module(name, child)
+    return bare
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        # About torch's own GraphModule.__init__, which is not compiled.
-        warnings.filterwarnings("ignore", "The TorchScript type system", category=UserWarning)
         yield

@@ -1,0 +1,164 @@
+"""From a blueprint to a validated artefact: parse, build, compile, optimise, validate, metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from esper.blueprint import Blueprint, plan
+from esper.errors import BlueprintError, CompilationError
+from esper.messages import KernelArtefact, KernelMetadata, Slot
+from esper.tezzeret.budget import Budget, count_parameters, measure
+from esper.tezzeret.builder import build_plan
+from esper.tezzeret.scoring import performance_score
+from esper.tezzeret.target import Target
+from esper.tezzeret.validation import TOLERANCE, measure_latency, validate
+
+VERSION = 1
+"""Part of every kernel id: raise it when the same blueprint would give another kernel."""
+
+STAGES = ("parse", "build", "compile", "optimise", "validate", "metadata")
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+
+
+@dataclass(slots=True)
+class StageClock:
+    """Seconds spent in each stage so far; ``stage`` is the one entered last."""
+
+    stage: str = STAGES[0]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """Seconds in all stages."""
+        return sum(self.seconds.values())
+
+    @contextmanager
+    def time(self, stage: str, subject: str) -> Iterator[None]:
+        """Times ``stage``; whatever fails in it becomes a ``CompilationError`` about ``subject``.
+
+        A ``BlueprintError`` stays one: then it is the blueprint that is to blame, not the compilation.
+        """
+        self.stage = stage
+        start = time.perf_counter()
+        try:
+            yield
+        except BlueprintError:
+            raise
+        except Exception as error:  # torch raises RuntimeError, TypeError, NotImplementedError and others
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise CompilationError(f"{subject}: {stage}: {lines[-1].strip()}", stage=stage) from error
+        finally:
+            self.seconds[stage] = time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """How blueprints are compiled; immutable, and may be shared by threads.
+
+    ``optimise`` off leaves the program as the compiler made it, the configuration of a second attempt.
+    Global random state is afterwards what it was.
+    """
+
+    target: Target
+    device: str = "cpu"
+    dtype: str = "float32"
+    seed: int = 0
+    budget: Budget = field(default_factory=Budget)
+    optimise: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise CompilationError(
+                f"unknown dtype {self.dtype!r}", stage="parse", hint=f"one of: {', '.join(DTYPES)}"
+            )
+
+    def kernel_id(self, blueprint: Blueprint, slot: Slot) -> str:
+        """The id of the kernel that ``compile`` will make: a hash of all that decides what it computes."""
+        device = torch.device(self.device).type
+        content = [VERSION, blueprint.canonical_json(), astuple(slot), self.target.name]
+        key = json.dumps([*content, self.dtype, device, self.seed])
+        return f"kernel_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+    def compile(self, blueprint: Blueprint, slot: Slot, clock: StageClock | None = None) -> KernelArtefact:
+        """The validated kernel of ``blueprint`` for ``slot``.
+
+        Raises ``BlueprintError`` where the blueprint does not fit the slot or the budget, and
+        ``CompilationError``, which names the stage, for everything else. ``clock`` learns the time of each
+        stage, of those before a failure too.
+        """
+        clock = clock or StageClock()
+        subject = f"{blueprint.where()} for {slot}"
+        _warm_up()
+        with clock.time("parse", subject):
+            planned = plan(blueprint, slot)
+        with clock.time("build", subject):
+            eager = build_plan(planned, seed=self.seed, budget=self.budget)
+            eager.to(self.device, DTYPES[self.dtype])
+        with clock.time("compile", subject):
+            program = self.target.compile(eager)
+        with clock.time("optimise", subject):
+            changes = self.target.optimise(program, torch.device(self.device)) if self.optimise else ()
+            saved = self.target.save(program)
+        with clock.time("validate", subject):
+            validate(self._load(saved), eager, slot, seed=self.seed)
+            latency = measure_latency(self._load(saved), slot)
+            score = performance_score(self._load(saved), slot)
+        with clock.time("metadata", subject):
+            weights = _weights(program)
+            metadata = KernelMetadata(
+                kernel_id=self.kernel_id(blueprint, slot),
+                blueprint_id=blueprint.blueprint_id,
+                input_shape=(slot.in_features,),
+                output_shape=(slot.out_features,),
+                compilation_time=clock.total,
+                performance_score=score,
+                tags=_tags(blueprint, changes),
+                name=blueprint.name,
+                layout=slot.layout,
+                stride=slot.stride,
+                target=self.target.name,
+                device=torch.device(self.device).type,
+                dtype=self.dtype,
+                parameters=count_parameters(eager),
+                latency_ms=latency.milliseconds,
+                latency_ratio=latency.ratio,
+                program_digest=hashlib.sha256(saved).hexdigest(),
+                weights_digest=hashlib.sha256(weights).hexdigest(),
+                program_bytes=len(saved),
+                weights_bytes=len(weights),
+                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        return KernelArtefact(metadata, blueprint.canonical_json(), saved, weights)
+
+    def _load(self, program: bytes) -> nn.Module:
+        return self.target.load(program, self.device)
+
+
+def _tags(blueprint: Blueprint, changes: tuple[str, ...]) -> tuple[str, ...]:
+    """The blueprint's own tags, ``optimized`` where optimising changed something, and ``validated``."""
+    return tuple(sorted({*blueprint.tags, *(["optimized"] if changes else []), "validated"}))
+
+
+def _weights(program: nn.Module) -> bytes:
+    """Parameters and buffers as safetensors, which holds contiguous tensors only."""
+    state = {name: value.detach().cpu().contiguous() for name, value in program.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+@cache
+def _warm_up() -> None:
+    """Lets torch import what its first pass on the meta device needs (1.4 s), outside any kernel's time."""
+    with torch.device("meta"):
+        layer = nn.Linear(1, 1)
+        measure(layer, lambda: [layer(torch.empty(1, 1))])

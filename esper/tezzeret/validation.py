@@ -1,0 +1,161 @@
+"""Whether a compiled kernel does what its blueprint says, and how long it takes.
+
+Every check runs the program as a library would load it, from its bytes, against the eager network that it
+was made from.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from esper.messages import Slot
+from esper.tezzeret.examples import default_transform, example
+
+TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-7, 1e-8), torch.bfloat16: (5e-2, 5e-2)}
+"""Relative and absolute tolerance of program against eager network; the absolute one is of the largest
+entry. Fourier ops compute in float32, hence the loose float64."""
+
+SIZES = ((2, 8), (3, 5))
+"""The (batch, extent) pairs that are tried; the second is odd, so that strides must round up."""
+
+RUNS = 4
+"""TorchScript profiles its first runs and runs optimised code later: all of them must agree."""
+
+LATENCY_INPUT = (16, 8)
+LATENCY_RUNS = 9
+
+
+class ValidationFailure(Exception):
+    """A program that is not what its blueprint says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Median milliseconds of a forward pass, and those over the slot's default transform's."""
+
+    milliseconds: float
+    ratio: float
+
+
+def validate(program: nn.Module, eager: nn.Module, slot: Slot, *, seed: int = 0) -> None:
+    """Raises ``ValidationFailure`` on the first check that ``program`` fails.
+
+    Checked at two batch sizes and two extents, in train and in eval mode: shape and dtype of the output;
+    outputs and gradients finite and equal to those of ``eager`` within ``TOLERANCE`` (in train mode only
+    where ``eager`` draws no random numbers); a gradient for every parameter; the same output twice. Weights
+    and buffers of both are afterwards what they were.
+    """
+    state = _copy(program.state_dict())
+    origin = _copy(eager.state_dict())
+    _require(state.keys() == origin.keys(), "its weights have other names than its blueprint's")
+    for name, value in origin.items():
+        _require(torch.equal(state[name], value), f"the weight {name} did not survive saving and loading")
+    for training in (False, True):
+        program.train(training)
+        eager.train(training)
+        for batch, extent in SIZES:
+            _check_size(program, eager, slot, _input(program, slot, (batch, extent), seed), seed)
+
+
+def measure_latency(program: nn.Module, slot: Slot, *, seed: int = 0) -> Latency:
+    """Forward passes without gradients on ``LATENCY_INPUT``, in turns with the slot's default transform."""
+    x = _input(program, slot, LATENCY_INPUT, seed)
+    default = default_transform(slot).to(x)
+    program.eval()
+    times: dict[nn.Module, list[float]] = {program: [], default: []}
+    with torch.no_grad():
+        for _ in range(RUNS + LATENCY_RUNS):
+            for module, measured in times.items():
+                measured.append(_milliseconds(module, x))
+    kernel, usual = (statistics.median(measured[RUNS:]) for measured in times.values())
+    return Latency(kernel, kernel / usual)
+
+
+def _check_size(program: nn.Module, eager: nn.Module, slot: Slot, x: Tensor, seed: int) -> None:
+    size = "x".join(map(str, x.shape))
+    wanted = _run(eager, x, seed)
+    random = not torch.equal(_run(eager, x, seed + 1)["output"], wanted["output"])
+    made = _run(program, x, seed)
+    for _ in range(RUNS - 1):
+        previous, made = made, _run(program, x, seed)
+        output = made["output"]
+        _require(tuple(output.shape) == _output_shape(slot, x), f"input {size} gave {tuple(output.shape)}")
+        _require(output.dtype == x.dtype, f"input of {x.dtype} gave {output.dtype}")
+        for name, value in made.items():
+            _require(bool(value.isfinite().all()), f"{name} for input {size} is not finite")
+            _require(bool(value.any()), f"{name} for input {size} is zero everywhere")
+            if not random:
+                _require_close(value, wanted[name], f"{name} for input {size}")
+    _require(torch.equal(previous["output"], made["output"]), f"two runs on one input {size} differ")
+
+
+def _run(module: nn.Module, x: Tensor, seed: int) -> dict[str, Tensor]:
+    """The output of ``module``, and the gradient of a random projection of it in the input and parameters."""
+    state = _copy(module.state_dict())
+    x = x.detach().requires_grad_()
+    parameters = dict(module.named_parameters())
+    with _seeded(seed, x.device):
+        output = module(x)
+        projection = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output)
+        loss = (output * projection).sum() / math.sqrt(output.numel())
+    gradients = torch.autograd.grad(loss, [x, *parameters.values()], allow_unused=True)
+    module.load_state_dict(state)  # batch norm has moved its statistics
+    results = {"output": output.detach()}
+    for name, gradient in zip(["the input", *parameters], gradients, strict=True):
+        _require(gradient is not None, f"{name} gets no gradient")
+        results[f"the gradient of {name}"] = gradient
+    return results
+
+
+def _input(module: nn.Module, slot: Slot, size: tuple[int, int], seed: int) -> Tensor:
+    like = next(module.parameters(), torch.empty(0))
+    return example(slot, *size, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def _output_shape(slot: Slot, x: Tensor) -> tuple[int, ...]:
+    if slot.layout != "channels":
+        return (*x.shape[:-1], slot.out_features)
+    return (x.shape[0], slot.out_features, *(-(-extent // slot.stride) for extent in x.shape[2:]))
+
+
+def _require(condition: bool, failure: str) -> None:
+    if not condition:
+        raise ValidationFailure(failure)
+
+
+def _require_close(made: Tensor, wanted: Tensor, what: str) -> None:
+    relative, absolute = TOLERANCE[wanted.dtype]
+    largest = float(wanted.abs().max())
+    excess = (made - wanted).abs() - relative * wanted.abs()
+    difference = float((made - wanted).abs().max())
+    agrees = float(excess.max()) <= absolute * max(1.0, largest)
+    _require(agrees, f"{what} differs from eager by {difference:.2g}")
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.items()}
+
+
+def _milliseconds(module: nn.Module, x: Tensor) -> float:
+    start = time.perf_counter()
+    module(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return (time.perf_counter() - start) * 1e3
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers on ``device`` from ``seed``; the global state is afterwards what it was."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        (torch.cuda.manual_seed if on_gpu else torch.default_generator.manual_seed)(seed)
+        yield

@@ -1,1 +1,33 @@
 """Kasmina: layers, seeds, blending, health signals."""
+
+from esper.kasmina.counters import Fault
+from esper.kasmina.faults import pop_faults
+from esper.kasmina.graft import (
+    SeedRecord,
+    graft,
+    restore_seeds,
+    seed_records,
+    unwrap,
+    wrap,
+)
+from esper.kasmina.health import drain, observe
+from esper.kasmina.layer import SeededLayer, seeded_layers
+from esper.kasmina.seed import TRANSITIONS, Seed, seed_off
+
+__all__ = [
+    "TRANSITIONS",
+    "Fault",
+    "Seed",
+    "SeedRecord",
+    "SeededLayer",
+    "drain",
+    "graft",
+    "observe",
+    "pop_faults",
+    "restore_seeds",
+    "seed_off",
+    "seed_records",
+    "seeded_layers",
+    "unwrap",
+    "wrap",
+]

@@ -1,0 +1,117 @@
+"""What a layer notes while it runs, on its device: counters of health and sums that betray faults."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from esper.messages import SeedState
+
+FaultKind = Literal["raised", "non-finite", "shape", "dtype"]
+Place = Literal["host", "output", "parallel input", "series input"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kernel that failed: where, which, how, and the state its seed was in."""
+
+    layer: str
+    seed_idx: int
+    kernel_id: str
+    kind: FaultKind
+    message: str
+    from_state: SeedState
+
+
+@dataclass(slots=True)
+class FaultProbe:
+    """Running sums of one layer, on its device: non-finite, and so for good, once anything in them was.
+
+    ``output`` sums what the kernels gave, and the two inputs the gradients that they sent back, each per
+    feature; ``host`` sums the host's own output and the gradient that arrived at it, so that a diverging
+    network is not blamed on its kernels. They are no buffers: data-parallel training would overwrite them
+    with those of the first rank, and they are no part of the network's state.
+    """
+
+    sums: dict[Place, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, place: Place, sums: torch.Tensor) -> None:
+        """Add ``sums``, of shape (features at that place,), or () for the host."""
+        total = self.sums.get(place)
+        if total is None or total.device != sums.device:
+            self.sums[place] = sums.clone()
+        else:
+            total.add_(sums)
+
+
+MEAN, VARIANCE, SQUARED_GRADIENT, LOWEST, HIGHEST = range(5)
+
+
+class HealthCounters:
+    """What one layer's output looked like since the last drain: vectors over its features, on its device."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything observed."""
+        self.steps = 0
+        self.gradient_steps = 0
+        self._totals: torch.Tensor | None = None
+        self._timings: list[tuple[int, Any]] = []
+
+    def observe(self, output: torch.Tensor, axis: int) -> None:
+        """Note the statistics of ``output`` now, and of the gradient there once it is known."""
+        values = output.detach().to(torch.promote_types(output.dtype, torch.float32))
+        axes = [i for i in range(values.ndim) if i != axis % values.ndim]
+        variance, mean = torch.var_mean(values, axes, correction=0)
+        lowest, highest = values.amin(axes), values.amax(axes)
+        totals = self._totals
+        if totals is None or totals.device != values.device:
+            self.steps = self.gradient_steps = 0
+            totals = torch.stack([mean, variance, torch.zeros_like(mean), lowest, highest])
+            self._totals = totals
+        else:
+            totals[MEAN].add_(mean)
+            totals[VARIANCE].add_(variance)
+            totals[LOWEST] = torch.minimum(totals[LOWEST], lowest)
+            totals[HIGHEST] = torch.maximum(totals[HIGHEST], highest)
+        self.steps += 1
+        if output.requires_grad:
+
+            def note(gradient: torch.Tensor) -> None:
+                totals[SQUARED_GRADIENT].add_(gradient.to(totals.dtype).square().sum(axes))
+                self.gradient_steps += 1
+
+            output.register_hook(note)  # type: ignore[no-untyped-call]  # torch's
+
+    @contextmanager
+    def timed(self, seed_idx: int, device: torch.device) -> Iterator[None]:
+        """Time a kernel's call: with events on an accelerator, which are read at the drain only."""
+        if device.type == "cuda":
+            start, end = torch.Event(device, enable_timing=True), torch.Event(device, enable_timing=True)
+            start.record()
+            yield
+            end.record()
+            self._timings.append((seed_idx, (start, end)))
+        else:
+            began = time.perf_counter()
+            yield
+            self._timings.append((seed_idx, 1e3 * (time.perf_counter() - began)))
+
+    def totals(self) -> torch.Tensor | None:
+        """The counters as one tensor, (5, features), or None when nothing was observed."""
+        return self._totals
+
+    def latencies(self) -> dict[int, float]:
+        """Mean milliseconds of each kernel that was timed; the device must have finished."""
+        by_seed: dict[int, list[float]] = {}
+        for seed_idx, timing in self._timings:
+            elapsed = timing if isinstance(timing, float) else timing[0].elapsed_time(timing[1])
+            by_seed.setdefault(seed_idx, []).append(elapsed)
+        return {seed_idx: sum(times) / len(times) for seed_idx, times in by_seed.items()}

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
@@ -28,6 +28,8 @@ VERSION_TABLE: Final = "esper_library_version"
 
 BUSY_SECONDS: Final = 30.0
 """How long a statement waits for another process's lock. Transactions here take milliseconds."""
+
+_SQLITE_HEADER: Final = b"SQLite format 3\0"
 
 _WRITE: Final = MappingProxyType({"esper_write": True})
 
@@ -73,8 +75,8 @@ class Database:
 def open_database(url: str) -> Database:
     """The database at ``url``, made if it is not there, its tables brought up to date.
 
-    ``sqlite:///PATH`` is a file (``~`` is the home folder, missing folders are made), ``sqlite://`` lives in
-    memory until it is closed.
+    ``sqlite:///PATH`` is a file: ``~`` is the home folder, missing folders are made, and no other character
+    has a meaning. ``sqlite://`` lives in memory until it is closed.
 
     Raises:
         ConfigError: ``url`` is none of these.
@@ -82,16 +84,16 @@ def open_database(url: str) -> Database:
             not been changed.
         StorageError: the folder or file cannot be made or written.
     """
-    parsed = _parse(url)
-    where = parsed.database or "memory"
-    if parsed.database:
-        _prepare(Path(parsed.database))
-    engine = _sqlite_engine(parsed)
+    path = _path(url)
+    if path is not None:
+        _prepare(path)
+    where = "memory" if path is None else str(path)
+    engine = _sqlite_engine(path)
     database = Database(engine, where)
     try:
         with database._translated():
             _bring_up_to_date(engine, where)
-            if parsed.database:
+            if path is not None:
                 _write_ahead(engine)
     except BaseException:
         engine.dispose()
@@ -99,37 +101,49 @@ def open_database(url: str) -> Database:
     return database
 
 
-def _parse(url: str) -> URL:
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigError(
-            f"{url!r} is not a database URL", hint="for example sqlite:///kernels.db"
-        ) from error
-    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise ConfigError(
-            f"the kernel library cannot be kept in {parsed.drivername!r}",
-            hint="give a SQLite file: sqlite:///kernels.db",
-        )
-    if parsed.database in (None, "", ":memory:"):
-        return parsed.set(database=None)
-    return parsed.set(database=str(Path(str(parsed.database)).expanduser()))
+def _path(url: str) -> Path | None:
+    """The file that ``url`` names, every character of it taken as it stands; ``None`` for memory."""
+    scheme, separator, place = url.partition("://")
+    if not separator:
+        raise ConfigError(f"{url!r} is not a library's URL", hint="for example sqlite:///kernels.db")
+    if scheme != "sqlite":
+        hint = "give a SQLite file: sqlite:///kernels.db"
+        raise ConfigError(f"the kernel library cannot be kept in {scheme!r}", hint=hint)
+    if place in ("", "/", "/:memory:"):
+        return None
+    if not place.startswith("/"):
+        hint = f"a file takes three slashes: sqlite:///{place}"
+        raise ConfigError(f"{url!r} names a host, which SQLite has none of", hint=hint)
+    return Path(place[1:]).expanduser()
 
 
 def _prepare(path: Path) -> None:
-    if path.is_dir():
-        raise LibraryError(f"{path} is a folder, not a kernel library", hint="name a file in it")
+    hint = "choose another file for the kernel library"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError.from_os(error, path.parent, "cannot make the kernel library's folder") from error
+    try:
+        if not path.exists():
+            return
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "not a plain file"
+            raise LibraryError(f"{path} is {kind}, not a kernel library", hint=hint)
+        with path.open("rb") as file:
+            head = file.read(len(_SQLITE_HEADER))
+    except OSError as error:
+        reason = error.strerror or error
+        raise LibraryError(f"cannot read the kernel library {path}: {reason}", hint=hint) from error
+    # SQLite itself takes a file of a few bytes for an empty database and writes over it.
+    if head not in (b"", _SQLITE_HEADER):
+        raise LibraryError(f"{path} is not a kernel library: it is no SQLite database", hint=hint)
 
 
-def _sqlite_engine(url: URL) -> Engine:
+def _sqlite_engine(path: Path | None) -> Engine:
     # A database in memory is its one connection, which threads then take in turns.
-    pool: dict[str, Any] = {} if url.database else {"pool_size": 1, "max_overflow": 0}
+    pool: dict[str, Any] = {"pool_size": 1, "max_overflow": 0} if path is None else {}
     engine = create_engine(
-        url,
+        URL.create("sqlite", database=None if path is None else str(path)),
         poolclass=QueuePool,
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
         **pool,

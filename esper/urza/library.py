@@ -119,7 +119,7 @@ class KernelLibrary:
             if data is MISSING:
                 self._raise_missing(kernel_id, part)
             elif digest_of(data) != digest:
-                raise _corrupt(kernel_id, f"its {part} does not match its digest")
+                raise _corrupt(kernel_id, f"the digest of its {part} does not match")
 
     def set_status(self, kernel_id: str, status: Status) -> None:
         """Retire a kernel, so that no slot is offered it, or bring it back; or ``KernelNotFound``."""
@@ -169,7 +169,7 @@ class KernelLibrary:
         try:
             data = self._store.get(digest)
         except CorruptKernel as error:
-            raise _corrupt(kernel_id, f"its {part} does not match its digest") from error
+            raise _corrupt(kernel_id, f"the digest of its {part} does not match") from error
         if data is MISSING:
             self._raise_missing(kernel_id, part)
         return data

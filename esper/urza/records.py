@@ -246,7 +246,7 @@ def _checked_blobs(artefact: KernelArtefact) -> dict[str, bytes]:
     named = {"program": metadata.program_digest, "weights": metadata.weights_digest}
     for part, digest in named.items():
         if digest_of(getattr(artefact, part)) != digest:
-            raise CorruptKernel(f"{kernel}: its {part} does not match its digest")
+            raise CorruptKernel(f"{kernel}: the digest of its {part} does not match")
     return {
         metadata.program_digest: artefact.program,
         metadata.weights_digest: artefact.weights,

@@ -88,7 +88,7 @@ def test_a_tag_given_twice_is_one_tag(library: KernelLibrary) -> None:
 @pytest.mark.parametrize("part", ["program", "weights"])
 def test_bytes_that_are_not_those_of_the_metadata_are_not_stored(library: KernelLibrary, part: str) -> None:
     broken = replace(artefact("a"), **{part: b"something else"})
-    with pytest.raises(CorruptKernel, match=f"its {part} does not match"):
+    with pytest.raises(CorruptKernel, match=f"the digest of its {part} does not match"):
         library.put(broken)
     assert not library.contains("kernel_a")
 

@@ -1,0 +1,237 @@
+"""Fetching kernels: real TorchScript in, and no damaged byte ever as far as the loader."""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from urza_support import artefact
+
+from esper.errors import CorruptKernel, KernelNotFound, LibraryError
+from esper.messages import KernelMetadata
+from esper.urza import KernelLibrary, open_library
+
+BLUEPRINT = '{"name":"bottleneck"}'
+
+
+def scripted(seed: int) -> bytes:
+    torch.manual_seed(seed)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 8))), buffer)
+    return buffer.getvalue()
+
+
+class Loader:
+    """``torch.jit.load`` that counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, metadata: KernelMetadata, program: bytes) -> nn.Module:
+        self.calls.append(metadata.kernel_id)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module: nn.Module = torch.jit.load(io.BytesIO(program))
+        return module
+
+
+@pytest.fixture(scope="module")
+def programs() -> dict[str, bytes]:
+    torch.set_num_threads(1)
+    return {"a": scripted(1), "b": scripted(2)}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "kernels.db"
+
+
+@pytest.fixture
+def loader() -> Loader:
+    return Loader()
+
+
+@pytest.fixture
+def library(path: Path, loader: Loader, programs: dict[str, bytes]) -> Iterator[KernelLibrary]:
+    with open_library(f"sqlite:///{path}", loader) as opened:
+        for name, program in programs.items():
+            opened.put(
+                artefact(name, program=program, weights=b"weights " + name.encode(), blueprint=BLUEPRINT)
+            )
+        yield opened
+
+
+def execute(path: Path, statement: str, *values: object) -> None:
+    """What a disk, or somebody else, does to the file behind the library's back."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        assert connection.execute(statement, values).rowcount == 1
+
+
+def damage(path: Path, digest: str, data: bytes) -> None:
+    execute(path, "UPDATE blobs SET data = ? WHERE digest = ?", data, digest)
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def test_a_fetched_kernel_computes_what_was_put(
+    library: KernelLibrary, loader: Loader, programs: dict[str, bytes]
+) -> None:
+    kernel = library.fetch("kernel_a")
+    x = torch.randn(5, 8)
+    assert torch.equal(kernel.module(x), loader(kernel.metadata, programs["a"])(x))
+    assert kernel.metadata == library.get("kernel_a")
+    assert kernel.blueprint == BLUEPRINT
+
+
+def test_each_fetch_is_a_module_of_its_own(library: KernelLibrary) -> None:
+    first, second = library.fetch("kernel_a").module, library.fetch("kernel_a").module
+    x = torch.randn(2, 8)
+    with torch.no_grad():
+        next(first.parameters()).zero_()
+    assert not torch.equal(first(x), second(x))
+    assert torch.equal(second(x), library.fetch("kernel_a").module(x))
+
+
+def test_the_second_fetch_comes_from_memory(library: KernelLibrary) -> None:
+    library.fetch("kernel_a")
+    assert library.cache_counts() == {"memory": (0, 2), "sql": (2, 0)}
+    library.fetch("kernel_a")
+    assert library.cache_counts() == {"memory": (2, 2), "sql": (2, 0)}
+    library.fetch("kernel_b")  # shares the blueprint
+    assert library.cache_counts() == {"memory": (3, 3), "sql": (3, 0)}
+
+
+DAMAGES = {
+    "first bit": lambda good, other: flipped(good, 0),
+    "a bit in the middle": lambda good, other: flipped(good, len(good) // 2),
+    "last bit": lambda good, other: flipped(good, len(good) - 1),
+    "truncated": lambda good, other: good[:-1],
+    "empty": lambda good, other: b"",
+    "longer": lambda good, other: good + b"\0",
+    "another kernel's": lambda good, other: other,
+}
+
+
+@pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_program_never_reaches_the_loader(
+    library: KernelLibrary, loader: Loader, path: Path, programs: dict[str, bytes], change: object
+) -> None:
+    digest = library.get("kernel_a").program_digest
+    damage(path, digest, change(programs["a"], programs["b"]))
+    for _ in range(2):
+        with pytest.raises(
+            CorruptKernel, match="'kernel_a' is corrupt: the digest of its program does not match"
+        ):
+            library.fetch("kernel_a")
+    with pytest.raises(CorruptKernel, match="the digest of its program does not match"):
+        library.verify("kernel_a")
+    assert loader.calls == []
+    library.fetch("kernel_b")
+    assert loader.calls == ["kernel_b"]
+
+
+def test_two_programs_that_changed_places_are_both_refused(
+    library: KernelLibrary, loader: Loader, path: Path, programs: dict[str, bytes]
+) -> None:
+    damage(path, library.get("kernel_a").program_digest, programs["b"])
+    damage(path, library.get("kernel_b").program_digest, programs["a"])
+    for kernel_id in ("kernel_a", "kernel_b"):
+        with pytest.raises(CorruptKernel, match=kernel_id):
+            library.fetch(kernel_id)
+    assert loader.calls == []
+
+
+def test_a_damaged_blueprint_is_refused_too(library: KernelLibrary, loader: Loader, path: Path) -> None:
+    execute(path, "UPDATE blobs SET data = ? WHERE data = ?", b'{"name":"BOTTLENECK"}', BLUEPRINT.encode())
+    for call in (library.fetch, library.blueprint, library.verify):
+        with pytest.raises(CorruptKernel, match="the digest of its blueprint does not match"):
+            call("kernel_a")
+    assert loader.calls == []
+
+
+def test_a_part_that_is_gone_is_corruption_and_not_an_unknown_kernel(
+    library: KernelLibrary, loader: Loader, path: Path
+) -> None:
+    execute(path, "DELETE FROM blobs WHERE digest = ?", library.get("kernel_a").program_digest)
+    for call in (library.fetch, library.verify):
+        with pytest.raises(CorruptKernel, match="its program is missing"):
+            call("kernel_a")
+    assert loader.calls == []
+
+
+def test_verify_reads_the_record_past_a_good_copy_in_memory(library: KernelLibrary, path: Path) -> None:
+    library.fetch("kernel_a")
+    library.verify("kernel_a")
+    damage(path, library.get("kernel_a").program_digest, b"damaged")
+    library.fetch("kernel_a")  # memory still has it, checked
+    with pytest.raises(CorruptKernel):
+        library.verify("kernel_a")
+
+
+def test_verify_reads_the_weights_which_a_fetch_does_not_need(library: KernelLibrary, path: Path) -> None:
+    damage(path, library.get("kernel_a").weights_digest, b"damaged")
+    library.fetch("kernel_a")
+    with pytest.raises(CorruptKernel, match="the digest of its weights does not match"):
+        library.verify("kernel_a")
+
+
+def test_what_the_error_advises_mends_the_kernel(
+    library: KernelLibrary, path: Path, programs: dict[str, bytes]
+) -> None:
+    # The blueprint is shared, so its damaged copy stays when kernel_a goes; putting it again replaces it.
+    execute(path, "UPDATE blobs SET data = ? WHERE data = ?", b"damaged", BLUEPRINT.encode())
+    with pytest.raises(CorruptKernel) as caught:
+        library.fetch("kernel_a")
+    assert "esper kernels rm kernel_a" in str(caught.value)
+    library.remove("kernel_a")
+    library.put(artefact("a", program=programs["a"], weights=b"weights a", blueprint=BLUEPRINT))
+    library.verify("kernel_a")
+    library.verify("kernel_b")
+
+
+def test_a_kernel_removed_by_another_process_is_not_found_though_memory_has_its_bytes(
+    library: KernelLibrary, loader: Loader, path: Path
+) -> None:
+    library.fetch("kernel_a")
+    with open_library(f"sqlite:///{path}", loader) as other:
+        other.remove("kernel_a")
+    with pytest.raises(KernelNotFound, match="kernel_a"):
+        library.fetch("kernel_a")
+
+
+def test_good_bytes_that_pytorch_cannot_load_are_an_error_of_the_library(
+    library: KernelLibrary,
+) -> None:
+    library.put(artefact("c", program=b"of a format yet to come"))
+    with pytest.raises(LibraryError, match="'kernel_c' cannot be loaded") as caught:
+        library.fetch("kernel_c")
+    assert not isinstance(caught.value, CorruptKernel)
+    assert "\n" not in str(caught.value)
+
+
+def test_threads_fetch_from_one_library(library: KernelLibrary, loader: Loader) -> None:
+    start = threading.Barrier(4)
+    x = torch.randn(3, 8)
+    expected = {name: library.fetch(name).module(x) for name in ("kernel_a", "kernel_b")}
+
+    def fetch(number: int) -> bool:
+        start.wait()
+        name = ("kernel_a", "kernel_b")[number % 2]
+        return all(torch.equal(library.fetch(name).module(x), expected[name]) for _ in range(5))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(fetch, range(4)))
+    assert len(loader.calls) == 22

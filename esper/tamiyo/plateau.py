@@ -1,0 +1,93 @@
+"""Has training stalled? A line through the last epochs, and how sure one can be of its slope."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esper.messages import EpochRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """An ordinary least-squares line through one curve, relative to the curve's mean level.
+
+    ``improvement`` is the fall per epoch as a share of the mean (negative when the curve rises);
+    ``stalled`` the probability that the true improvement lies below the smallest that counts.
+    """
+
+    improvement: float
+    stalled: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plateau:
+    """The trends of held-out loss and error over the window, and the surer of their two verdicts."""
+
+    loss: Trend
+    error: Trend
+
+    @property
+    def confidence(self) -> float:
+        """Probability that training has stalled, by the curve that shows it more clearly.
+
+        Either is enough: a network can keep polishing its loss while its errors no longer fall, and the loss
+        can rise by overconfidence while the errors still do.
+        """
+        return max(self.loss.stalled, self.error.stalled)
+
+
+class PlateauDetector:
+    """Fits the last ``window`` epochs; an improvement under ``min_improvement`` an epoch is a stall.
+
+    ``window`` is in epochs (at least 3, so that the fit has an error); ``min_improvement`` is a share of the
+    curve's level.
+    """
+
+    def __init__(self, window: int = 4, min_improvement: float = 0.01) -> None:
+        if window < 3:
+            raise ValueError(f"a plateau needs a window of 3 epochs or more, not {window}")
+        self.window = window
+        self.min_improvement = min_improvement
+
+    def assess(self, history: Sequence[EpochRecord]) -> Plateau | None:
+        """The trends of the last epochs, oldest first, or ``None`` before the window is full."""
+        recent = history[-self.window :]
+        if len(recent) < self.window:
+            return None
+        return Plateau(
+            loss=self._trend([record.loss for record in recent]),
+            error=self._trend([1.0 - record.accuracy for record in recent]),
+        )
+
+    def _trend(self, values: Sequence[float]) -> Trend:
+        n = len(values)
+        if not all(map(math.isfinite, values)):
+            return Trend(0.0, 0.0)
+        level = math.fsum(values) / n
+        if level <= 0:  # no error left to remove
+            return Trend(0.0, 1.0)
+        centre = (n - 1) / 2
+        spread = math.fsum((i - centre) ** 2 for i in range(n))
+        slope = math.fsum((i - centre) * (v - level) for i, v in enumerate(values)) / spread
+        residual = math.fsum((v - level - slope * (i - centre)) ** 2 for i, v in enumerate(values))
+        error = math.sqrt(residual / (n - 2) / spread)
+        distance = self.min_improvement * level + slope
+        if error == 0.0:
+            return Trend(-slope / level, float(distance > 0))
+        return Trend(-slope / level, student_t_cdf(distance / error, n - 2))
+
+
+def student_t_cdf(t: float, dof: int) -> float:
+    """P(T <= t) of Student's t for an integer ``dof`` >= 1 (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    theta = math.atan(t / math.sqrt(dof))
+    cos2 = math.cos(theta) ** 2
+    term = 1.0 if dof % 2 == 0 else math.cos(theta)
+    total = term if dof > 1 else 0.0
+    for k in range(2 if dof % 2 == 0 else 3, dof - 1, 2):
+        term *= cos2 * (k - 1) / k
+        total += term
+    inner = math.sin(theta) * total
+    two_sided = inner if dof % 2 == 0 else 2 / math.pi * (theta + inner)
+    return min(max(0.5 + two_sided / 2, 0.0), 1.0)  # rounding can step over by one unit in the last place

@@ -1,0 +1,93 @@
+"""Measuring a network without changing it: losses, accuracy, FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Per-sample cross-entropy in nats, shape (N,), on the CPU; accuracy in [0, 1]."""
+
+    losses: Tensor
+    accuracy: float
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the samples."""
+        return float(self.losses.mean())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, each module's own mode restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> Evaluation:
+    """Cross-entropy and accuracy of ``model`` on ``x`` (N, ...) and labels ``y`` (N,), in eval mode."""
+    losses, correct = [], torch.zeros((), dtype=torch.long, device=y.device)
+    with evaluating(model):
+        for start in range(0, len(y), batch_size):
+            labels = y[start : start + batch_size]
+            logits = model(x[start : start + batch_size])
+            losses.append(F.cross_entropy(logits.float(), labels, reduction="none"))
+            correct += (logits.argmax(-1) == labels).sum()
+    return Evaluation(torch.cat(losses).cpu(), correct.item() / len(y))
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """FLOPs per sample of one forward pass, and of one training step (forward and backward)."""
+
+    forward: float
+    training: float
+
+
+def count_flops(model: nn.Module, x: Tensor, y: Tensor) -> Flops:
+    """Count with torch's own counter on the batch ``x``, ``y``; no gradient, buffer or RNG state changes."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    devices = {x.device} if x.is_cuda else set()
+    with evaluating(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with FlopCounterMode(display=False) as forward:
+            loss = F.cross_entropy(model(x), y)
+        with FlopCounterMode(display=False) as backward:
+            torch.autograd.grad(loss, parameters, allow_unused=True)
+    samples = len(y)
+    once = forward.get_total_flops() / samples
+    return Flops(forward=once, training=once + backward.get_total_flops() / samples)
+
+
+class HeldOut:
+    """The held-out split, bound to the model: it judges seeds and feeds the policy, and is never reported."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> None:
+        self.model = model
+        self.x = x
+        self.y = y
+        self.batch_size = batch_size
+        self._samples = 0
+
+    def evaluate(self) -> Evaluation:
+        """Measure the model as it stands."""
+        self._samples += len(self.y)
+        return evaluate(self.model, self.x, self.y, self.batch_size)
+
+    def take_samples(self) -> int:
+        """Samples evaluated since the last call, for the count of FLOPs."""
+        samples, self._samples = self._samples, 0
+        return samples

@@ -1,0 +1,276 @@
+"""The seed orchestrator: finds a kernel for a decision, grafts it, and leads the seed through its life."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.errors import GraftError, LibraryError
+from esper.kasmina import SeedRecord, graft, pop_faults, restore_seeds, seed_off, seed_records, seeded_layers
+from esper.kasmina.seed import Evidence, Seed
+from esper.messages import AdaptationDecision, FieldReport, KernelMetadata, SeedState, Slot, SystemStatePacket
+from esper.tolaria.evaluation import HeldOut
+from esper.tolaria.events import Recorder
+from esper.tolaria.trial import Outcome, Trial, TrialPlan, failure_report, field_report_from, judge, report
+from esper.urza.library import KernelLibrary
+
+SeedKey = tuple[str, int]
+"""A seed's layer name and index."""
+
+
+class SeedOrchestrator:
+    """Carries out decisions, and moves every seed on by evidence.
+
+    ``rebuild`` makes the module of a kernel from its blueprint when a checkpoint is restored. ``run`` is the
+    id and the task that trials are filed under. ``kernel_lr_scale`` is the peak learning rate of grafted
+    parameters over that of the host. ``version`` grows with each change of a seed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        library: KernelLibrary,
+        optimizer: Optimizer,
+        held_out: HeldOut,
+        recorder: Recorder,
+        plan: TrialPlan,
+        *,
+        rebuild: Callable[[str, Slot], nn.Module],
+        run: tuple[str, str],
+        kernel_lr_scale: float = 1.0,
+    ) -> None:
+        self.model = model
+        self.layers = seeded_layers(model)
+        self.library = library
+        self.optimizer = optimizer
+        self.held_out = held_out
+        self.recorder = recorder
+        self.plan = plan
+        self.rebuild = rebuild
+        self.run_id, self.task = run
+        self.kernel_lr_scale = kernel_lr_scale
+        self.trials: dict[SeedKey, Trial] = {}
+        self.reports: list[FieldReport] = []
+        self.resting: dict[SeedKey, int] = {}
+        self.epoch = 0
+        self.version = 0
+
+    # An adaptation
+
+    def apply(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
+        """Find, rank, fetch, graft; a decision that cannot be carried out is refused with its reason."""
+        if decision is None:
+            return None
+        if decision.adaptation_type != "add_seed":
+            return Outcome("refused", f"this version carries out add_seed, not {decision.adaptation_type}")
+        wanted = decision.parameters
+        slot = self.layers[decision.target_component].slot(wanted["site"], wanted["seed_idx"])
+        found = self.library.find(slot, tags=wanted["tags"])
+        untried = [metadata for metadata in found if metadata.kernel_id not in wanted["avoid"]]
+        if not untried:
+            tags = ", ".join(wanted["tags"]) or "any tag"
+            return Outcome("refused", f"no untried kernel for {slot} with {tags}; {len(found)} were tried")
+        chosen = untried[0]
+        try:
+            trial, module = self._prepare(decision, chosen, slot, packet)
+            self._graft(trial, module)
+        except (LibraryError, GraftError) as error:
+            return Outcome("refused", str(error), chosen.kernel_id)
+        evidence: Evidence = {"kernel_id": chosen.kernel_id, "candidates": len(untried)}
+        self._moved(trial, SeedState.DORMANT, SeedState.GERMINATED, evidence)
+        return Outcome("grafted", f"{chosen.name}, first of {len(untried)} for {slot}", chosen.kernel_id)
+
+    def _prepare(
+        self, decision: AdaptationDecision, metadata: KernelMetadata, slot: Slot, packet: SystemStatePacket
+    ) -> tuple[Trial, nn.Module]:
+        kernel = self.library.fetch(metadata.kernel_id)
+        wanted = decision.parameters
+        trial = Trial(
+            layer=decision.target_component,
+            layer_kind=self.layers[decision.target_component].kind,
+            seed_idx=wanted["seed_idx"],
+            slot=slot,
+            site=wanted["site"],
+            blend=wanted["blend"],
+            kernel_id=metadata.kernel_id,
+            blueprint_id=metadata.blueprint_id,
+            blueprint=kernel.blueprint,
+            alpha_blend=wanted["alpha_blend"],
+            expected_impact=decision.expected_impact,
+            started_epoch=packet.epoch,
+            loss_before=packet.held_out_loss,
+            accuracy_before=packet.accuracy,
+            parameters=sum(p.numel() for p in kernel.module.parameters()),
+        )
+        return trial, kernel.module
+
+    def _graft(self, trial: Trial, module: nn.Module) -> None:
+        graft(
+            self.layers[trial.layer],
+            trial.seed_idx,
+            module,
+            kernel_id=trial.kernel_id,
+            site=trial.site,
+            blend=trial.blend,
+        )
+        self.trials[trial.key] = trial
+        self._own(trial)
+
+    def _own(self, trial: Trial) -> None:
+        """Give the kernel's parameters to the optimizer, in a group of their own."""
+        kernel = self._seed(trial.key).kernel
+        assert kernel is not None
+        peak = self.optimizer.param_groups[0]["peak_lr"] * self.kernel_lr_scale
+        self.optimizer.add_param_group(
+            {"params": list(kernel.parameters()), "peak_lr": peak, "seed": trial.name}
+        )
+
+    # Every step
+
+    def step(self) -> None:
+        """Count one optimizer step for each trial; advance the blend, and states whose time has come."""
+        for trial in self._on_trial():
+            trial.steps += 1
+            seed = self._seed(trial.key)
+            if seed.state is SeedState.TRAINING and trial.steps >= self.plan.training_steps:
+                self._move(trial, SeedState.BLENDING, {"steps": trial.steps})
+            elif seed.state is SeedState.BLENDING:
+                share = min(trial.steps / self.plan.blending_steps, 1.0)
+                seed.set_alpha(trial.alpha_blend * share)
+                if share == 1.0:
+                    self._move(trial, SeedState.HOLDING, {"alpha_target": trial.alpha_blend})
+
+    def contain_faults(self) -> int:
+        """Take out every kernel that failed since the last call, before the optimizer can step on it.
+
+        The layers have already put the default transform in place of what the kernels returned. Returns the
+        number of kernels taken out.
+        """
+        faults = pop_faults(self.model)
+        for fault in faults:
+            trial = self.trials[fault.layer, fault.seed_idx]
+            self._seed(trial.key).remove_kernel()
+            self._forget(trial)
+            self.resting[trial.key] = self.epoch
+            self.version += 1
+            self.recorder.emit("fault", epoch=self.epoch, **asdict(fault))
+            if not trial.finished:
+                reason = f"{fault.kind}: {fault.message}"
+                self._report(failure_report(trial, self.epoch, reason, self.plan))
+        return len(faults)
+
+    # Every epoch
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Events belong to ``epoch`` from now on; kernels grafted since the last one begin to learn."""
+        self.epoch = epoch
+        for trial in self._on_trial():
+            if self._seed(trial.key).state is SeedState.GERMINATED:
+                owned = sum(p.numel() for p in self._group(trial)["params"])
+                self._move(trial, SeedState.TRAINING, {"optimizer_parameters": owned})
+
+    def end_epoch(self) -> None:
+        """Wake seeds that have rested long enough, and judge the trials that have held long enough."""
+        for key, until in list(self.resting.items()):
+            if self.epoch >= until:
+                del self.resting[key]
+                self._seed(key).transition(SeedState.DORMANT, {"epoch": self.epoch})
+        for trial in self._on_trial():
+            holding = self._seed(trial.key).state is SeedState.HOLDING
+            if holding and trial.steps >= self.plan.holding_steps:
+                self._judge(trial)
+
+    def _judge(self, trial: Trial) -> None:
+        on = self.held_out.evaluate()
+        with seed_off(self._seed(trial.key)):
+            off = self.held_out.evaluate()
+        verdict = judge(on.losses, off.losses, self.plan)
+        if verdict.kept:
+            trial.finished = True
+            self._move(trial, SeedState.FOSSILIZED, verdict.evidence())
+        else:
+            self._cull(trial, {**verdict.evidence(), "reason": verdict.reason})
+        self._report(report(trial, self.epoch, verdict, on if verdict.kept else off))
+
+    def _cull(self, trial: Trial, evidence: Evidence) -> None:
+        until = self.epoch + self.plan.embargo_epochs
+        self._move(trial, SeedState.CULLED, evidence)
+        self._seed(trial.key).remove_kernel()
+        self._forget(trial)
+        self._move(trial, SeedState.EMBARGOED, {"until_epoch": until})
+        self.resting[trial.key] = until
+
+    # Shared
+
+    def _on_trial(self) -> list[Trial]:
+        return [trial for trial in self.trials.values() if not trial.finished]
+
+    def _seed(self, key: SeedKey) -> Seed:
+        layer, idx = key
+        return self.layers[layer].seed(idx)
+
+    def _move(self, trial: Trial, to: SeedState, evidence: Evidence) -> None:
+        seed = self._seed(trial.key)
+        before = seed.state
+        seed.transition(to, evidence)
+        trial.steps = 0
+        self._moved(trial, before, to, evidence)
+
+    def _moved(self, trial: Trial, before: SeedState, to: SeedState, evidence: Evidence) -> None:
+        self.version += 1
+        self.recorder.emit(
+            "seed",
+            epoch=self.epoch,
+            layer=trial.layer,
+            seed_idx=trial.seed_idx,
+            kernel_id=trial.kernel_id,
+            from_state=before,
+            to_state=to,
+            evidence=dict(evidence),
+        )
+
+    def _group(self, trial: Trial) -> dict[str, Any]:
+        return next(g for g in self.optimizer.param_groups if g.get("seed") == trial.name)
+
+    def _forget(self, trial: Trial) -> None:
+        """The kernel is gone: its parameters and their moments leave the optimizer with it."""
+        del self.trials[trial.key]
+        group = self._group(trial)
+        self.optimizer.param_groups.remove(group)
+        for parameter in group["params"]:
+            self.optimizer.state.pop(parameter, None)
+
+    def _report(self, field_report: FieldReport) -> None:
+        """Tell the journal, the policy (through the next packet) and the library, which ranks by it."""
+        self.reports.append(field_report)
+        self.library.record_trial(field_report, self.run_id, self.task)
+        self.recorder.emit("trial", report=asdict(field_report))
+
+    # Checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Plain data from which ``restore`` grafts the same kernels; the model's state has the weights."""
+        return {
+            "seeds": [asdict(record) for record in seed_records(self.model)],
+            "trials": [trial.state() for trial in self.trials.values()],
+            "reports": [asdict(report) for report in self.reports],
+            "resting": [(layer, idx, until) for (layer, idx), until in self.resting.items()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Graft what ``state`` lists, rebuilt from blueprints: no library is needed."""
+        self.trials = {trial.key: trial for trial in map(Trial.from_state, state["trials"])}
+        sources = {trial.kernel_id: trial for trial in self.trials.values()}
+        records = [SeedRecord(**{**r, "state": SeedState(r["state"])}) for r in state["seeds"]]
+        restore_seeds(
+            self.model, records, lambda kernel: self.rebuild(sources[kernel].blueprint, sources[kernel].slot)
+        )
+        for trial in self.trials.values():
+            self._own(trial)
+        self.reports = [field_report_from(report) for report in state["reports"]]
+        self.resting = {(layer, idx): until for layer, idx, until in state["resting"]}
+        self.version += 1

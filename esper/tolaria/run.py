@@ -1,0 +1,144 @@
+"""One run from its first event to its last: what is recorded whatever ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper.data.splits import Split
+from esper.errors import EsperError, StorageError
+from esper.tolaria.checkpoint import write_atomically
+from esper.tolaria.evaluation import evaluate
+from esper.tolaria.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a run is called and where it lives."""
+
+    run_id: str
+    folder: Path
+    experiment: str
+    task: str
+    seed: int
+
+
+class Run:
+    """A training run and its folder. ``test`` is the split that is reported; it is measured once."""
+
+    def __init__(self, info: RunInfo, trainer: Trainer, test: Split) -> None:
+        self.info = info
+        self.trainer = trainer
+        self.test = test
+        self._size_at_start = self._size()
+        self._resumed = False
+
+    def restore(self) -> None:
+        """Go on from the newest checkpoint; raises CheckpointError when there is none that is whole."""
+        self.trainer.restore(self.trainer.checkpoints.load())
+        self._resumed = True
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the summary, which is also written to ``summary.json``.
+
+        An error or Ctrl-C is recorded in the journal and passed on.
+        """
+        emit = self.trainer.recorder.emit
+        self._announce()
+        try:
+            self.trainer.fit()
+            summary = self._summary()
+            self._write(summary)
+        except KeyboardInterrupt:
+            emit("run_interrupted", epoch=self.trainer.progress.epochs_done)
+            raise
+        except Exception as error:
+            text = str(error) if isinstance(error, EsperError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(StorageError):  # on a full disk the first error is the one to pass on
+                emit("run_failed", error=text)
+            raise
+        else:
+            emit("run_finished", summary=summary)
+            return summary
+        finally:
+            self.trainer.orchestrator.library.close()
+            self.trainer.recorder.journal.close()
+
+    def _announce(self) -> None:
+        last_epoch = self.trainer.progress.epochs_done - 1
+        self.trainer.recorder.emit(
+            "run_started",
+            run_id=self.info.run_id,
+            experiment=self.info.experiment,
+            task=self.info.task,
+            seed=self.info.seed,
+            resumed_from_epoch=last_epoch if self._resumed else None,
+            parameters=self._size_at_start["parameters"],
+            flops_per_sample=self._size_at_start["flops_per_sample"],
+            total_epochs=self.trainer.settings.epochs,
+            layers={
+                name: {"kind": layer.kind, "seeds": len(layer.seeds)}
+                for name, layer in self.trainer.orchestrator.layers.items()
+            },
+        )
+
+    def _size(self) -> dict[str, float]:
+        return {
+            "parameters": sum(p.numel() for p in self.trainer.model.parameters()),
+            "flops_per_sample": self.trainer.flops().forward,
+        }
+
+    def _summary(self) -> dict[str, Any]:
+        trainer = self.trainer
+        progress = trainer.progress
+        tested = evaluate(trainer.model, self.test.x, self.test.y)
+        last = progress.history[-1]
+        states = Counter(
+            layer.seed(idx).state.value
+            for layer in trainer.orchestrator.layers.values()
+            for idx in range(len(layer.seeds))
+        )
+        return {
+            "run_id": self.info.run_id,
+            "experiment": self.info.experiment,
+            "task": self.info.task,
+            "seed": self.info.seed,
+            "epochs": progress.epochs_done,
+            "steps": progress.global_step,
+            "seconds": progress.seconds,
+            "samples_per_second": progress.epochs_done * len(trainer.batches.y) / progress.seconds,
+            "start": self._size_at_start,
+            "end": self._size(),
+            "training_flops": progress.flops,
+            "held_out": {"loss": last.loss, "accuracy": last.accuracy},
+            "test": {"loss": tested.loss, "accuracy": tested.accuracy},
+            "adaptations": [asdict(report) for report in trainer.orchestrator.reports],
+            "seeds": dict(states),
+            "cache": trainer.orchestrator.library.cache_counts(),
+            "weights_sha256": weights_digest(trainer.model),
+            "folder": str(self.info.folder),
+        }
+
+    def _write(self, summary: dict[str, Any]) -> None:
+        path = self.info.folder / "summary.json"
+        try:
+            write_atomically(path, json.dumps(summary, indent=2).encode())
+        except OSError as error:
+            raise StorageError.from_os(error, path, "cannot write the summary") from error
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over the names and bytes of all parameters and buffers: equal only for equal networks."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,206 @@
+"""The training loop: one line an act, everything else elsewhere."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from esper.data.batches import Batches
+from esper.kasmina import drain, observe
+from esper.messages import AdaptationDecision, EpochRecord, SystemStatePacket
+from esper.tamiyo.policy import Policy
+from esper.tolaria.checkpoint import Checkpoints
+from esper.tolaria.evaluation import Flops, HeldOut, count_flops
+from esper.tolaria.events import Recorder
+from esper.tolaria.orchestrator import SeedOrchestrator
+from esper.tolaria.recovery import Recovery
+from esper.tolaria.rng import rng_state, set_rng_state
+from esper.tolaria.schedule import HoldThenCosine
+from esper.tolaria.trial import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """``observe_every``: health is gathered on one step in so many; ``max_grad_norm`` None does not clip.
+
+    ``autocast`` runs the forward pass in bfloat16 where torch deems it safe.
+    """
+
+    epochs: int
+    observe_every: int = 8
+    max_grad_norm: float | None = None
+    autocast: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come; all of it goes into a checkpoint. FLOPs include held-out evaluations."""
+
+    epochs_done: int = 0
+    global_step: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    history: tuple[EpochRecord, ...] = ()
+
+
+class Trainer:
+    """Trains a wrapped model, and lets the policy grow it. Built by ``esper.assembly``."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        batches: Batches,
+        held_out: HeldOut,
+        optimizer: Optimizer,
+        schedule: HoldThenCosine,
+        policy: Policy,
+        orchestrator: SeedOrchestrator,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        settings: TrainerSettings,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.held_out = held_out
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.policy = policy
+        self.orchestrator = orchestrator
+        self.recovery = Recovery(model)
+        self.checkpoints = checkpoints
+        self.recorder = recorder
+        self.settings = settings
+        self.progress = Progress()
+        self._flops: tuple[int, Flops] | None = None
+
+    def fit(self) -> None:
+        """Train until the last epoch is done.
+
+        Raises Instability when training diverged, StorageError when nothing can be written any more; whatever
+        ends it, the newest checkpoint is that of the last epoch that was done.
+        """
+        if self.progress.epochs_done == 0:
+            self._save()
+        while self.progress.epochs_done < self.settings.epochs:
+            packet = self.run_epoch(self.progress.epochs_done)
+            self.recovery.check(packet)
+            decision = self.policy.decide(packet)
+            outcome = self.orchestrator.apply(decision, packet)
+            self._record(packet.epoch, decision, outcome)
+            self.progress.epochs_done += 1
+            self._save()
+
+    def run_epoch(self, epoch: int) -> SystemStatePacket:
+        """Train one epoch, judge the trials that are due, and measure what a policy may know."""
+        started = time.perf_counter()
+        self.orchestrator.begin_epoch(epoch)
+        loss = self._train(epoch)
+        seconds = time.perf_counter() - started
+        self.orchestrator.end_epoch()
+        packet = self._packet(epoch, loss)
+        self.progress.flops += self.held_out.take_samples() * self.flops().forward
+        self.progress.seconds += time.perf_counter() - started
+        self.recorder.emit(
+            "epoch",
+            packet=packet.to_json(),
+            seconds=seconds,
+            samples_per_second=len(self.batches.y) / seconds,
+            training_flops=self.progress.flops,
+        )
+        self.recorder.emit("cache", tiers=self.orchestrator.library.cache_counts())
+        return packet
+
+    def _train(self, epoch: int) -> float:
+        """One pass over the training data; returns the mean loss. Reads the device once, at the end."""
+        self.model.train()
+        total = torch.zeros((), device=self.batches.y.device)
+        steps = len(self.batches)
+        for step, (x, y) in enumerate(self.batches.epoch(epoch)):
+            watched = step % self.settings.observe_every == 0
+            observe(self.model, watched)
+            self.schedule.apply(self.optimizer, (epoch + step / steps) / self.settings.epochs)
+            loss = self._step(x, y)
+            total += loss * len(y)
+            if watched:
+                self.recorder.emit("step", epoch=epoch, step=step, steps=steps, loss=loss.item())
+        observe(self.model, False)
+        return float(total) / len(self.batches.y)
+
+    def _step(self, x: Tensor, y: Tensor) -> Tensor:
+        """Forward, backward, update; a kernel that fails is taken out before the update."""
+        self.progress.flops += len(y) * self.flops().training
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast):
+            loss = F.cross_entropy(self.model(x), y)
+        torch.autograd.backward(loss)
+        self.orchestrator.contain_faults()
+        if self.settings.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.orchestrator.step()
+        self.progress.global_step += 1
+        return loss.detach()
+
+    def _packet(self, epoch: int, loss: float) -> SystemStatePacket:
+        measured = self.held_out.evaluate()
+        record = EpochRecord(epoch, loss, measured.loss, measured.accuracy)
+        self.progress.history += (record,)
+        return SystemStatePacket(
+            epoch=epoch,
+            global_step=self.progress.global_step,
+            loss=loss,
+            accuracy=measured.accuracy,
+            layer_metrics=drain(self.model),
+            held_out_loss=measured.loss,
+            total_epochs=self.settings.epochs,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            history=self.progress.history,
+            trials=tuple(self.orchestrator.reports),
+        )
+
+    def flops(self) -> Flops:
+        """FLOPs per sample of the network as it stands, counted again after each change of a seed."""
+        version = self.orchestrator.version
+        if self._flops is None or self._flops[0] != version:
+            x, y = self.batches.x[:2], self.batches.y[:2]
+            self._flops = (version, count_flops(self.model, x, y))
+        return self._flops[1]
+
+    def _record(self, epoch: int, decision: AdaptationDecision | None, outcome: Outcome | None) -> None:
+        if decision is not None and outcome is not None:
+            self.recorder.emit(
+                "decision", epoch=epoch, decision=decision.to_json(), outcome=outcome.to_json()
+            )
+
+    # Checkpoints
+
+    def _save(self) -> None:
+        path = self.checkpoints.save(self.progress.epochs_done, self.state())
+        self.recorder.emit("checkpoint", epoch=self.progress.epochs_done, path=str(path))
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on: tensors and plain data."""
+        return {
+            "progress": asdict(self.progress),
+            "growth": self.orchestrator.state(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": rng_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what ``state`` returned, into a trainer built from the same configuration."""
+        progress = dict(state["progress"])
+        progress["history"] = tuple(EpochRecord(**record) for record in progress["history"])
+        self.progress = Progress(**progress)
+        self.orchestrator.restore(state["growth"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        set_rng_state(state["rng"])

@@ -23,6 +23,9 @@ ACTIVE_STATES = frozenset(
 )
 """States in which a seed's kernel takes part in the layer's output."""
 
+MAX_SEEDS = 100_000
+"""No layer has more; a damaged index must not take all memory."""
+
 
 class RunStatus(StrEnum):
     """How a run ended, or that it has not.
@@ -166,11 +169,14 @@ def parse_adaptation(event: Event, at: datetime) -> Adaptation:
 
 def parse_transition(event: Event, at: datetime) -> Transition:
     """The Transition of a ``seed`` event; raises KeyError, TypeError or ValueError when it is none."""
+    seed_idx = int(event["seed_idx"])
+    if not 0 <= seed_idx < MAX_SEEDS:
+        raise ValueError(f"seed_idx {seed_idx}")
     return Transition(
         epoch=int(event["epoch"]),
         at=at,
         layer=str(event["layer"]),
-        seed_idx=int(event["seed_idx"]),
+        seed_idx=seed_idx,
         kernel_id=event.get("kernel_id"),
         from_state=str(event["from_state"]),
         to_state=str(event["to_state"]),

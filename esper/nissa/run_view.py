@@ -208,8 +208,6 @@ class RunView(RunHistory):
 
     def _seed(self, layer: str, seed_idx: int) -> Seed:
         seeds = self.seeds.setdefault(layer, [])
-        if not 0 <= seed_idx < 10_000:
-            raise ValueError(f"seed {seed_idx} of layer {layer}")
         seeds.extend([Seed()] * (seed_idx + 1 - len(seeds)))
         return seeds[seed_idx]
 

@@ -75,7 +75,7 @@ def compile_blueprints(
     """
     from esper.tezzeret.worker import compile_missing
 
-    from esper.assembly import build_library, build_pipeline, network_slots
+    from esper.assembly import build_library, build_pipeline, slots_of
     from esper_cli.config import compose
 
     files, overrides = _split(paths)
@@ -86,7 +86,7 @@ def compile_blueprints(
     cfg = compose([*([f"+experiment={for_}"] if for_ else []), *overrides])
     slots = [parse_shape(text) for text in shape or ()]
     if for_:
-        slots += network_slots(cfg)
+        slots += slots_of(cfg)
     report = Report()
     blueprints = report.read(files)
     pairs = list(_pairs(blueprints, dict.fromkeys(slots or _default_slots(cfg)), report))
@@ -116,7 +116,12 @@ class Report:
     @property
     def failed(self) -> bool:
         """Whether anything could not be read or compiled."""
-        return bool(self.refused) or any(record.status == "failed" for record in self.records)
+        return bool(self.refused or self.outcomes("failed"))
+
+    def outcomes(self, status: str) -> list[CompilationRecord]:
+        """The last attempt at each kernel, where it came to ``status``: a failed one may be tried again."""
+        last = {(record.blueprint_id, record.slot): record for record in self.records}
+        return [record for record in last.values() if record.status == status]
 
     def read(self, paths: Iterable[Path]) -> list[Blueprint]:
         """The blueprints in files and folders; what cannot be read is noted and left out."""
@@ -136,8 +141,8 @@ class Report:
         if as_json:
             print_json(
                 {
-                    "compiled": [asdict(r) for r in self.records if r.status == "compiled"],
-                    "failed": [asdict(r) for r in self.records if r.status == "failed"],
+                    "compiled": [asdict(record) for record in self.outcomes("compiled")],
+                    "failed": [asdict(record) for record in self.outcomes("failed")],
                     "refused": self.refused,
                     "already_present": self.present,
                     "no_shape_fits": sorted(self.unfit),
@@ -150,8 +155,7 @@ class Report:
             print_lines(f"refused: {line}", stderr=True)
         for name in self.unfit:
             print_lines(f"{name}: none of the shapes fits it", stderr=True)
-        compiled = sum(record.status == "compiled" for record in self.records)
-        failed = len(self.records) - compiled
+        compiled, failed = len(self.outcomes("compiled")), len(self.outcomes("failed"))
         parts = [f"{compiled} kernels compiled", f"{self.present} already in the library"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"{len(self.refused)} files refused"] if self.refused else []

@@ -16,6 +16,9 @@ from yaml import YAMLError
 
 from esper.errors import EsperError
 from esper_cli import config
+from esper_cli.config_source import GROUP
+
+ADD_EXPERIMENT = f"+{GROUP}="
 
 
 class OverrideCompletion(CompletionPlugin):
@@ -25,7 +28,9 @@ class OverrideCompletion(CompletionPlugin):
         """The overrides that ``incomplete`` may become, after the overrides ``words``."""
         matches = self._query(config.NAME, " ".join([*words, incomplete]))
         # hydra.* is for sweeps and launchers; offered only to who starts to type it.
-        return [match for match in matches if not _internal(match) or _internal(incomplete)]
+        offered = [match for match in matches if not _internal(match) or _internal(incomplete)]
+        # The key of that name only records the choice; what chooses begins with +.
+        return [ADD_EXPERIMENT if match == f"{GROUP}=" else match for match in offered]
 
     def install(self) -> None:
         """Not here: ``esper --install-completion``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,16 @@ def _explained(overrides: Sequence[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise explain(error, overrides, _known_names(overrides)) from error
+    except ValueError as error:
+        if not _raised_by_hydra(error):
+            raise
+        raise explain(error, overrides, []) from error
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Whether Hydra itself objected: some of its checks raise a bare ValueError, as a job's code may."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith("hydra.")
 
 
 def _known_names(overrides: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     Names that end alike count as near: ``epochs`` finds ``tolaria.epochs``.
     """
     names = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.75)
     last = name.rpartition(".")[2]
     tails = {candidate: candidate.rpartition(".")[2] for candidate in names}
     similar = difflib.get_close_matches(last, list(tails.values()), n=count, cutoff=0.75)

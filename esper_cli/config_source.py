@@ -93,7 +93,8 @@ class EsperSearchPath(SearchPathPlugin):
 
 
 def register() -> None:
-    """Make both plugins known to Hydra; safe to call again."""
+    """Make both plugins, and ``${shipped:FOLDER}``, known to Hydra; safe to call again."""
     plugins = Plugins.instance()
     plugins.register(ExperimentSource)
     plugins.register(EsperSearchPath)
+    OmegaConf.register_new_resolver("shipped", lambda name: str(shipped(name)), replace=True)

@@ -153,10 +153,12 @@ class Panel:
         run = self.progress
         parts = [f"loss {run.loss:.4f}"] if run.loss is not None else []
         if run.held_out_loss is not None and run.accuracy is not None:
-            parts += [f"held-out {run.held_out_loss:.4f}", f"accuracy {percent(run.accuracy)}"]
+            parts += [f"accuracy {percent(run.accuracy)}", f"held-out loss {run.held_out_loss:.4f}"]
         if run.faults:
             parts.append(f"{run.faults} faults")
-        return Text("  ".join(parts)[:width])
+        while len("  ".join(parts)) > width:
+            parts.pop()  # half a number is worse than none
+        return Text("  ".join(parts))
 
     def _seeds(self, width: int, unicode: bool) -> Iterator[Text]:
         """The layers side by side, as many as fit, and what the glyphs among them mean."""

@@ -17,7 +17,7 @@ from esper_cli.completion import complete_names, complete_overrides
 from esper_cli.terminal import count, print_json, print_lines, table
 
 if TYPE_CHECKING:
-    from esper.urza.library import KernelLibrary
+    from esper.urza import KernelLibrary
 
 app = typer.Typer(no_args_is_help=True, help="List, show, remove and verify compiled kernels.")
 
@@ -40,14 +40,14 @@ def library(overrides: Sequence[str] = ()) -> Iterator[KernelLibrary]:
 
 def kernel_ids() -> list[str]:
     """The ids of all kernels, for completion."""
-    from esper.urza.records import KernelQuery
+    from esper.urza import KernelQuery
 
     with library() as opened:
         return [kernel.kernel_id for kernel in opened.query(KernelQuery())]
 
 
 def _sort_keys() -> list[str]:
-    from esper.urza.records import SORT_KEYS
+    from esper.urza import SORT_KEYS
 
     return list(SORT_KEYS)
 
@@ -100,7 +100,7 @@ def list_kernels(
     overrides: Overrides = None,
 ) -> None:
     """List kernels, the best first."""
-    from esper.urza.records import KernelQuery
+    from esper.urza import KernelQuery
 
     query = KernelQuery(
         tags=tuple(tag or ()),
@@ -227,7 +227,7 @@ def verify_kernels(
     as_json: AsJson = False,
 ) -> None:
     """Read kernels from the store itself and hold them against their digests."""
-    from esper.urza.records import KernelQuery
+    from esper.urza import KernelQuery
 
     ids, overrides = split_overrides(kernel_ids)
     if bool(ids) == all_:
@@ -257,7 +257,7 @@ def verify_kernels(
 
 def _resolve(opened: KernelLibrary, kernel_id: str) -> KernelMetadata:
     """The one kernel whose id is ``kernel_id`` or begins with it; the prefix ``kernel_`` may be left out."""
-    from esper.urza.records import KernelQuery
+    from esper.urza import KernelQuery
 
     if opened.contains(kernel_id):
         return opened.get(kernel_id)

@@ -17,7 +17,7 @@ from esper.messages import FieldReport
 from esper.nissa.runs import RunView
 
 # Okabe and Ito's palette, which stays apart for the colour-blind.
-TRAIN, HELD_OUT, ACCURACY = "#999999", "#0072B2", "#009E73"
+TRAIN, HELD_OUT = "#999999", "#0072B2"
 VERDICTS = {"kept": ("#009E73", "o"), "culled": ("#D55E00", "X"), "failed": ("#CC3311", "P")}
 GRID = "#e6e6e6"
 
@@ -39,7 +39,7 @@ def plot_run(view: RunView, path: Path) -> None:
     accuracy = [epoch.accuracy for epoch in view.epochs]
     above.plot(epochs, [epoch.loss for epoch in view.epochs], color=TRAIN, lw=1.5, label="training")
     above.plot(epochs, held_out, color=HELD_OUT, lw=2, label="held-out")
-    below.plot(epochs, accuracy, color=ACCURACY, lw=2)
+    below.plot(epochs, accuracy, color=HELD_OUT, lw=2)
     for axes, values in ((above, held_out), (below, accuracy)):
         _mark_trials(axes, epochs, values, view.trials)
         _dress(axes)
@@ -54,8 +54,9 @@ def plot_run(view: RunView, path: Path) -> None:
         handles=[*above.get_legend_handles_labels()[0], *_legend(view.trials)],
         frameon=False,
         fontsize=9,
-        ncols=2,
+        loc="upper right",
     )
+    figure.align_ylabels()
     _save(figure, path)
 
 
@@ -81,7 +82,7 @@ def _legend(trials: Iterable[FieldReport]) -> list[Line2D]:
             marker=VERDICTS[verdict][1],
             ls=":",
             lw=1,
-            label=f"seed {verdict}",
+            label=f"seed {verdict} (dotted: its graft)",
         )
         for verdict in present
         if verdict in VERDICTS

@@ -14,6 +14,9 @@ from esper.nissa.runs import RunStore, RunView
 from esper_cli.plot import plot_run
 from esper_cli.terminal import count, duration, is_wide, percent, print_json, print_lines, table
 
+LONGEST_PLACE = 28
+"""Columns that a layer's name gets in a narrow table; the end of a name tells more than its start."""
+
 VERDICT_STYLES = {"kept": "bold green", "culled": "yellow", "failed": "red", "refused": "dim"}
 
 
@@ -39,7 +42,7 @@ def print_adaptations(view: RunView) -> None:
     rows = table(
         ("epoch", "where, kernel", "verdict", "loss", "accuracy", "reason"),
         right=("epoch", "loss", "accuracy"),
-        whole=("verdict", *(("where, kernel",) if wide else ())),
+        whole=("where, kernel", "verdict"),
     )
     for adaptation in view.adaptations:
         rows.add_row(*adaptation_cells(adaptation, ", " if wide else "\n"))
@@ -51,6 +54,8 @@ def adaptation_cells(adaptation: Adaptation, between: str) -> list[Text]:
     decision, trial = adaptation.decision, adaptation.trial
     seed = decision.get("parameters", {}).get("seed_idx")
     place = str(decision.get("target_component", "")) + (f" seed {seed}" if seed is not None else "")
+    if between == "\n" and len(place) > LONGEST_PLACE:
+        place = "…" + place[-LONGEST_PLACE + 1 :]
     where = [place, *([adaptation.kernel_id] if adaptation.kernel_id else [])]
     verdict = trial.verdict if trial else ("on trial" if adaptation.performed else adaptation.status)
     reason = trial.reason if trial else adaptation.reason or str(decision.get("reason", ""))

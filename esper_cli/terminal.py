@@ -39,7 +39,9 @@ def is_wide() -> bool:
 
 def table(columns: Sequence[str], *, right: Iterable[str] = (), whole: Iterable[str] = ()) -> Table:
     """An empty table: columns in ``right`` are aligned right, those in ``whole`` never cut or wrapped."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    made = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 1, 0, 0)
+    )
     rightward, uncut = set(right), set(whole)
     for column in columns:
         made.add_column(

@@ -24,15 +24,19 @@ HYDRA_PANEL = "Hydra"
 EPILOG = """
 [bold]Examples[/bold]
 
-  esper train +experiment=resnet                       a residual network on real images
+a residual network on real images, and its control without growth
 
-  esper train +experiment=resnet tamiyo=never seed=3   its control: the same run without growth
+  esper train +experiment=resnet
 
-  esper train -m +experiment=smoke seed=0,1,2          a sweep: one run a seed
+  esper train +experiment=resnet tamiyo=never
 
-  esper train +experiment=mine                         your own ./experiments/mine.yaml
+a sweep with one run a seed; your own ./experiments/mine.yaml; going on after Ctrl-C
 
-  esper train --resume latest                          go on after Ctrl-C
+  esper train -m +experiment=smoke seed=0,1,2
+
+  esper train +experiment=mine
+
+  esper train --resume latest
 """
 
 

@@ -1,0 +1,455 @@
+"""A real server on a free port, real HTTP, and the clients that mean it no good."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from esper.errors import ConfigError, LibraryError, ServerError
+from esper.messages import AdaptationDecision, CompilationRecord, Slot
+from esper.nissa.api import MAX_LIMIT, create_app
+from esper.nissa.journal import JOURNAL_NAME, Journal
+from esper.nissa.monitor import Monitor
+from esper.nissa.runs import RunStore
+from esper.nissa.server import HEAD_SECONDS, MetricsServer, access_notice, is_loopback
+
+COMPILATIONS = [CompilationRecord("b", "b", Slot("features", 1, 1), "torchscript", "compiled", 0.03, "")]
+
+
+def new_journal(root: Path, run_id: str) -> Journal:
+    (root / run_id).mkdir(parents=True)
+    journal = Journal(root / run_id / JOURNAL_NAME, fsync=False)
+    journal.write(
+        "run_started", run_id=run_id, experiment="smoke", layers={"a": {"kind": "linear", "seeds": 2}}
+    )
+    return journal
+
+
+def decide(journal: Journal, epoch: int, status: str = "grafted") -> None:
+    decision = AdaptationDecision("add_seed", "a", {"seed_idx": 0}, 0.9, 0.1, reason="plateau")
+    outcome = {"status": status, "kernel_id": f"kernel_{epoch}", "reason": ""}
+    journal.write("decision", epoch=epoch, decision=decision.to_json(), outcome=outcome)
+
+
+def finish_epoch(journal: Journal, epoch: int) -> None:
+    packet = {"epoch": epoch, "loss": 1 / (epoch + 1), "accuracy": 0.5, "layer_metrics": {}}
+    journal.write("epoch", packet=packet, seconds=1, samples_per_second=100)
+
+
+@contextmanager
+def serving(app: Starlette) -> Iterator[MetricsServer]:
+    server = MetricsServer(app, port=0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def client_of(
+    root: Path, compilations: Callable[[], Sequence[CompilationRecord]] = lambda: COMPILATIONS
+) -> Iterator[httpx.Client]:
+    monitor = Monitor(RunStore(root, keep_packets=False), compilations)
+    with serving(create_app(monitor)) as server, httpx.Client(base_url=server.url, timeout=20) as client:
+        yield client
+
+
+def gauge(text: str, name: str) -> list[float]:
+    return [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
+# What it serves
+
+
+def test_every_address_answers_before_the_first_run(tmp_path: Path) -> None:
+    with client_of(tmp_path / "runs") as client:
+        index = client.get("/")
+        assert index.status_code == 200
+        for path in ("/health", "/metrics", "/api/v1/status", "/api/v1/adaptations"):
+            assert path in index.text
+            assert client.get(path).status_code == 200
+        assert client.get("/api/v1/adaptations").json() == {"total": 0, "adaptations": []}
+        assert client.head("/health").status_code == 200
+
+
+def test_the_history_is_newest_first_limited_and_by_run(tmp_path: Path) -> None:
+    with (
+        new_journal(tmp_path, "20261123-100000-a-0000") as a,
+        new_journal(tmp_path, "20261123-110000-b-0000") as b,
+    ):
+        for epoch in range(3):
+            decide(a, epoch)
+            time.sleep(0.002)  # times are in whole milliseconds
+            decide(b, epoch, "refused")
+            time.sleep(0.002)
+    with client_of(tmp_path) as client:
+        everything = client.get("/api/v1/adaptations").json()
+        assert everything["total"] == 6
+        assert [(item["run_id"][16], item["epoch"]) for item in everything["adaptations"]] == [
+            ("b", 2),
+            ("a", 2),
+            ("b", 1),
+            ("a", 1),
+            ("b", 0),
+            ("a", 0),
+        ]
+        newest = everything["adaptations"][0]
+        assert newest["outcome"] == {"status": "refused", "kernel_id": "kernel_2", "reason": ""}
+        assert newest["decision"]["reason"] == "plateau"
+        two = client.get("/api/v1/adaptations", params={"limit": 2, "run": "20261123-10"}).json()
+        assert two["total"] == 3
+        assert [item["epoch"] for item in two["adaptations"]] == [2, 1]
+
+
+def test_status_tells_of_components_and_runs(tmp_path: Path) -> None:
+    with new_journal(tmp_path, "20261123-100000-a-0000") as journal:
+        packet = {"epoch": 1, "loss": float("nan"), "accuracy": 0.5, "layer_metrics": {}}
+        journal.write("epoch", packet=packet)
+        journal.write("cache", tiers={"memory": (2, 1)})
+        with client_of(tmp_path) as client:
+            response = client.get("/api/v1/status")
+    assert "NaN," not in response.text.replace('"NaN"', "")
+    status = response.json()
+    assert status["status"] == "ok"
+    assert [check["name"] for check in status["checks"]] == ["runs folder", "journals", "kernel library"]
+    assert status["run_counts"] == {"running": 1}
+    (run,) = status["runs"]
+    assert (run["run_id"], run["status"], run["loss"]) == ("20261123-100000-a-0000", "running", "NaN")
+    assert run["seeds"] == {"a": ["DORMANT", "DORMANT"]}
+    assert run["cache"] == {"memory": {"hits": 2, "misses": 1}}
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("limit=0", f"limit must be a whole number from 1 to {MAX_LIMIT}, not '0'"),
+        (f"limit={MAX_LIMIT + 1}", "limit must be"),
+        ("limit=-1", "limit must be"),
+        ("limit=", "limit must be"),
+        ("limit=1e2", "limit must be"),
+        ("limit=%D9%A3", "limit must be"),
+        ("limit=" + "9" * 5000, "limit must be"),
+        ("limit=1&limit=2", "more than once"),
+        ("lmit=1", "unknown query parameter 'lmit'; known: limit, run"),
+    ],
+)
+def test_a_bad_query_is_a_clear_400(api: httpx.Client, query: str, message: str) -> None:
+    response = api.get(f"/api/v1/adaptations?{query}")
+    assert response.status_code == 400
+    assert message in response.json()["error"]["message"]
+    assert len(response.content) < 500
+
+
+@pytest.mark.parametrize("path", ["/nope", "/api/v2/status", "/../etc/passwd", "/api/v1/adaptations?run=zz"])
+def test_what_is_not_there_is_json_404(api: httpx.Client, path: str) -> None:
+    response = api.get(path)
+    assert response.status_code == 404
+    assert response.json()["error"]["status"] == 404
+    assert response.json()["error"]["hint"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_changed(api: httpx.Client, method: str) -> None:
+    response = api.request(method, "/metrics", content=b"x" * 100_000)
+    assert response.status_code == 405
+    assert "GET" in response.headers["allow"]
+    assert response.json()["error"]["message"] == "Method Not Allowed"
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    root = tmp_path_factory.mktemp("runs")
+    new_journal(root, "20261123-100000-a-0000").close()
+    with client_of(root) as client:
+        yield client
+
+
+# What goes wrong behind it
+
+
+def test_a_library_that_fails_degrades_health_but_not_metrics(tmp_path: Path) -> None:
+    def fail() -> list[CompilationRecord]:
+        raise LibraryError("the database is damaged")
+
+    with new_journal(tmp_path, "20261123-100000-a-0000") as journal, client_of(tmp_path, fail) as client:
+        finish_epoch(journal, 1)
+        health = client.get("/health")
+        assert health.status_code == 503
+        assert health.json()["status"] == "degraded"
+        assert health.json()["reasons"] == ["kernel library: the database is damaged"]
+        text = client.get("/metrics").text
+        assert gauge(text, "esper_library_up") == [0]
+        assert gauge(text, "esper_training_loss") == [0.5]
+
+
+def test_a_library_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def hang() -> list[CompilationRecord]:
+        release.wait(30)
+        return []
+
+    try:
+        with client_of(tmp_path, hang) as client:
+            began = time.monotonic()
+            assert client.get("/health").status_code == 503
+            assert gauge(client.get("/metrics").text, "esper_library_up") == [0]
+            assert time.monotonic() - began < 5
+    finally:
+        release.set()
+
+
+def test_an_error_of_ours_is_json_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> list[CompilationRecord]:
+        raise ZeroDivisionError("secret detail")
+
+    with client_of(tmp_path, broken) as client:
+        response = client.get("/metrics")
+    assert response.status_code == 500
+    assert response.json()["error"]["status"] == 500
+    assert "secret" not in response.text
+    assert "secret detail" in caplog.text
+
+
+# While training writes
+
+
+def test_scrapes_follow_a_run_that_is_being_written(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def train() -> None:
+        with new_journal(tmp_path, "20261123-100000-a-0000") as journal:
+            for epoch in range(300):
+                finish_epoch(journal, epoch)
+                decide(journal, epoch)
+                time.sleep(0.002)
+            journal.write("run_finished", summary={})
+        done.set()
+
+    with client_of(tmp_path) as client:
+
+        def scrape() -> list[float]:
+            counts = []
+            while not done.is_set():
+                response = client.get("/metrics")
+                assert response.status_code == 200
+                counts += gauge(response.text, "esper_adaptation_count")
+                assert client.get("/api/v1/status").status_code == 200
+            return counts
+
+        trainer = threading.Thread(target=train)
+        trainer.start()
+        with ThreadPoolExecutor(4) as pool:
+            scraped = [future.result() for future in [pool.submit(scrape) for _ in range(4)]]
+        trainer.join()
+        for counts in scraped:
+            assert counts == sorted(counts)
+            assert len(set(counts)) > 3
+        text = client.get("/metrics").text
+    assert gauge(text, "esper_adaptation_count") == [300]
+    assert gauge(text, "esper_epoch") == [299]
+
+
+# Clients that mean it no good
+
+
+def seconds_until_closed(connection: socket.socket, give_up: float) -> float:
+    began = time.monotonic()
+    connection.settimeout(give_up)
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return time.monotonic() - began
+
+
+def test_half_open_connections_are_dropped_and_hold_nobody_up(api: httpx.Client) -> None:
+    address = (api.base_url.host, api.base_url.port or 0)
+    beginnings = [b"GET /hea", b"", b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+    sockets = [socket.create_connection(address) for _ in range(100)]
+    try:
+        for index, connection in enumerate(sockets):
+            connection.sendall(beginnings[index % len(beginnings)])
+        began = time.monotonic()
+        assert api.get("/health").status_code == 200
+        assert time.monotonic() - began < 2
+        with ThreadPoolExecutor(100) as pool:
+            waited = list(pool.map(lambda connection: seconds_until_closed(connection, 15), sockets))
+        assert max(waited) < HEAD_SECONDS + 3
+    finally:
+        for connection in sockets:
+            connection.close()
+
+
+def test_a_request_head_that_drips_in_is_cut_off(api: httpx.Client) -> None:
+    began = time.monotonic()
+    with socket.create_connection((api.base_url.host, api.base_url.port or 0)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+        connection.settimeout(0.3)
+        while time.monotonic() - began < 15:
+            try:
+                connection.sendall(b"a")
+                if not connection.recv(100):
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+    assert time.monotonic() - began < HEAD_SECONDS + 3
+
+
+def test_an_endless_head_is_refused(api: httpx.Client) -> None:
+    assert api.get("/health", headers={"X-Long": "x" * 100_000}).status_code in (400, 431)
+
+
+def test_a_slow_answer_is_not_cut_off() -> None:
+    async def answer(request: Request) -> Response:
+        await asyncio.sleep(HEAD_SECONDS + 0.5)
+        return Response("late")
+
+    with serving(Starlette(routes=[Route("/", answer)])) as server:
+        assert httpx.get(server.url, timeout=20).text == "late"
+
+
+# Start and stop
+
+
+def big(request: Request) -> Response:
+    return Response(b"x" * 50_000_000)
+
+
+def test_stopping_waits_neither_for_idle_nor_for_stalled_clients() -> None:
+    server = MetricsServer(Starlette(routes=[Route("/big", big)]), port=0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+    with socket.create_connection(address) as stalled, socket.create_connection(address) as half:
+        stalled.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+        half.sendall(b"GET /bi")
+        assert stalled.recv(10)
+        began = time.monotonic()
+        server.stop()
+        thread.join(10)
+        assert time.monotonic() - began < 2
+
+
+def test_a_server_stopped_before_it_runs_does_not_run() -> None:
+    server = MetricsServer(Starlette(), port=0)
+    server.stop()
+    server.run()
+
+
+def test_a_port_in_use_is_named_with_the_next_step() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(ServerError) as caught:
+            MetricsServer(Starlette(), port=port)
+    assert caught.value.message == f"port {port} on 127.0.0.1 is in use"
+    assert f"--port {port + 1}" in str(caught.value.hint)
+    assert f"sport = :{port}" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "error"),
+    [
+        ("127.0.0.1", 65536, ConfigError),
+        ("127.0.0.1", -1, ConfigError),
+        ("192.0.2.1", 0, ServerError),
+        ("no such host", 0, ServerError),
+        ("x" * 300, 0, ServerError),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_one_clear_error(
+    host: str, port: int, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        MetricsServer(Starlette(), host=host, port=port)
+
+
+def test_it_listens_on_ipv6_too() -> None:
+    try:
+        server = MetricsServer(Starlette(), host="::1", port=0)
+    except ServerError:
+        pytest.skip("this machine has no IPv6")
+    assert server.url.startswith("http://[::1]:")
+    server.stop()
+    server.run()
+
+
+def test_the_notice_is_louder_off_loopback() -> None:
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("::1")
+    assert is_loopback("localhost")
+    assert not is_loopback("0.0.0.0")
+    assert "no authentication" in access_notice("127.0.0.1")
+    assert access_notice("0.0.0.0").startswith("WARNING: listening on 0.0.0.0 with no authentication")
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from esper.nissa.api import create_app
+from esper.nissa.monitor import Monitor
+from esper.nissa.runs import RunStore
+from esper.nissa.server import MetricsServer
+monitor = Monitor(RunStore(Path(sys.argv[1])), lambda: [])
+MetricsServer(create_app(monitor), port=0).run(lambda url: print(url, flush=True))
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PROGRAM, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx.get(f"{url}/health").status_code == 200
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as half:
+            half.sendall(b"GET /")
+            began = time.monotonic()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=20)
+            assert time.monotonic() - began < 2
+    assert (process.returncode, out, err) == (0, "stopped\n", "")
+
+
+def test_json_bodies_are_strict(api: httpx.Client) -> None:
+    def refuse(name: str) -> Any:
+        raise AssertionError(name)
+
+    for path in ("/health", "/api/v1/status", "/api/v1/adaptations", "/nope"):
+        json.loads(api.get(path).content, parse_constant=refuse)

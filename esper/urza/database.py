@@ -169,10 +169,8 @@ def _bring_up_to_date(engine: Engine, where: str) -> None:
         if _revision(connection, where) == REVISION:
             return
     with engine.connect().execution_options(**_WRITE) as connection, connection.begin():
-        # Read again under the lock: another process may have made the tables in between.
+        # Read again under the lock: another process may have made the tables, and nothing is left to do.
         revision = _revision(connection, where)
-        if revision == REVISION:
-            return
         from esper.urza.migrations import known_revisions, upgrade
 
         if revision is not None and revision not in known_revisions():

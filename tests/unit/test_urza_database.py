@@ -185,11 +185,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_storage(tmp_path: Path) 
         open_at(folder / "deeper" / "kernels.db")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads files of any mode")
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "kernels.db"
     open_at(path).close()
     path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user reads files of any mode")
     with pytest.raises(LibraryError, match="cannot read the kernel library"):
         open_at(path)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from esper.urza.memory import MemoryTier
@@ -79,3 +82,25 @@ def test_no_room_at_all_keeps_nothing() -> None:
 def test_less_than_no_room_is_refused() -> None:
     with pytest.raises(ValueError, match="max_bytes"):
         MemoryTier(-1)
+
+
+class SlowToWeigh(bytes):
+    """Bytes that let other threads run in the middle of an update of the sum."""
+
+    def __len__(self) -> int:
+        time.sleep(0.0005)
+        return super().__len__()
+
+
+def test_threads_in_the_middle_of_an_update_leave_the_sum_right() -> None:
+    tier = MemoryTier(30)
+
+    def churn(seed: int) -> None:
+        for step in range(25):
+            tier.put("abcdefg"[(step + seed) % 7], SlowToWeigh(b"x" * ((step * seed) % 9)))
+            tier.delete("abcdefg"[step % 7])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(churn, range(1, 5)))
+    values = [tier.get(key) for key in "abcdefg"]
+    assert tier.held_bytes == sum(1 + len(value) for value in values if value is not MISSING) <= 30

@@ -155,6 +155,7 @@ def _compose(events: Iterator[_Event]) -> list[tuple[Any, Lines]]:
     documents: list[tuple[Any, Lines]] = []
     stack: list[tuple[dict[str, Any] | list[Any], KeyPath]] = []
     key: str | None = None
+    key_line = 0
     lines: Lines = {}
     for count, event in enumerate(events):
         _check_bounds(len(stack) + (event.kind in ("map", "list")), count, event.line)
@@ -165,13 +166,14 @@ def _compose(events: Iterator[_Event]) -> list[tuple[Any, Lines]]:
                 lines = {}
             continue
         holder, path = stack[-1] if stack else (None, ())
+        line = event.line
         if isinstance(holder, dict) and key is None:
-            key = _key(event, holder)
+            key, key_line = _key(event, holder), event.line
             continue
         value = {} if event.kind == "map" else [] if event.kind == "list" else event.value
         if isinstance(holder, dict) and key is not None:
             holder[key] = value
-            path, key = (*path, key), None
+            path, key, line = (*path, key), None, key_line
         elif isinstance(holder, list):
             path = (*path, len(holder))
             holder.append(value)
@@ -179,7 +181,7 @@ def _compose(events: Iterator[_Event]) -> list[tuple[Any, Lines]]:
             raise DocumentError(
                 event.line, "a single value where a blueprint should be", "it starts with: version: 1"
             )
-        lines[path] = event.line
+        lines[path] = line
         if event.kind != "scalar":
             stack.append((value, path))
     return documents

@@ -46,7 +46,7 @@ Parameters = dict[str, int | float | bool | str]
 
 
 def problem(message: str, *, at: tuple[str, ...] = (), hint: str | None = None) -> NoReturn:
-    """Refuses a blueprint: ``at`` is a path of keys in the file, in which nodes are named by their id."""
+    """Refuses a blueprint: ``at`` is a path of keys below the field in question, nodes by their id."""
     raise PydanticCustomError("blueprint", "{message}", {"message": message, "at": at, "hint": hint})
 
 
@@ -110,16 +110,16 @@ def _normal_parameters(op: Op, params: Parameters) -> Parameters:
     for name in params:
         if name not in op.parameters:
             takes = nearest(name, op.parameters) if op.parameters else "it takes none"
-            problem(f"{op.name} has no parameter {name[:40]!r}", at=("params", name), hint=takes)
+            problem(f"{op.name} has no parameter {name[:40]!r}", at=(name,), hint=takes)
     normal: Parameters = {}
     for name, parameter in op.parameters.items():
         value = params.get(name, parameter.default)
         if value is None:
-            problem(f"{op.name} needs the parameter {name!r}", at=("params",))
+            problem(f"{op.name} needs the parameter {name!r}")
         try:
             normal[name] = parameter.normal(value)
         except ExpressionError as error:
-            problem(f"parameter {name!r}: {error}", at=("params", name), hint=error.hint)
+            problem(f"parameter {name!r}: {error}", at=(name,), hint=error.hint)
     return normal
 
 
@@ -179,7 +179,7 @@ class Blueprint(BaseModel):
             try:
                 normal[name] = canonical_size(size)
             except ExpressionError as error:
-                problem(f"size {name!r}: {error}", at=("sizes", name), hint=error.hint)
+                problem(f"size {name!r}: {error}", at=(name,), hint=error.hint)
         return normal
 
     @field_validator("nodes")
@@ -188,7 +188,7 @@ class Blueprint(BaseModel):
         by_id: dict[str, Node] = {}
         for node in nodes:
             if node.id in by_id:
-                problem(f"two nodes have the id {node.id!r}", at=("nodes", node.id))
+                problem(f"two nodes have the id {node.id!r}", at=(node.id,))
             by_id[node.id] = node
         for node in nodes:
             for source in node.inputs:
@@ -196,14 +196,14 @@ class Blueprint(BaseModel):
                     words = [INPUT, *by_id]
                     problem(
                         f"input {source!r} is no node",
-                        at=("nodes", node.id, "inputs"),
+                        at=(node.id, "inputs"),
                         hint=nearest(source, words),
                     )
         order, cycle = topological({node.id: set(node.inputs) - {INPUT} for node in nodes})
         if cycle:
             problem(
                 f"a cycle: {' -> '.join(cycle)}",
-                at=("nodes", cycle[0]),
+                at=(cycle[0],),
                 hint="a kernel runs from x to output",
             )
         return tuple(by_id[name] for name in order)

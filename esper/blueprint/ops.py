@@ -55,7 +55,8 @@ class Size:
         if value.denominator != 1:
             raise ExpressionError(f"{text} is {float(value):g}, not a whole number", f"write ceil({text})")
         if not self.low <= value <= self.high:
-            raise ExpressionError(f"{text} is {value:d}, outside {self.low} to {self.high}")
+            told = str(value) if str(text) == str(value) else f"{text} = {value}"
+            raise ExpressionError(f"{told} is outside {self.low} to {self.high}")
         return int(value)
 
 

@@ -102,16 +102,14 @@ def _error(details: ErrorDetails, data: Mapping[str, Any], lines: Lines, file: s
 def _locate(loc: tuple[str | int, ...], data: Mapping[str, Any]) -> tuple[KeyPath, str]:
     """The path in the file of ``loc``, where a node may stand by its id, and that id."""
     nodes = data.get("nodes")
-    if "nodes" not in loc or not isinstance(nodes, list):
+    if loc[:1] != ("nodes",) or len(loc) == 1 or not isinstance(nodes, list):
         return loc, ""
-    rest = list(loc[len(loc) - loc[::-1].index("nodes") :])
-    if not rest:
-        return ("nodes",), ""
+    first, *rest = loc[1:]
     ids = [node.get("id") if isinstance(node, dict) else None for node in nodes]
     # The last of that id: where two share one, the second is the mistake.
-    index = rest[0] if isinstance(rest[0], int) else len(ids) - 1 - ids[::-1].index(rest[0])
+    index = first if isinstance(first, int) else len(ids) - 1 - ids[::-1].index(first)
     node_id = ids[index]
-    return ("nodes", index, *rest[1:]), node_id if isinstance(node_id, str) else f"#{index + 1}"
+    return ("nodes", index, *rest), node_id if isinstance(node_id, str) else f"#{index + 1}"
 
 
 def _explain(details: ErrorDetails) -> tuple[str, str | None]:

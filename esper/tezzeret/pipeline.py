@@ -111,9 +111,10 @@ class Pipeline:
             changes = self.target.optimise(program, torch.device(self.device)) if self.optimise else ()
             saved = self.target.save(program)
         with clock.time("validate", subject):
-            validate(self._load(saved), eager, slot, seed=self.seed)
-            latency = measure_latency(self._load(saved), slot)
-            score = performance_score(self._load(saved), slot)
+            loaded = self.target.load(saved, self.device)
+            validate(loaded, eager, slot, seed=self.seed)
+            latency = measure_latency(loaded, slot)
+            score = performance_score(loaded, slot)  # last: it trains
         with clock.time("metadata", subject):
             weights = _weights(program)
             metadata = KernelMetadata(
@@ -140,9 +141,6 @@ class Pipeline:
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         return KernelArtefact(metadata, blueprint.canonical_json(), saved, weights)
-
-    def _load(self, program: bytes) -> nn.Module:
-        return self.target.load(program, self.device)
 
 
 def _tags(blueprint: Blueprint, changes: tuple[str, ...]) -> tuple[str, ...]:

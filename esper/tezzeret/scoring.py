@@ -10,7 +10,7 @@ from esper.tezzeret.examples import Teacher, example
 
 STEPS = 32
 LEARNING_RATE = 1e-2
-BATCH = (16, 8)
+BATCH = (8, 8)
 
 
 def performance_score(kernel: nn.Module, slot: Slot, *, seed: int = 0) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -48,14 +49,20 @@ def load_idx(
 
 
 def existing_folder(root: str | Path) -> Path:
-    """``root`` with ``~`` expanded; DataError where it is not a folder."""
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+    """``root`` with ``~`` expanded; DataError where it is not a folder that can be read."""
+    folder = Path(root)
+    try:
+        folder = folder.expanduser()
+        found = "a folder" if folder.is_dir() else "a file" if folder.exists() else "nothing"
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such user's home
+        found = str(error)
+    if found != "a folder":
         raise DataError(
             f"expected a folder at data.root={folder}, found {found}",
             hint="download the data set and set data.root=FOLDER",
         )
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise DataError(f"data.root={folder} may not be read", hint="check the folder's permissions")
     return folder
 
 

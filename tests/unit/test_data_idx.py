@@ -84,6 +84,19 @@ def test_a_file_in_the_place_of_the_folder(folder):
         load(folder / IMAGES)
 
 
+@pytest.mark.parametrize("root", ["~no-such-user/data", "x" * 5000])
+def test_a_path_that_cannot_be(root):
+    with pytest.raises(DataError, match=r"expected a folder at data\.root="):
+        load(root)
+
+
+def test_a_folder_that_may_not_be_read(folder, monkeypatch):
+    # Permissions do not bind root, as whom containers often run tests: ask what the system would answer.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(DataError, match=f"data.root={folder} may not be read"):
+        load(folder)
+
+
 def test_a_missing_file(folder):
     (folder / LABELS).unlink()
     with pytest.raises(DataError, match=f"expected a file {LABELS} or train-labels-idx1-ubyte, found none"):

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from esper.models import MLP, PatchTransformer, ResNet
+from esper.models.resnet import BasicBlock
 
 
 def parameters(model: nn.Module) -> int:
@@ -77,6 +78,12 @@ def test_channels_last_changes_speed_only():
     model.eval()
     expected = model(x)
     torch.testing.assert_close(model.to(memory_format=torch.channels_last)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 7), (2, 4)])
+@pytest.mark.parametrize("out_channels", [3, 6])
+def test_a_block_divides_the_image_by_its_stride_rounding_up(stride, size, out_channels):
+    assert BasicBlock(3, out_channels, stride)(torch.randn(2, 3, 7, 7)).shape == (2, out_channels, size, size)
 
 
 def test_names_that_patterns_are_written_for():

@@ -66,16 +66,15 @@ def compile_blueprints(
             autocompletion=complete_names(_complete_experiments),
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to stderr.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compile blueprints to validated kernels and store them in the library.
 
     What the library has already is not compiled again. One bad blueprint does not stop the others; it makes
     the exit code 1.
     """
-    from esper.tezzeret.worker import compile_missing
-
     from esper.assembly import build_library, build_pipeline, slots_of
+    from esper.tezzeret.worker import compile_missing
     from esper_cli.config import compose
 
     files, overrides = _split(paths)
@@ -95,7 +94,7 @@ def compile_blueprints(
         pipeline = build_pipeline(cfg)
         missing = [pair for pair in pairs if not library.contains(pipeline.kernel_id(*pair))]
         report.present = len(pairs) - len(missing)
-        with _progress(len(missing), as_json) as advance:
+        with _progress(len(missing)) as advance:
             report.records = compile_missing(pipeline, library, missing, advance)
     finally:
         library.close()
@@ -158,7 +157,7 @@ class Report:
         compiled, failed = len(self.outcomes("compiled")), len(self.outcomes("failed"))
         parts = [f"{compiled} kernels compiled", f"{self.present} already in the library"]
         parts += [f"{failed} failed"] if failed else []
-        parts += [f"{len(self.refused)} files refused"] if self.refused else []
+        parts += [f"{len(self.refused)} refused"] if self.refused else []
         nothing = "Nothing to compile: " if not self.records and not self.failed and self.present else ""
         print_lines(nothing + ", ".join(parts if not nothing else parts[1:]))
 
@@ -240,13 +239,13 @@ def _pairs(
 
 
 def _default_slots(cfg: DictConfig) -> list[Slot]:
-    return [parse_shape(text) for text in cfg.tezzeret.shapes]
+    return [parse_shape(text) for text in cfg.compile.shapes]
 
 
 @contextmanager
-def _progress(total: int, as_json: bool) -> Iterator[Callable[[CompilationRecord], None]]:
-    """A progress bar in a terminal, a line a kernel elsewhere; both on stderr when stdout is for JSON."""
-    out = console(stderr=as_json)
+def _progress(total: int) -> Iterator[Callable[[CompilationRecord], None]]:
+    """A progress bar in a terminal, a line a kernel elsewhere; on stderr, as stdout is for the result."""
+    out = console(stderr=True)
     if not out.is_terminal:
         done = 0
 

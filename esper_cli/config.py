@@ -24,6 +24,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from esper.errors import RunError
 from esper_cli import config_source
 from esper_cli.config_errors import check, explain, keys
 from esper_cli.folders import shipped
@@ -59,7 +60,10 @@ def compose_from(saved: Path, overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         ConfigError: an override that the saved configuration does not know, or a damaged file.
+        RunError: there is no such file.
     """
+    if not saved.is_file():
+        raise RunError(f"the run has no {saved.name} in {saved.parent}", hint="choose another run")
     config_source.register()
     with (
         _explained(overrides),

@@ -14,7 +14,7 @@ import typer
 from esper.errors import ConfigError, CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import KernelMetadata, Layout
 from esper_cli.completion import complete_names, complete_overrides
-from esper_cli.terminal import count, print_json, print_lines, table
+from esper_cli.terminal import count, is_wide, print_json, print_lines, table
 
 if TYPE_CHECKING:
     from esper.urza import KernelLibrary
@@ -127,21 +127,23 @@ def list_kernels(
 
 
 def _print_table(kernels: Sequence[KernelMetadata]) -> None:
+    wide = is_wide()
     rows = table(
-        ("kernel", "name", "for", "params", "score", "latency", "tags"),
+        ("kernel", "name", "for", "params", "score", *(("latency",) if wide else ()), "tags"),
         right=("params", "score", "latency"),
-        whole=("kernel",),
+        whole=("kernel", "name", "for"),
     )
     for kernel in kernels:
         marked = "" if kernel.status == "validated" else f" ({kernel.status})"
         rows.add_row(
-            kernel.kernel_id,
+            # In 80 columns there is room for what tells ids apart; every command takes that alone.
+            kernel.kernel_id if wide else kernel.kernel_id.removeprefix("kernel_"),
             kernel.name + marked,
             str(kernel.slot),
             count(kernel.parameters),
             f"{kernel.performance_score:.2f}",
-            f"{kernel.latency_ms:.2f} ms",
-            " ".join(kernel.tags),
+            *((f"{kernel.latency_ms:.2f} ms",) if wide else ()),
+            " ".join(tag for tag in kernel.tags if tag != "validated"),
         )
     print_lines(rows)
 

@@ -30,6 +30,7 @@ class RunProgress:
     seeds: dict[str, list[SeedState]] = field(default_factory=dict)
     trials: list[Mapping[str, Any]] = field(default_factory=list)
     faults: int = 0
+    saved: bool = False
     interrupted: bool = False
     _first_epoch: int = 0
     _began: float | None = None
@@ -64,6 +65,7 @@ class RunProgress:
         self.experiment = fields["experiment"] or ""
         self.total_epochs = fields["total_epochs"]
         resumed = fields["resumed_from_epoch"]
+        self.saved = resumed is not None
         self.epoch = self._first_epoch = 0 if resumed is None else resumed + 1
         self.compiled = None
         self._began = self.clock()
@@ -96,6 +98,9 @@ class RunProgress:
 
     def _on_fault(self, _fields: Mapping[str, Any]) -> None:
         self.faults += 1
+
+    def _on_checkpoint(self, _fields: Mapping[str, Any]) -> None:
+        self.saved = True
 
     def _on_run_interrupted(self, _fields: Mapping[str, Any]) -> None:
         self.interrupted = True

@@ -27,7 +27,7 @@ def report_run(root: Path, run_id: str, *, as_json: bool) -> None:
     if as_json:
         print_json({**(view.summary or {}), "files": [str(path) for path in written(view)]})
         return
-    print_lines("")
+    print_lines(f"run {view.run_id}: {view.status}", "")
     print_adaptations(view)
     print_lines("", sizes(view), "")
     print_lines(*(f"wrote {path}" for path in written(view)))

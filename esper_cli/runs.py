@@ -233,11 +233,11 @@ def _parting_words(epochs: int) -> str:
 
 
 def _config_differences(a: RunView, b: RunView) -> dict[str, tuple[Any, Any]]:
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from esper_cli.config_errors import keys
 
-    left, right = (OmegaConf.create(OmegaConf.load(view.folder / "config.yaml")) for view in (a, b))
+    left, right = (DictConfig(OmegaConf.load(view.folder / "config.yaml")) for view in (a, b))
     differing = {}
     for key in dict.fromkeys([*keys(left), *keys(right)]):
         values = OmegaConf.select(left, key), OmegaConf.select(right, key)
@@ -257,9 +257,20 @@ def export_run(
 ) -> None:
     """Write the grown network as plain PyTorch source and safetensors, to be used without Esper."""
     from esper.assembly import export_run as export
+    from esper_cli.config import compose_from
 
     view = open_store(overrides or ()).open(run)
-    print_json(view) if as_json else export(view, to)
+    cfg = compose_from(view.folder / "config.yaml", [])
+    report = export(cfg, view.folder, to or view.folder / "export")
+    if as_json:
+        print_json({**asdict(report), "source": str(report.source), "weights": str(report.weights)})
+        return
+    print_lines(
+        f"wrote {report.source}",
+        f"wrote {report.weights}",
+        f"{report.parameters:,} parameters; on a held-out batch the outputs of the exported network and of "
+        f"the grown one differ by {report.max_difference:.3g} at most",
+    )
 
 
 def _as_data(view: RunView) -> dict[str, Any]:

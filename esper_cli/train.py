@@ -169,19 +169,19 @@ class TrainJob:
 
         from esper_cli.config import job_config
 
+        if self.raised:
+            return  # an earlier job of this process met what is no mistake of the user's
         hydra = HydraConfig.get()
         parallel = self.sweep and "basic_launcher" not in str(hydra.launcher.get("_target_"))
         try:
             run_once(job_config(cfg), self.output, resume=None, parallel=parallel)
-        except EsperError as error:
-            if not self.sweep:
-                self.raised.append(error)
-                return
-            self._note(error, hydra.job.num, list(hydra.overrides.task))
         except Exception as error:
-            if self.sweep:
+            if self.sweep and isinstance(error, EsperError):
+                self._note(error, hydra.job.num, list(hydra.overrides.task))
+            elif parallel:
                 raise
-            self.raised.append(error)
+            else:
+                self.raised.append(error)
 
     def _note(self, error: EsperError, number: int, overrides: Sequence[str]) -> None:
         from esper_cli.app import error_line
@@ -216,7 +216,8 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
             display.progress.interrupted = True
     run_id = display.progress.run_id
     if display.progress.interrupted:
-        saved = f"saved; go on with: esper train --resume {run_id}" if run_id else "nothing was trained yet"
+        resumable = display.progress.saved
+        saved = f"saved; go on with: esper train --resume {run_id}" if resumable else "nothing was saved yet"
         typer.echo(f"esper: interrupted; {saved}", err=True)
         raise KeyboardInterrupt
     report_run(Path(cfg.runs), run_id, as_json=output.as_json)

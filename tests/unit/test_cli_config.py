@@ -11,13 +11,14 @@ from esper_cli.config_errors import nearest
 FILES = {
     "pyproject.toml": "",
     "conf/config.yaml": (
-        "defaults: [_self_, model: mlp, tolaria: default]\n"
-        "experiment: null\nseed: 0\nruns: runs\n"
+        "defaults: [_self_, model: mlp, tolaria: default]\nexperiment: null\nseed: 0\nruns: runs\n"
     ),
     "conf/model/mlp.yaml": "width: 8\nname: mlp\n",
     "conf/model/resnet.yaml": "width: 8\nblocks: [1, 1]\nextra: {}\n",
     "conf/tolaria/default.yaml": "epochs: 10\nlr: 0.1\nshuffle: true\nlimit: null\ndevice: auto\n",
-    "experiments/small.yaml": "# @package _global_\ndefaults:\n  - override /model: resnet\ntolaria:\n  epochs: 2\n",
+    "experiments/small.yaml": (
+        "# @package _global_\ndefaults:\n  - override /model: resnet\ntolaria:\n  epochs: 2\n"
+    ),
     "experiments/study/one.yaml": "# @package _global_\nseed: 11\n",
     "experiments/study/README.md": "# not a config\n",
     "user/experiments/mine.yaml": "# @package _global_\ndefaults:\n  - small\nseed: 5\n",

@@ -23,15 +23,19 @@ from esper.errors import ConfigError, EsperError, StorageError
 from esper.karn.catalogue import fitting, load_catalogue
 from esper.kasmina import seeded_layers, wrap
 from esper.messages import CompilationRecord, KernelMetadata, Slot
+from esper.nissa.api import build_app
 from esper.nissa.journal import JOURNAL_NAME, Journal
+from esper.nissa.monitor import Monitor
 from esper.nissa.runs import RunStore
+from esper.nissa.server import MetricsServer, access_notice
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
 from esper.tezzeret.worker import compile_missing
 from esper.tolaria.checkpoint import Checkpoints, write_atomically
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Listener, Recorder
-from esper.tolaria.orchestrator import SeedOrchestrator
+from esper.tolaria.export import ExportReport, export_network
+from esper.tolaria.orchestrator import Rebuild, SeedOrchestrator, restore_trials
 from esper.tolaria.rng import seed_everything
 from esper.tolaria.run import Run, RunInfo
 from esper.tolaria.trainer import Trainer, TrainerSettings
@@ -136,6 +140,40 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     return run
 
 
+def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
+    """Write the network of the newest checkpoint of the run in ``run`` into ``folder``, free of Esper.
+
+    ``cfg`` is the run's own configuration. Raises CheckpointError, and what ``export_network`` raises.
+    """
+    data = build_data(cfg)
+    model = _place(build_model(cfg, data), cfg, torch.device("cpu"))
+    wrap(model, data.train.x[:2], **_plain(cfg, "kasmina"))
+    state = Checkpoints(run / "checkpoints").load()
+    pipeline = build_pipeline(cfg)
+    trials = restore_trials(model, state["growth"], _rebuild(pipeline))
+    model.load_state_dict(state["model"])
+    kernels = {
+        key: build(Blueprint.model_validate_json(trial.blueprint), trial.slot)
+        for key, trial in trials.items()
+    }
+    notes = (
+        f"Run {run.name}, after epoch {state['epoch']}. The input is {data.task}, normalised as the run did."
+    )
+    return export_network(model, kernels, data.held_out.x[:64], folder.resolve(), notes=notes)
+
+
+def serve(cfg: DictConfig, *, say: Callable[[str], None]) -> None:
+    """Serve metrics, health and the API over ``cfg.runs`` until SIGINT or SIGTERM.
+
+    ``say`` is told where it listens and who can read it. Raises ServerError when the port is taken.
+    """
+    with build_library(cfg) as library:
+        monitor = Monitor(RunStore(Path(cfg.runs), keep_packets=False), library.compilations)
+        server = MetricsServer(build_app(monitor), host=cfg.nissa.host, port=cfg.nissa.port)
+        say(access_notice(cfg.nissa.host))
+        server.run(on_ready=lambda url: say(f"serving {cfg.runs} at {url}"))
+
+
 def _new_folder(cfg: DictConfig) -> Path:
     """The folder of a new run, with the configuration that it can be resumed under."""
     folder = RunStore(Path(cfg.runs)).create(cfg.experiment or "run")
@@ -186,7 +224,7 @@ def _trial_plan(cfg: DictConfig, steps_per_epoch: int) -> TrialPlan:
     )
 
 
-def _rebuild(pipeline: Pipeline) -> Callable[[str, Slot], nn.Module]:
+def _rebuild(pipeline: Pipeline) -> Rebuild:
     """A kernel's module from its blueprint alone; its weights come from the checkpoint."""
     target = pipeline.target
 
@@ -214,17 +252,6 @@ def _fill(
         recorder.emit("compile", record=record, done=done, total=len(pairs))
 
     compile_missing(pipeline, library, pairs, tell)
-
-
-def compile_blueprints(
-    cfg: DictConfig,
-    blueprints: Iterable[Blueprint],
-    slots: Iterable[Slot],
-    on_result: Callable[[CompilationRecord], None],
-) -> list[CompilationRecord]:
-    """Compile what of ``blueprints`` fits ``slots`` and the library lacks; ``on_result`` hears of each."""
-    with build_library(cfg) as library:
-        return compile_missing(build_pipeline(cfg), library, _pairs(blueprints, slots), on_result)
 
 
 def slots_of(cfg: DictConfig) -> list[Slot]:

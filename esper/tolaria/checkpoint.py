@@ -65,7 +65,9 @@ class Checkpoints:
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
         except (RuntimeError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
+            raise CheckpointError(
+                f"{path} is not a checkpoint of Esper", hint="start the run again"
+            ) from error
         if state.get("format") != FORMAT:
             raise CheckpointError(
                 f"{path} has format {state.get('format')}, this Esper reads {FORMAT}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,21 @@ from esper.urza.library import KernelLibrary
 
 SeedKey = tuple[str, int]
 """A seed's layer name and index."""
+
+Rebuild = Callable[[str, Slot], nn.Module]
+"""Makes the module of a kernel from its blueprint (canonical JSON) and slot; its weights come later."""
+
+
+def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild) -> dict[SeedKey, Trial]:
+    """Graft into ``model`` the kernels of a checkpoint's ``growth``; then its weights fit the model.
+
+    Raises GraftError when the model is not the one that was saved.
+    """
+    trials = {trial.key: trial for trial in map(Trial.from_state, state["trials"])}
+    sources = {trial.kernel_id: trial for trial in trials.values()}
+    records = [SeedRecord(**{**record, "state": SeedState(record["state"])}) for record in state["seeds"]]
+    restore_seeds(model, records, lambda kernel: rebuild(sources[kernel].blueprint, sources[kernel].slot))
+    return trials
 
 
 class SeedOrchestrator:
@@ -39,7 +54,7 @@ class SeedOrchestrator:
         recorder: Recorder,
         plan: TrialPlan,
         *,
-        rebuild: Callable[[str, Slot], nn.Module],
+        rebuild: Rebuild,
         run: tuple[str, str],
         kernel_lr_scale: float = 1.0,
     ) -> None:
@@ -255,7 +270,7 @@ class SeedOrchestrator:
     def state(self) -> dict[str, Any]:
         """Plain data from which ``restore`` grafts the same kernels; the model's state has the weights."""
         return {
-            "seeds": [asdict(record) for record in seed_records(self.model)],
+            "seeds": [{**asdict(r), "state": r.state.value} for r in seed_records(self.model)],
             "trials": [trial.state() for trial in self.trials.values()],
             "reports": [asdict(report) for report in self.reports],
             "resting": [(layer, idx, until) for (layer, idx), until in self.resting.items()],
@@ -263,12 +278,7 @@ class SeedOrchestrator:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Graft what ``state`` lists, rebuilt from blueprints: no library is needed."""
-        self.trials = {trial.key: trial for trial in map(Trial.from_state, state["trials"])}
-        sources = {trial.kernel_id: trial for trial in self.trials.values()}
-        records = [SeedRecord(**{**r, "state": SeedState(r["state"])}) for r in state["seeds"]]
-        restore_seeds(
-            self.model, records, lambda kernel: self.rebuild(sources[kernel].blueprint, sources[kernel].slot)
-        )
+        self.trials = restore_trials(self.model, state, self.rebuild)
         for trial in self.trials.values():
             self._own(trial)
         self.reports = [field_report_from(report) for report in state["reports"]]

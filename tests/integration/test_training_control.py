@@ -1,0 +1,96 @@
+"""A growing run and its control are the same run, bit for bit, until the first adaptation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from esper.assembly import build_training
+from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper_cli.config import compose
+
+SMALL = ["+experiment=smoke", "urza=memory", "tolaria.epochs=8", "karn.paths=[blueprints/low_rank.yaml]"]
+EAGER = ["tamiyo.first_epoch=3", "tamiyo.detector.window=3", "tamiyo.min_confidence=0.0"]
+
+
+def config(runs: Path, *overrides: str) -> DictConfig:
+    return compose([*SMALL, f"runs={runs}", *overrides])
+
+
+def train(cfg: DictConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    summary = build_training(cfg).run()
+    events, _ = read_journal(Path(summary["folder"]) / JOURNAL_NAME)
+    return summary, events
+
+
+def losses(events: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    packets = [event["packet"] for event in events if event["event"] == "epoch"]
+    return [(packet["loss"], packet["held_out_loss"]) for packet in packets]
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    return train(config(tmp_path_factory.mktemp("grown"), *EAGER))
+
+
+@pytest.fixture(scope="module")
+def control(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    return train(config(tmp_path_factory.mktemp("control"), "tamiyo=never"))
+
+
+def test_equal_until_the_first_graft_and_different_after_its_blend(grown: Any, control: Any) -> None:
+    first = next(e["epoch"] for e in grown[1] if e["event"] == "decision")
+    one, other = losses(grown[1]), losses(control[1])
+    assert first >= 3
+    assert one[: first + 1] == other[: first + 1]
+    assert one[first + 2] != other[first + 2]
+
+
+def test_the_same_configuration_gives_the_same_weights(grown: Any, tmp_path: Path) -> None:
+    again, _ = train(config(tmp_path, *EAGER))
+    assert again["weights_sha256"] == grown[0]["weights_sha256"]
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(grown: Any, tmp_path: Path) -> None:
+    cfg = config(tmp_path, *EAGER)
+    run = build_training(cfg)
+    stop_after = next(e["epoch"] for e in grown[1] if e["event"] == "decision") + 1
+
+    def interrupt(event: str, fields: Any) -> None:
+        if event == "step" and fields["epoch"] == stop_after and fields["step"] > 0:
+            raise KeyboardInterrupt
+
+    run.trainer.recorder.listeners = (interrupt,)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    resumed = build_training(cfg, resume=run.info.run_id).run()
+    assert resumed["weights_sha256"] == grown[0]["weights_sha256"]
+    assert [a["verdict"] for a in resumed["adaptations"]] == [a["verdict"] for a in grown[0]["adaptations"]]
+
+
+def test_a_seed_lives_its_whole_life_by_evidence(grown: Any) -> None:
+    seed_events = [e for e in grown[1] if e["event"] == "seed"]
+    first = seed_events[0]
+    life = [
+        (e["from_state"], e["to_state"])
+        for e in seed_events
+        if (e["layer"], e["seed_idx"], e["kernel_id"])
+        == (first["layer"], first["seed_idx"], first["kernel_id"])
+    ]
+    assert [to for _, to in life[:4]] == ["GERMINATED", "TRAINING", "BLENDING", "HOLDING"]
+    verdict = next(e for e in seed_events if e["to_state"] in ("FOSSILIZED", "CULLED"))
+    kept = verdict["evidence"]["gain_lower"] > verdict["evidence"]["threshold"]
+    assert kept is (verdict["to_state"] == "FOSSILIZED")
+    assert verdict["evidence"]["split"] == "held_out"
+
+
+def test_parameters_and_flops_grow_with_kept_seeds_only(grown: Any, control: Any) -> None:
+    kept = [a for a in grown[0]["adaptations"] if a["verdict"] == "kept"]
+    on_trial = grown[0]["seeds"]
+    added = grown[0]["end"]["parameters"] - grown[0]["start"]["parameters"]
+    assert control[0]["end"] == control[0]["start"]
+    if set(on_trial) <= {"DORMANT", "FOSSILIZED", "EMBARGOED"}:
+        assert added == sum(a["parameters"] for a in kept)

@@ -23,7 +23,7 @@ from esper.errors import ConfigError, EsperError, StorageError
 from esper.karn.catalogue import fitting, load_catalogue
 from esper.kasmina import seeded_layers, wrap
 from esper.messages import CompilationRecord, KernelMetadata, Slot
-from esper.nissa.api import build_app
+from esper.nissa.api import create_app
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.monitor import Monitor
 from esper.nissa.runs import RunStore
@@ -169,7 +169,7 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None]) -> None:
     """
     with build_library(cfg) as library:
         monitor = Monitor(RunStore(Path(cfg.runs), keep_packets=False), library.compilations)
-        server = MetricsServer(build_app(monitor), host=cfg.nissa.host, port=cfg.nissa.port)
+        server = MetricsServer(create_app(monitor), host=cfg.nissa.host, port=cfg.nissa.port)
         say(access_notice(cfg.nissa.host))
         server.run(on_ready=lambda url: say(f"serving {cfg.runs} at {url}"))
 

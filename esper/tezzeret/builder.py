@@ -64,8 +64,8 @@ class _Network(nn.Module):
 
 
 def _attribute(node_id: str) -> str:
-    """The attribute that holds a node's module: its id, unless nn.Module has that name for itself."""
-    taken = keyword.iskeyword(node_id) or hasattr(fx.GraphModule, node_id) or node_id == "training"
+    """The attribute that holds a node's module: its id, unless that name has a meaning in the module."""
+    taken = keyword.iskeyword(node_id) or hasattr(fx.GraphModule, node_id) or node_id in ("self", "training")
     return f"{node_id}_" if taken else node_id
 
 

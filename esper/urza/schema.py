@@ -46,14 +46,10 @@ class Base(DeclarativeBase):
 
 
 class Measurement(TypeDecorator[float]):
-    """A float that may be NaN. SQLite turns NaN into NULL, so NULL is what is stored, on any database."""
+    """A float that may be NaN, which SQLite stores as NULL."""
 
     impl = Double
     cache_ok = True
-
-    def process_bind_param(self, value: float | None, _: Dialect) -> float | None:
-        """NaN to NULL."""
-        return None if value is None or math.isnan(value) else value
 
     def process_result_value(self, value: float | None, _: Dialect) -> float:
         """NULL to NaN."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -202,3 +204,20 @@ def test_a_table_dropped_by_somebody_else_is_one_clear_line(tmp_path: Path) -> N
             connection.execute("DROP TABLE kernel_tags")
         with pytest.raises(LibraryError, match="no such table: kernel_tags"):
             library.put(artefact("a"))
+
+
+@pytest.mark.parametrize("lock", ["DEFERRED", "IMMEDIATE"])
+def test_the_switch_to_write_ahead_mode_waits_for_others(tmp_path: Path, lock: str) -> None:
+    path = tmp_path / "kernels.db"
+    open_at(path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute(f"BEGIN {lock}")
+        other.execute("SELECT * FROM kernels").fetchall()
+        opening = pool.submit(open_at, path)
+        time.sleep(0.5)
+        assert not opening.done()
+        other.execute("COMMIT")
+        opening.result(timeout=30).close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -19,6 +19,11 @@ from urza_support import artefact
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import KernelMetadata
 from esper.urza import KernelLibrary, open_library
+from esper.urza.database import open_database
+from esper.urza.memory import MemoryTier
+from esper.urza.records import KernelRecords
+from esper.urza.sql import SqlTier
+from esper.urza.tiers import Missing, TieredStore
 
 BLUEPRINT = '{"name":"bottleneck"}'
 
@@ -202,6 +207,16 @@ def test_what_the_error_advises_mends_the_kernel(
     library.verify("kernel_b")
 
 
+def test_putting_the_same_kernel_again_mends_its_damaged_parts(
+    library: KernelLibrary, path: Path, programs: dict[str, bytes]
+) -> None:
+    before = library.get("kernel_a")
+    damage(path, before.program_digest, b"damaged")
+    library.put(artefact("a", program=programs["a"], weights=b"weights a", blueprint=BLUEPRINT))
+    library.verify("kernel_a")
+    assert library.get("kernel_a") == before
+
+
 def test_a_kernel_removed_by_another_process_is_not_found_though_memory_has_its_bytes(
     library: KernelLibrary, loader: Loader, path: Path
 ) -> None:
@@ -210,6 +225,31 @@ def test_a_kernel_removed_by_another_process_is_not_found_though_memory_has_its_
         other.remove("kernel_a")
     with pytest.raises(KernelNotFound, match="kernel_a"):
         library.fetch("kernel_a")
+
+
+class RemovingTier(MemoryTier):
+    """Memory that, when it is asked, has another process remove the kernel just then."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(0)
+        self.path = path
+
+    def get(self, key: str) -> bytes | Missing:
+        with open_library(f"sqlite:///{self.path}", Loader()) as other:
+            if other.contains("kernel_a"):
+                other.remove("kernel_a")
+        return super().get(key)
+
+
+def test_a_kernel_removed_in_the_middle_of_a_fetch_is_not_found_rather_than_corrupt(
+    library: KernelLibrary, loader: Loader, path: Path
+) -> None:
+    database = open_database(f"sqlite:///{path}")
+    store = TieredStore([RemovingTier(path), SqlTier(database)])
+    fetching = KernelLibrary(KernelRecords(database), store, loader)
+    with fetching, pytest.raises(KernelNotFound, match="kernel_a"):
+        fetching.fetch("kernel_a")
+    assert loader.calls == []
 
 
 def test_good_bytes_that_pytorch_cannot_load_are_an_error_of_the_library(

@@ -129,6 +129,12 @@ def _spatial(shape: Shape, op: str) -> Shape:
     return shape
 
 
+def _normalised(_: Mapping[str, Value], inputs: Sequence[Shape]) -> Shape:
+    if inputs[0].features == 1:
+        raise ShapeError("a single feature, normalised over itself, carries nothing")
+    return inputs[0]
+
+
 def _per_position(_: Mapping[str, Value], inputs: Sequence[Shape]) -> Shape:
     return _spatial(inputs[0], "this op")
 
@@ -237,8 +243,10 @@ OPS: dict[str, Op] = {
            _convolution, parameters={**_CONVOLUTION, "stride": Size(1, 16, 1)}, layouts=("channels",)),
         Op("conv1d", "convolution over time, padded to keep its length", _convolution,
            parameters=_CONVOLUTION, layouts=("tokens",)),
-        Op("layer_norm", "normalises the features of each position; learned scale and shift", _same),
-        Op("rms_norm", "unit root mean square over the features of each position; learned scale", _same),
+        Op("layer_norm", "normalises the features of each position; learned scale and shift",
+           _normalised),
+        Op("rms_norm", "unit root mean square over the features of each position; learned scale",
+           _normalised),
         Op("group_norm", "normalises groups of channels over space; learned scale and shift", _grouped,
            parameters={"groups": _GROUPS}, layouts=("channels",)),
         Op("batch_norm", "normalises each channel over batch and space; learned scale and shift",

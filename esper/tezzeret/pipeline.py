@@ -20,6 +20,7 @@ from esper.errors import BlueprintError, CompilationError
 from esper.messages import KernelArtefact, KernelMetadata, Slot
 from esper.tezzeret.budget import Budget, count_parameters, measure
 from esper.tezzeret.builder import build_plan
+from esper.tezzeret.randomness import seeded
 from esper.tezzeret.scoring import performance_score
 from esper.tezzeret.target import Target
 from esper.tezzeret.validation import TOLERANCE, measure_latency, validate
@@ -110,7 +111,7 @@ class Pipeline:
         with clock.time("optimise", subject):
             changes = self.target.optimise(program, torch.device(self.device)) if self.optimise else ()
             saved = self.target.save(program)
-        with clock.time("validate", subject):
+        with clock.time("validate", subject), seeded(self.seed, torch.device(self.device)):
             loaded = self.target.load(saved, self.device)
             validate(loaded, eager, slot, seed=self.seed)
             latency = measure_latency(loaded, slot)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from esper.messages import Slot
 from esper.tezzeret.examples import default_transform, example
+from esper.tezzeret.randomness import seeded
 
 TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-7, 1e-8), torch.bfloat16: (5e-2, 5e-2)}
 """Relative and absolute tolerance of program against eager network; the absolute one is of the largest
@@ -102,7 +102,7 @@ def _run(module: nn.Module, x: Tensor, seed: int) -> dict[str, Tensor]:
     state = _copy(module.state_dict())
     x = x.detach().requires_grad_()
     parameters = dict(module.named_parameters())
-    with _seeded(seed, x.device):
+    with seeded(seed, x.device):
         output = module(x)
         projection = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output)
         loss = (output * projection).sum() / math.sqrt(output.numel())
@@ -150,12 +150,3 @@ def _milliseconds(module: nn.Module, x: Tensor) -> float:
     if x.is_cuda:
         torch.cuda.synchronize(x.device)
     return (time.perf_counter() - start) * 1e3
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers on ``device`` from ``seed``; the global state is afterwards what it was."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        (torch.cuda.manual_seed if on_gpu else torch.default_generator.manual_seed)(seed)
-        yield

@@ -96,6 +96,7 @@ def test_shapes_follow_the_graph() -> None:
             Slot("channels", 4, 4, 2),
             "reduced by 1 and 2",
         ),
+        ([("n", "layer_norm", ["x"], {})], Slot("features", 1, 1), "carries nothing"),
         ([("n", "attention", ["x", "x", "x"], {"heads": 3})], Slot("tokens", 4, 4), "3 heads do not divide"),
         ([("p", "pool", ["x"], {"stride": 2})], Slot("tokens", 4, 4), "only channels have a stride"),
     ],

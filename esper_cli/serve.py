@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from esper_cli.completion import complete_overrides
-
-if TYPE_CHECKING:
-    from esper.messages import CompilationRecord
 
 
 def serve_metrics(
@@ -23,34 +19,21 @@ def serve_metrics(
             show_default=False,
         ),
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Listen on this address; loopback unless given.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Listen on this address; loopback unless told otherwise.")
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Listen on this port; 9464 unless given, 0 for any.")
+        int | None, typer.Option(min=0, max=65535, help="Listen on this port; 0 takes any.")
     ] = None,
 ) -> None:
     """Serve /health, /metrics, /api/v1/status and /api/v1/adaptations until Ctrl-C.
 
     Reads what training runs wrote, while they run and after. There is no authentication yet.
     """
-    from esper.assembly import build_library
-    from esper.nissa.api import create_app
-    from esper.nissa.monitor import Monitor
-    from esper.nissa.runs import RunStore
-    from esper.nissa.server import DEFAULT_HOST, DEFAULT_PORT, MetricsServer, access_notice
+    from esper.assembly import serve
     from esper_cli.config import compose
 
     cfg = compose(list(overrides or ()))
-    address = host or DEFAULT_HOST
-
-    def compilations() -> list[CompilationRecord]:
-        with build_library(cfg) as library:  # opened anew: it may be replaced while this serves
-            return library.compilations()
-
-    monitor = Monitor(RunStore(Path(cfg.runs), keep_packets=False), compilations)
-    server = MetricsServer(create_app(monitor), host=address, port=DEFAULT_PORT if port is None else port)
-
-    def ready(url: str) -> None:
-        typer.echo(f"serving the runs in {cfg.runs} at {url}; stop with Ctrl-C")
-        typer.echo(access_notice(address), err=True)
-
-    server.run(ready)
+    cfg.nissa.host = host or cfg.nissa.host
+    cfg.nissa.port = cfg.nissa.port if port is None else port
+    serve(cfg, say=typer.echo)

@@ -255,7 +255,8 @@ class SeedOrchestrator:
         """The kernel is gone: its parameters and their moments leave the optimizer with it."""
         del self.trials[trial.key]
         group = self._group(trial)
-        self.optimizer.param_groups.remove(group)
+        # By identity: list.remove would compare groups, and with them tensors.
+        self.optimizer.param_groups[:] = [g for g in self.optimizer.param_groups if g is not group]
         for parameter in group["params"]:
             self.optimizer.state.pop(parameter, None)
 

@@ -1,0 +1,134 @@
+"""1,000 kernels that fail in a run: training goes on, and nothing non-finite is left anywhere."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper.assembly import build_training
+from esper.messages import AdaptationDecision, KernelMetadata, SeedState, Slot, SystemStatePacket
+from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.tolaria.evaluation import evaluate
+from esper.tolaria.recovery import first_non_finite
+from esper.urza.library import Kernel
+from esper_cli.config import compose
+
+FAULTS = 1000
+KINDS = ("raise", "nan", "inf", "shape", "dtype", "backward")
+
+
+class BadGradient(torch.autograd.Function):
+    """The identity, with a gradient that is not finite."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * float("nan")
+
+
+class FailingKernel(nn.Module):
+    """Works in evaluation, so that it can be grafted; fails in training from its second call on."""
+
+    def __init__(self, slot: Slot, kind: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(slot.in_features, slot.out_features)
+        self.kind = kind
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x)
+        self.calls += self.training
+        if self.calls < 2 or not self.training:
+            return y
+        if self.kind == "raise":
+            raise RuntimeError("this kernel fails on purpose")
+        if self.kind == "backward":
+            return BadGradient.apply(y)  # type: ignore[no-any-return]
+        if self.kind == "shape":
+            return y[..., :-1]
+        return {"nan": y * float("nan"), "inf": y + float("inf"), "dtype": y.double()}[self.kind]
+
+
+class FailingLibrary:
+    """The library's face, with a failing kernel for every slot, of each kind in turn."""
+
+    def __init__(self) -> None:
+        self.kinds = itertools.cycle(KINDS)
+        self.trials: list[Any] = []
+
+    def find(self, slot: Slot, **_: Any) -> list[KernelMetadata]:
+        kind = next(self.kinds)
+        self.slot = slot
+        return [KernelMetadata(kind, "blueprint", (slot.in_features,), (slot.out_features,), 0.0, 0.5, ())]
+
+    def fetch(self, kernel_id: str) -> Kernel:
+        metadata = KernelMetadata(kernel_id, "blueprint", (1,), (1,), 0.0, 0.5, ())
+        return Kernel(metadata, "{}", FailingKernel(self.slot, kernel_id))
+
+    def record_trial(self, report: Any, *_: str) -> None:
+        self.trials.append(report)
+
+    def cache_counts(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_thousand_faults_are_survived(tmp_path: Path, optimizer: str) -> None:
+    cfg = compose(
+        [
+            "+experiment=smoke", "tamiyo=never", "urza=memory", f"runs={tmp_path}", "model.hidden=[32,32,32]",
+            "kasmina.seeds=8", "tolaria.batch_size=240", "tolaria.epochs=44", "tolaria.learning_rate=0.02",
+            *(["tolaria.optimizer._target_=torch.optim.Adam", "~tolaria.optimizer.momentum",
+               "~tolaria.optimizer.nesterov", "tolaria.learning_rate=0.003"] if optimizer == "adam" else []),
+        ]
+    )  # fmt: skip
+    trainer = build_training(cfg).trainer
+    orchestrator, library = trainer.orchestrator, FailingLibrary()
+    orchestrator.library = library  # type: ignore[assignment]
+    first = last = None
+    for epoch in range(cfg.tolaria.epochs):
+        packet = trainer.run_epoch(epoch)
+        trainer.recovery.check(packet)
+        first, last = first or packet, packet
+        for layer, metrics in packet.layer_metrics.items():
+            for idx, state in enumerate(metrics.seed_states):
+                if (
+                    state is SeedState.DORMANT
+                    and len(orchestrator.reports) + len(orchestrator.trials) < FAULTS
+                ):
+                    assert orchestrator.apply(_decision(layer, idx), packet).status == "grafted"
+    assert isinstance(first, SystemStatePacket)
+    assert isinstance(last, SystemStatePacket)
+    events, _ = read_journal(next(tmp_path.iterdir()) / JOURNAL_NAME)
+    faults = [event for event in events if event["event"] == "fault"]
+    assert len(faults) == FAULTS
+    assert set(Counter(fault["kernel_id"] for fault in faults)) == set(KINDS)
+    assert all(report.verdict == "failed" for report in orchestrator.reports)
+    assert len(library.trials) == FAULTS
+    assert not orchestrator.trials
+    assert len(trainer.optimizer.param_groups) == 1
+    assert set(trainer.optimizer.state) <= set(trainer.optimizer.param_groups[0]["params"])
+    assert first_non_finite(trainer.model) is None
+    assert all(
+        torch.isfinite(v).all() for s in trainer.optimizer.state.values() for v in s.values() if v is not None
+    )
+    assert last.held_out_loss < first.held_out_loss / 2
+    assert evaluate(trainer.model, trainer.held_out.x, trainer.held_out.y).accuracy > 0.9
+
+
+def _decision(layer: str, seed_idx: int) -> AdaptationDecision:
+    grafting = {"site": "parallel", "blend": "residual", "alpha_blend": 1.0}
+    parameters = {"seed_idx": seed_idx, "tags": [], "avoid": [], **grafting}
+    return AdaptationDecision("add_seed", layer, parameters, 1.0, 0.0)

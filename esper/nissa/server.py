@@ -23,7 +23,7 @@ from hypercorn.asyncio.run import worker_serve
 from hypercorn.config import Config, Sockets
 from hypercorn.typing import ASGIFramework
 from hypercorn.utils import wrap_app
-from starlette.applications import Starlette
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from esper.errors import ConfigError, ServerError
 
@@ -60,13 +60,13 @@ def access_notice(host: str) -> str:
 
 
 class MetricsServer:
-    """One server on one address.
+    """One server on one address, for an application that reads no request bodies.
 
     Binding happens here, so that a port in use is known before anything else starts; port 0 takes a free one.
     Raises ServerError when the address cannot be had, ConfigError for a port that is none.
     """
 
-    def __init__(self, app: Starlette, *, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> None:
+    def __init__(self, app: ASGIApp, *, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> None:
         self._app = app
         self._listener = _bind(host, port)
         self._stop: Callable[[], object] | None = None
@@ -106,7 +106,7 @@ class MetricsServer:
         config = _hypercorn_config()
         serving = asyncio.create_task(
             worker_serve(
-                wrap_app(cast(ASGIFramework, self._app), config.wsgi_max_body_size, "asgi"),
+                wrap_app(cast(ASGIFramework, _without_bodies(self._app)), config.wsgi_max_body_size, "asgi"),
                 config,
                 sockets=Sockets([], [self._listener], []),
                 shutdown_trigger=stopping.wait,
@@ -126,7 +126,8 @@ class _Listener(socket.socket):
     """A listening socket that knows the connections it accepted."""
 
     def __init__(self, family: int) -> None:
-        super().__init__(family, socket.SOCK_STREAM)
+        # With the protocol named, asyncio sets TCP_NODELAY; without it each answer takes 40 ms more.
+        super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self.address = ("", 0)
 
@@ -191,6 +192,32 @@ def _hypercorn_config() -> Config:
     config.include_server_header = False
     config.errorlog = None
     return config
+
+
+def _without_bodies(app: ASGIApp) -> ASGIApp:
+    """``app``, with request bodies thrown away as they come.
+
+    Hypercorn queues a few pieces of a body and, when nobody takes them, can neither answer nor close: the
+    connection would be held for ever.
+    """
+
+    async def nothing() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def discard(receive: Receive) -> None:
+        while (await receive())["type"] == "http.request":
+            pass
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        discarding = asyncio.create_task(discard(receive))
+        try:
+            return await app(scope, nothing, send)
+        finally:
+            discarding.cancel()
+
+    return wrapped
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -239,6 +239,14 @@ def test_an_error_of_ours_is_json_too(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "secret detail" in caplog.text
 
 
+def test_answers_are_not_delayed(api: httpx.Client) -> None:
+    api.get("/")
+    began = time.monotonic()
+    for _ in range(50):
+        api.get("/")
+    assert time.monotonic() - began < 50 * 0.04
+
+
 # While training writes
 
 
@@ -329,6 +337,23 @@ def test_a_request_head_that_drips_in_is_cut_off(api: httpx.Client) -> None:
 
 def test_an_endless_head_is_refused(api: httpx.Client) -> None:
     assert api.get("/health", headers={"X-Long": "x" * 100_000}).status_code in (400, 431)
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 104857600", b"Transfer-Encoding: chunked"])
+def test_a_large_body_is_cut_off(api: httpx.Client, head: bytes) -> None:
+    began = time.monotonic()
+    with socket.create_connection((api.base_url.host, api.base_url.port or 0), timeout=15) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n\r\n")
+        piece = b"x" * 65536 if b"Length" in head else b"10000\r\n" + b"x" * 65536 + b"\r\n"
+
+        def upload() -> None:
+            for _ in range(1600):
+                connection.sendall(piece)
+
+        with pytest.raises(ConnectionError):
+            upload()
+    assert time.monotonic() - began < 10
+    assert api.get("/health").status_code == 200
 
 
 def test_a_slow_answer_is_not_cut_off() -> None:

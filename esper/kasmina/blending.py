@@ -76,7 +76,7 @@ def _blend(layer: SeededLayer, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor
     members: list[Seed] = []
     outputs: list[torch.Tensor] = []
     for index in tuple(layer.running):
-        seed = layer.seed(index)
+        seed = layer.seed_list[index]
         isolated = seed.state is SeedState.TRAINING
         if isolated and not (layer.training and torch.is_grad_enabled()):
             continue  # it would change nothing and learn nothing
@@ -190,19 +190,22 @@ class _Blend(torch.autograd.Function):
         index = layer.chunk_index(y.device)
         sums = per_feature.new_zeros(count).index_add_(0, index, per_feature)
         zero = per_feature.new_zeros(())
-        alphas, gains = [zero] * count, [zero] * count
+        alphas = [zero] * count
         for seed, part in zip(members, parts, strict=True):
-            assert seed.alpha is not None
-            gains[part.index] = zero + 1 if part.isolated else seed.alpha.to(zero.dtype)
-            alphas[part.index] = zero if part.isolated else gains[part.index]
-        # The sum over an alpha of 0 is not finite either: such a chunk stays y to the last bit.
-        alpha, gain = torch.stack(alphas), torch.stack(gains)
-        used, learns = (sums / alpha).abs() < math.inf, (sums / gain).abs() < math.inf
-        blended = torch.addcmul(y, joined, _along(alpha[index].to(y.dtype), y, axis))
+            if not part.isolated and seed.alpha is not None:
+                alphas[part.index] = seed.alpha.to(zero.dtype)
+        scale, used = _per_feature(torch.stack(alphas), sums, index, y.dtype)
+        gain, learns = scale, used
+        if any(part.isolated for part in parts):
+            one = zero + 1
+            isolated = {part.index for part in parts if part.isolated}
+            gains = [one if i in isolated else alpha for i, alpha in enumerate(alphas)]
+            gain, learns = _per_feature(torch.stack(gains), sums, index, y.dtype)
         ctx.layer, ctx.parts = layer, parts
         distances = [_chunk(joined, layer, part) for part in parts if part.isolated and part.lerp]
-        ctx.save_for_backward(gain[index].to(y.dtype), learns[index], *distances)
-        return torch.where(_along(used[index], y, axis), blended, y)
+        ctx.save_for_backward(gain, learns, *distances)
+        blended = torch.addcmul(y, joined, _along(scale, y, axis))
+        return torch.where(_along(used, y, axis), blended, y)
 
     @staticmethod
     @once_differentiable
@@ -227,6 +230,18 @@ class _Blend(torch.autograd.Function):
                 _chunk(g_y, layer, part).sub_(chunk)
             g_kernels.append(chunk)
         return g_y, None, None, *g_kernels
+
+
+def _per_feature(
+    weights: torch.Tensor, sums: torch.Tensor, index: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per output feature: the weight of its chunk, and whether it counts.
+
+    A chunk counts if the sum of its kernel's output is finite and its weight is not 0: over a weight of 0 no
+    sum is finite, and such a chunk stays what the host gave to the last bit.
+    """
+    counts = (sums / weights).abs() < math.inf
+    return weights.to(dtype).index_select(0, index), counts.index_select(0, index)
 
 
 def _join(

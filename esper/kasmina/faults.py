@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.utils import get_total_norm
 
 from esper.kasmina.counters import Fault, FaultKind, Place
 from esper.kasmina.layer import SeededLayer, seeded_layers
@@ -65,11 +64,20 @@ def _all_finite(layers: list[SeededLayer]) -> bool:
     gradients = [g for layer in layers for seed in _running(layer) for g in _gradients(seed)]
     totals = [sums.sum() for layer in layers for sums in layer.probe.sums.values()]
     if gradients:
-        totals.append(get_total_norm(gradients))
-    by_device: dict[torch.device, list[torch.Tensor]] = {}
-    for total in totals:
-        by_device.setdefault(total.device, []).append(total.float())
-    return all(bool(torch.stack(group).isfinite().all()) for group in by_device.values())
+        totals += [_sum(group) for group in _by_device(gradients)]
+    return all(bool(_sum(group).isfinite()) for group in _by_device(totals))
+
+
+def _by_device(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    groups: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.device, []).append(tensor)
+    return list(groups.values())
+
+
+def _sum(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The sum over all ``tensors`` of one device: not finite if anything in them is not."""
+    return torch.cat([tensor.flatten() for tensor in tensors]).sum(dtype=torch.float64)
 
 
 def _non_finite_place(layer: SeededLayer, seed: Seed) -> str:
@@ -86,4 +94,5 @@ def _non_finite_place(layer: SeededLayer, seed: Seed) -> str:
         if place in sums and not bool(sums[place].split_with_sizes(sizes)[seed.index].isfinite().all()):
             return "output" if place == "output" else "input gradient"
     gradients = _gradients(seed)
-    return "parameter gradients" if gradients and not bool(get_total_norm(gradients).isfinite()) else ""
+    finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
+    return "" if finite else "parameter gradients"

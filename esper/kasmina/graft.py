@@ -50,6 +50,7 @@ def wrap(
     exclude: Collection[str] = (),
     types: Collection[str] = ("linear", "conv2d", "attention"),
     seeds: int = 4,
+    batch_axis: int = 0,
 ) -> list[str]:
     """Wrap layers of ``model`` in place and return their names, in the order of ``model.named_modules()``.
 
@@ -65,6 +66,7 @@ def wrap(
         exclude: patterns of names to leave alone.
         types: among "linear", "conv2d" and "attention".
         seeds: seeds a layer.
+        batch_axis: the axis of the example's first tensor that counts samples; 1 for (T, batch, F).
 
     Raises:
         GraftError: a pattern matches nothing, a layer has fewer output features than seeds or none at all, or
@@ -76,7 +78,7 @@ def wrap(
             f"unknown layer types: {', '.join(sorted(unknown))}", hint=f"known: {', '.join(TYPES)}"
         )
     hosts, named = _select(model, tuple(include), tuple(exclude), tuple(TYPES[name] for name in types))
-    geometries = probe(model, example_input, hosts)
+    geometries = probe(model, example_input, hosts, batch_axis)
     for name in named:
         if name not in geometries:
             raise GraftError(f"{name} is never called by the example input", hint="wrap the module around it")
@@ -98,7 +100,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """Put back the host of every layer that holds no kernel, in place; return ``model``."""
     for parent in list(model.modules()):
         for key, child in list(parent._modules.items()):
-            while isinstance(child, SeededLayer) and all(seed.kernel is None for seed in _seeds(child)):
+            while isinstance(child, SeededLayer) and all(seed.kernel is None for seed in child.seed_list):
                 child = child.host
                 setattr(parent, key, child)
     return model
@@ -136,7 +138,7 @@ def seed_records(model: nn.Module) -> list[SeedRecord]:
     return [
         SeedRecord(name, s.index, s.state, s.kernel_id, s.site, s.blend, s.embargoed_until)
         for name, layer in seeded_layers(model).items()
-        for s in _seeds(layer)
+        for s in layer.seed_list
         if s.state is not SeedState.DORMANT
     ]
 
@@ -153,7 +155,7 @@ def restore_seeds(model: nn.Module, records: Iterable[SeedRecord], fetch: Callab
     for layer in layers.values():
         layer.pending_faults.clear()
         layer.probe.sums.clear()
-        for seed in _seeds(layer):
+        for seed in layer.seed_list:
             seed.reset()
     for record in records:
         if record.layer not in layers:
@@ -170,10 +172,6 @@ def restore_seeds(model: nn.Module, records: Iterable[SeedRecord], fetch: Callab
                 blend=record.blend,
             )
         layer.seed(record.seed_idx).restore(record.state, embargoed_until=record.embargoed_until)
-
-
-def _seeds(layer: SeededLayer) -> list[Seed]:
-    return [layer.seed(i) for i in range(len(layer.seeds))]
 
 
 def _named_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
@@ -210,6 +208,8 @@ def _select(
     named: list[str] = []
     for pattern in include:
         matched = [name for name in modules if fnmatchcase(name, pattern)]
+        if not matched and any(fnmatchcase(name, pattern) for name in seeded_layers(model)):
+            raise GraftError(f"what {pattern!r} matches is wrapped already", hint="unwrap the network first")
         if not matched:
             raise GraftError(f"no module is named like {pattern!r}", hint=_nearest(pattern, modules))
         typed = [

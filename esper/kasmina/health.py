@@ -54,7 +54,7 @@ def _to_host(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _metrics(layer: SeededLayer, totals: torch.Tensor | None) -> LayerMetrics:
-    seeds = [layer.seed(i) for i in range(len(layer.seeds))]
+    seeds = layer.seed_list
     parallel = not layer.parallel_refusal()
     signals = () if totals is None else _signals(layer, totals)
     return LayerMetrics(

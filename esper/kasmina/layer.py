@@ -82,7 +82,8 @@ class SeededLayer(nn.Module):
         self.out_sizes = chunk_sizes(geometry.out_features, seeds)
         self.in_sizes = chunk_sizes(geometry.in_features, seeds)
         self.running: list[int] = []
-        self.seeds = nn.ModuleList(Seed(i, self.running) for i in range(seeds))
+        self.seed_list = [Seed(i, self.running) for i in range(seeds)]
+        self.seeds = nn.ModuleList(self.seed_list)
         self._index: torch.Tensor | None = None
         self.health = HealthCounters()
         self.probe = FaultProbe()
@@ -102,11 +103,10 @@ class SeededLayer(nn.Module):
         Raises:
             GraftError: there is no such seed.
         """
-        if not 0 <= seed_idx < len(self.seeds):
-            raise GraftError(f"{self.name} has no seed {seed_idx}", hint=f"0 to {len(self.seeds) - 1} exist")
-        seed = self.seeds[seed_idx]
-        assert isinstance(seed, Seed)
-        return seed
+        if not 0 <= seed_idx < len(self.seed_list):
+            last = len(self.seed_list) - 1
+            raise GraftError(f"{self.name} has no seed {seed_idx}", hint=f"0 to {last} exist")
+        return self.seed_list[seed_idx]
 
     def parallel_refusal(self) -> str:
         """Why no parallel kernel fits this layer; empty when one does."""

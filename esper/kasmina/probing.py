@@ -31,16 +31,24 @@ class Call:
     floating: bool
 
 
-def probe(model: nn.Module, example: Any, hosts: Mapping[str, tuple[nn.Module, Kind]]) -> dict[str, Geometry]:
+def probe(
+    model: nn.Module, example: Any, hosts: Mapping[str, tuple[nn.Module, Kind]], batch_axis: int = 0
+) -> dict[str, Geometry]:
     """The geometry of each of ``hosts`` (name -> module, kind) that the example passes through.
 
-    ``example`` is a tensor, a tuple of positional or a dict of keyword arguments of the model.
+    ``example`` is a tensor, a tuple of positional or a dict of keyword arguments of the model; ``batch_axis``
+    is the axis of its first tensor that counts samples.
 
     Raises:
-        GraftError: the example does not run through the model, or a host gives something without features.
+        GraftError: the example does not run through the model, a host gives something without features, or an
+            attention layer has its samples along another axis.
     """
+    modules = {name: host for name, (host, _) in hosts.items()}
+    attention = {
+        f"{n} (attention)": m for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)
+    }
     try:
-        calls = _record(model, example, hosts)
+        calls = _record(model, example, modules | attention)
     except GraftError:
         raise
     except Exception as error:
@@ -48,39 +56,44 @@ def probe(model: nn.Module, example: Any, hosts: Mapping[str, tuple[nn.Module, K
             f"the example input does not run through the network: {type(error).__name__}: {error}",
             hint="give an example of the shape and type that the network is trained on",
         ) from error
-    three_axes = any(len(call.output_shape) == 3 for made in calls.values() for call in made)
-    doubled: dict[str, list[Call]] = {}
-    if three_axes:
+    samples, doubled = 0, dict[str, list[Call]]()
+    if any(len(call.output_shape) == 3 for made in calls.values() for call in made):
+        samples, twice = _double(example, batch_axis)
         try:
-            doubled = _record(model, _double(example), hosts)
+            doubled = _record(model, twice, modules | attention)
         except (RuntimeError, ValueError, AssertionError):
             doubled = {}  # a network of a fixed batch size: its batch axis stays unknown
-    return {
-        name: _agree(
-            name, [_geometry(*hosts[name], call, second) for call, second in _paired(name, calls, doubled)]
+    geometries: dict[str, Geometry] = {}
+    for name, made in calls.items():
+        again = doubled.get(name, [])
+        axes = [_batch_axis(a, b, samples) for a, b in zip(made, again, strict=False)]
+        axes = axes if len(made) == len(again) else [None] * len(made)
+        if name in attention:
+            _check_order(name, attention[name], axes)
+        else:
+            found = [_geometry(*hosts[name], call, axis) for call, axis in zip(made, axes, strict=True)]
+            geometries[name] = _agree(name, found)
+    return geometries
+
+
+def _check_order(name: str, attention: nn.MultiheadAttention, axes: list[int | None]) -> None:
+    expected = 0 if attention.batch_first else 1
+    if any(axis not in (None, expected) for axis in axes):
+        raise GraftError(
+            f"{name} has samples along axis {expected}, but another axis grows with the example's batch",
+            hint=f"say along which axis the example counts samples: batch_axis={expected}",
         )
-        for name in calls
-    }
 
 
-def _paired(
-    name: str, calls: Mapping[str, list[Call]], doubled: Mapping[str, list[Call]]
-) -> list[tuple[Call, Call | None]]:
-    first, second = calls[name], doubled.get(name, [])
-    return list(zip(first, second if len(second) == len(first) else [None] * len(first), strict=True))
-
-
-def _record(
-    model: nn.Module, example: Any, hosts: Mapping[str, tuple[nn.Module, Kind]]
-) -> dict[str, list[Call]]:
+def _record(model: nn.Module, example: Any, modules: Mapping[str, nn.Module]) -> dict[str, list[Call]]:
     calls: dict[str, list[Call]] = {}
     handles = []
-    for name, (host, _) in hosts.items():
+    for name, module in modules.items():
 
         def note(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             calls.setdefault(name, []).append(_read(name, args, kwargs, output))
 
-        handles.append(host.register_forward_hook(note, with_kwargs=True))
+        handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:
         with _undisturbed(model):
             call_with(model, example)
@@ -97,19 +110,19 @@ def call_with(model: nn.Module, example: Any) -> Any:
     return model(*example) if isinstance(example, tuple) else model(example)
 
 
-def _double(example: Any) -> Any:
-    """``example`` with each tensor repeated along its first axis, when it is as long as that of the first."""
-    values = list(example.values()) if isinstance(example, Mapping) else list(example)
-    values = [example] if isinstance(example, torch.Tensor) else values
-    lengths = [len(v) for v in values if isinstance(v, torch.Tensor) and v.ndim]
+def _double(example: Any, axis: int) -> tuple[int, Any]:
+    """The number of samples along ``axis``, and ``example`` with each tensor that has as many repeated."""
+    values = example.values() if isinstance(example, Mapping) else example
+    values = [example] if isinstance(example, torch.Tensor) else list(values)
+    samples = next((v.shape[axis] for v in values if isinstance(v, torch.Tensor) and v.ndim > axis), 0)
 
     def twice(value: Any) -> Any:
-        batched = isinstance(value, torch.Tensor) and value.ndim and len(value) == lengths[0]
-        return torch.cat([value, value]) if batched else value
+        batched = isinstance(value, torch.Tensor) and value.ndim > axis and value.shape[axis] == samples
+        return torch.cat([value, value], axis) if batched else value
 
     if isinstance(example, Mapping):
-        return {key: twice(value) for key, value in example.items()}
-    return tuple(twice(v) for v in example) if isinstance(example, tuple) else twice(example)
+        return samples, {key: twice(value) for key, value in example.items()}
+    return samples, tuple(twice(v) for v in example) if isinstance(example, tuple) else twice(example)
 
 
 @contextmanager
@@ -147,7 +160,7 @@ def _read(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any)
     return Call(tuple(inputs[0].shape), tuple(y.shape), inputs[0].is_floating_point())
 
 
-def _geometry(host: nn.Module, kind: Kind, call: Call, doubled: Call | None) -> Geometry:
+def _geometry(host: nn.Module, kind: Kind, call: Call, batch_axis: int | None) -> Geometry:
     x, y = call.input_shape, call.output_shape
     if len(y) == 4 and kind != "linear":
         stride, refusal = _stride(host, x, y)
@@ -159,11 +172,10 @@ def _geometry(host: nn.Module, kind: Kind, call: Call, doubled: Call | None) -> 
             stride,
             refusal=refusal if call.floating else "its input is not floating",
         )
-    batch_axis = None
-    if len(y) == 3:
-        batch_axis = _batch_axis(y, doubled.output_shape if doubled else None)
-        if isinstance(host, nn.MultiheadAttention):
-            batch_axis = 0 if host.batch_first else 1
+    if len(y) != 3:
+        batch_axis = None
+    elif isinstance(host, nn.MultiheadAttention):
+        batch_axis = 0 if host.batch_first else 1
     refusal = ""
     if x[:-1] != y[:-1] or not call.floating:
         refusal = f"its input {x} does not become its output {y} position by position"
@@ -171,12 +183,17 @@ def _geometry(host: nn.Module, kind: Kind, call: Call, doubled: Call | None) -> 
     return Geometry(layout, x[-1], y[-1], time_first=batch_axis == 1, refusal=refusal)
 
 
-def _batch_axis(shape: tuple[int, ...], doubled: tuple[int, ...] | None) -> int | None:
-    """Which of the first two axes grew with the batch, if exactly one did."""
-    if doubled is None or len(doubled) != len(shape):
+def _batch_axis(call: Call, doubled: Call, samples: int) -> int | None:
+    """Which of the first two axes of a three-axis output counts samples, if exactly one does.
+
+    The first may count parts of samples as well (windows of an image), one after another.
+    """
+    shape, twice = call.output_shape, doubled.output_shape
+    if len(shape) != 3 or len(twice) != 3 or not samples:
         return None
-    grown = [axis for axis in (0, 1) if doubled[axis] == 2 * shape[axis]]
-    same = [axis for axis in (0, 1) if doubled[axis] == shape[axis]]
+    whole = (shape[0] % samples == 0, shape[1] == samples)
+    grown = [i for i in (0, 1) if twice[i] == 2 * shape[i] and whole[i]]
+    same = [i for i in (0, 1) if twice[i] == shape[i]]
     return grown[0] if len(grown) == 1 and len(same) == 1 else None
 
 

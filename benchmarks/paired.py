@@ -1,0 +1,74 @@
+"""Time two ways of doing the same thing side by side: alternating rounds, the median of their ratios.
+
+Times are of the process, not of the clock on the wall, so that others on the machine count less.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+Step = Callable[[], object]
+
+
+class Paired(NamedTuple):
+    """Median milliseconds a step of either, the median ratio of rounds, and its middle half."""
+
+    peer_ms: float
+    ours_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+def paired(peer: Step, ours: Step, *, rounds: int, steps: int) -> Paired:
+    """``rounds`` rounds of ``steps`` calls of each, the order changing from round to round."""
+    for step in (peer, ours) * 3:
+        step()
+    times: list[tuple[float, float]] = []
+    for index in range(rounds):
+        if index % 2:
+            ours_s = _seconds(ours, steps)
+            peer_s = _seconds(peer, steps)
+        else:
+            peer_s = _seconds(peer, steps)
+            ours_s = _seconds(ours, steps)
+        times.append((1e3 * peer_s / steps, 1e3 * ours_s / steps))
+    ratios = sorted(ours_ms / peer_ms for peer_ms, ours_ms in times)
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return Paired(
+        statistics.median(peer_ms for peer_ms, _ in times),
+        statistics.median(ours_ms for _, ours_ms in times),
+        statistics.median(ratios),
+        low,
+        high,
+    )
+
+
+def _seconds(step: Step, steps: int) -> float:
+    began = time.process_time()
+    for _ in range(steps):
+        step()
+    return time.process_time() - began
+
+
+def train_step(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, after_backward: Step | None = None
+) -> Step:
+    """One step of SGD with momentum on a fixed batch; ``after_backward`` runs between backward and step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    model.train()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        if after_backward is not None:
+            after_backward()
+        optimizer.step()
+
+    return step

@@ -13,7 +13,6 @@ import keyword
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, NoReturn, Self
 
 from pydantic import (
@@ -229,7 +228,7 @@ class Blueprint(BaseModel):
         _ = self.size_order
         return self
 
-    @cached_property
+    @property
     def size_order(self) -> tuple[str, ...]:
         """The names of ``sizes``, each after those that it refers to."""
         uses: dict[str, set[str]] = {}
@@ -241,20 +240,15 @@ class Blueprint(BaseModel):
             problem(f"sizes in a cycle: {' -> '.join(cycle)}", at=("sizes", cycle[0]))
         return tuple(order)
 
-    @cached_property
-    def _canonical(self) -> str:
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
-
     def canonical_json(self) -> str:
         """The one spelling of this blueprint: ASCII JSON, keys sorted, no blanks."""
-        return self._canonical
+        data = self.model_dump(mode="json")
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @property
     def blueprint_id(self) -> str:
         """``blueprint_`` and the first 16 hex digits of the SHA-256 of the canonical JSON."""
-        return f"blueprint_{hashlib.sha256(self._canonical.encode()).hexdigest()[:16]}"
+        return f"blueprint_{hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]}"
 
     def where(self, node_id: str | None = None) -> str:
         """A prefix for messages: file and line when known, then the node or the blueprint's name."""
@@ -264,17 +258,17 @@ class Blueprint(BaseModel):
         line = self._source.lines.get(node_id or "")
         return f"{self._source.file}{f':{line}' if line else ''}: {subject}"
 
-    def from_source(self, source: Source) -> Blueprint:
+    def with_source(self, source: Source) -> Blueprint:
         """The same blueprint, knowing where it was read."""
         copy = self.model_copy()
         copy._source = source
         return copy
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Blueprint) and self._canonical == other._canonical
+        return isinstance(other, Blueprint) and self.canonical_json() == other.canonical_json()
 
     def __hash__(self) -> int:
-        return hash(self._canonical)
+        return hash(self.canonical_json())
 
 
 def _check_node(node: Node, layouts: Iterable[Layout], sizes: Mapping[str, Any]) -> None:

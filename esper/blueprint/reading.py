@@ -83,7 +83,7 @@ def _validate(data: Any, lines: Lines, file: str) -> Blueprint:
     if not file:
         return blueprint
     ids = {node["id"]: lines[("nodes", index)] for index, node in enumerate(data["nodes"])}
-    return blueprint.from_source(Source(file, {**ids, "": lines[()]}))
+    return blueprint.with_source(Source(file, {**ids, "": lines[()]}))
 
 
 def _error(details: ErrorDetails, data: Mapping[str, Any], lines: Lines, file: str) -> BlueprintError:

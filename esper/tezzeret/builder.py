@@ -82,7 +82,7 @@ def _initialise(network: _Network, seed: int) -> None:
     """Weights of mean 0 and variance ``gain**2 / fan_in`` (LeCun et al. 1998), biases 0, norms 1.
 
     A last layer of small ``gain`` makes a kernel that starts near zero, as residual branches should
-    (Zhang et al. 2019, Fixup), and still gets a gradient in every layer.
+    (Zhang et al. 2019, Fixup, arXiv:1901.09321), and still gets a gradient in every layer.
     """
     generator = torch.Generator().manual_seed(seed)
     gains = {node.id: float(node.parameters.get("gain", 1.0)) for node in network.plan.nodes}

@@ -37,6 +37,7 @@ GRACE_SECONDS = 0.8
 """How long requests under way may go on once the server is told to stop."""
 
 MAX_HEAD_BYTES = 16 * 1024
+MAX_BODY_BYTES = 1024 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -195,24 +196,32 @@ def _hypercorn_config() -> Config:
 
 
 def _without_bodies(app: ASGIApp) -> ASGIApp:
-    """``app``, with request bodies thrown away as they come.
+    """``app``, with request bodies read and thrown away before it answers.
 
     Hypercorn queues a few pieces of a body and, when nobody takes them, can neither answer nor close: the
-    connection would be held for ever.
+    connection would be held for ever. A body that is too large or too slow is not waited for; the answer
+    then ends the connection.
     """
 
     async def nothing() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    async def discard(receive: Receive) -> None:
-        while (await receive())["type"] == "http.request":
-            pass
+    async def discard(receive: Receive, enough: asyncio.Event) -> None:
+        size = 0
+        while (message := await receive())["type"] == "http.request":
+            size += len(message.get("body", b""))
+            if not message.get("more_body", False) or size > MAX_BODY_BYTES:
+                enough.set()
+        enough.set()
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await app(scope, receive, send)
-        discarding = asyncio.create_task(discard(receive))
+        enough = asyncio.Event()
+        discarding = asyncio.create_task(discard(receive, enough))
         try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), HEAD_SECONDS)
             return await app(scope, nothing, send)
         finally:
             discarding.cancel()

@@ -302,7 +302,13 @@ def seconds_until_closed(connection: socket.socket, give_up: float) -> float:
 
 def test_half_open_connections_are_dropped_and_hold_nobody_up(api: httpx.Client) -> None:
     address = (api.base_url.host, api.base_url.port or 0)
-    beginnings = [b"GET /hea", b"", b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+    beginnings = [
+        b"GET /hea",
+        b"",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX: ",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nabc",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ]
     sockets = [socket.create_connection(address) for _ in range(100)]
     try:
         for index, connection in enumerate(sockets):

@@ -17,10 +17,8 @@ torch.set_num_threads(1)
 CATALOGUE = load_catalogue([Path(__file__).parents[2] / "blueprints"])
 SLOTS = [
     Slot("features", 16, 32),
-    Slot("tokens", 8, 8),
     Slot("tokens", 7, 3),
     Slot("channels", 2, 4, 2),
-    Slot("channels", 4, 4),
     Slot("channels", 5, 3),
     Slot("channels", 1, 2),
 ]

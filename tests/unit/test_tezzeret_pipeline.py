@@ -224,6 +224,8 @@ def test_worker_tries_again_unoptimised(mlp: Blueprint) -> None:
     assert "optimized" not in library.kernels[pipeline.kernel_id(mlp, SLOT)].metadata.tags
     once = compile_missing(replace(pipeline, optimise=False), Library(), [(mlp, SLOT)])
     assert outcomes(once) == [("bottleneck_mlp", "compiled", None)]
+    hopeless = compile_missing(replace(pipeline, optimise=False), Library(), [(dead(), SLOT)])
+    assert outcomes(hopeless) == [("dead", "failed", "validate")]  # no other configuration is left
 
 
 def test_worker_does_not_retry_what_no_configuration_changes(pipeline: Pipeline, mlp: Blueprint) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import textwrap
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,10 +60,10 @@ def built(module: nn.Module, path: str) -> str:
 def bare_tensor(name: str, value: Tensor) -> str:
     """The statement that makes room for a tensor which is a parameter or buffer by itself."""
     kind = "" if value.dtype == torch.float32 else f", dtype={value.dtype}"
-    empty = f"torch.empty({literal(tuple(value.shape), name)}{kind})"
+    zeros = f"torch.zeros({', '.join(map(str, value.shape)) or '()'}{kind})"
     if isinstance(value, nn.Parameter):
-        return f"self.{name} = nn.Parameter({empty})"
-    return f'self.register_buffer("{name}", {empty})'
+        return f"self.{name} = nn.Parameter({zeros})"
+    return f'self.register_buffer("{name}", {zeros})'
 
 
 def constructor(module: nn.Module, path: str) -> tuple[str, list[str]]:
@@ -100,10 +101,9 @@ def literal(value: object, where: str) -> str:
         case slice():
             text = f"slice({', '.join(literal(v, where) for v in (value.start, value.stop, value.step))})"
         case tuple():  # torch.Size too
-            items = [literal(item, where) for item in value]
-            text = f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+            text = sequence("()", [literal(item, where) for item in value])
         case list():
-            text = f"[{', '.join(literal(item, where) for item in value)}]"
+            text = sequence("[]", [literal(item, where) for item in value])
         case torch.dtype() | torch.memory_format() | torch.layout():
             text = str(value)
         case _ if callable(value) and (name := function_name(value)):
@@ -120,10 +120,19 @@ def call(function: str, arguments: Iterable[str], indent: int = 0) -> str:
     """``function(arguments)``, with an argument a line where it would be too long."""
     arguments = list(arguments)
     line = f"{function}({', '.join(arguments)})"
-    if indent + len(line) <= WIDTH or not arguments:
-        return line
-    inner = "".join(f"{' ' * 4}{argument},\n" for argument in arguments)
-    return f"{function}(\n{inner})"
+    return line if indent + len(line) <= WIDTH and "\n" not in line else function + _lines("()", arguments)
+
+
+def sequence(brackets: str, items: Sequence[str]) -> str:
+    """A list or tuple, with an item a line where it would be too long."""
+    comma = "," if brackets == "()" and len(items) == 1 else ""
+    line = f"{brackets[0]}{', '.join(items)}{comma}{brackets[1]}"
+    return line if len(line) <= WIDTH - 12 and "\n" not in line else _lines(brackets, items)
+
+
+def _lines(brackets: str, items: Iterable[str]) -> str:
+    inner = "".join(textwrap.indent(f"{item},\n", " " * 4) for item in items)
+    return f"{brackets[0]}\n{inner}{brackets[1]}"
 
 
 def function_name(function: Callable[..., Any]) -> str | None:

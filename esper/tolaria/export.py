@@ -215,7 +215,7 @@ def _growth(grown: Mapping[str, Sequence[GrownChunk]], notes: str) -> str:
             read = "input" if chunk.site == "parallel" else "output"
             kernel = f"{chunk.kernel_id}({read}[{chunk.first}:{chunk.last}])"
             own = f"output[{chunk.start}:{chunk.stop}]"
-            grows = f"+= {chunk.alpha:g} * {kernel}"
+            grows = f"+= {kernel}" if chunk.alpha == 1 else f"+= {chunk.alpha:g} * {kernel}"
             mixes = f"= lerp({own}, {kernel}, {chunk.alpha:g})"
             lines.append(
                 f"- {layer}, seed {chunk.seed_idx}: {own} {grows if chunk.blend == 'residual' else mixes}"

@@ -91,6 +91,13 @@ class GrownLayer(nn.Module):
             return chunk.alpha * k
         return torch.lerp(self.cut(y, chunk.start, chunk.stop), k, chunk.alpha)
 
+    def __getattr__(self, name: str) -> Any:
+        """As in a seeded layer, what this does not have is the host's: ``layer.weight`` still works."""
+        modules: dict[str, nn.Module] = self.__dict__.get("_modules", {})
+        if name in modules or "host" not in modules:
+            return super().__getattr__(name)
+        return getattr(modules["host"], name)
+
     def cut(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Features ``start`` to ``stop`` of ``x``."""
         return x[:, start:stop] if self.geometry.axis == 1 else x[..., start:stop]
@@ -232,4 +239,6 @@ def _eager(
         raise RunError(message, hint=hint) from error
     for key, parameter in trained.named_parameters():
         eager.get_parameter(key).requires_grad_(parameter.requires_grad)
-    return eager
+    alpha = layer.seed(chunk.seed_idx).alpha
+    # Buffers that are not saved were still where the blueprint was built.
+    return eager if alpha is None else eager.to(alpha.device)

@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import Argument
 
 from esper.errors import RunError
-from esper.tolaria.constructors import bare_tensor, built, call, function_name, literal, same
+from esper.tolaria.constructors import bare_tensor, built, call, function_name, literal, same, sequence
 
 MODE = "training"
 """Target of the ``get_attr`` nodes that stand for the mode of the network, ``self.training``."""
@@ -34,6 +34,7 @@ _BINARY: Mapping[Callable[..., Any], str] = {
 _UNARY: Mapping[Callable[..., Any], str] = {operator.neg: "-", operator.invert: "~", operator.not_: "not "}
 _RESERVED = frozenset({"self", "torch", "nn", "F", "math", *keyword.kwlist, *dir(builtins)})
 _TAKEN = frozenset(dir(nn.Module()))  # attributes that a module may not lose
+_ATOM = r"[\w.]+(\[[^\[\]]*\])?|\d[\w.]*e-\d+"
 _INLINE_DEPTH = 3
 
 
@@ -206,10 +207,9 @@ class _Forward:
                 parts = (self.argument(part, where) for part in (value.start, value.stop, value.step))
                 return f"slice({', '.join(parts)})"
             case list():
-                return f"[{', '.join(self.argument(item, where) for item in value)}]"
+                return sequence("[]", [self.argument(item, where) for item in value])
             case tuple():
-                items = [self.argument(item, where) for item in value]
-                return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+                return sequence("()", [self.argument(item, where) for item in value])
             case dict():
                 pairs = ((literal(key, where), self.argument(item, where)) for key, item in value.items())
                 return f"{{{', '.join(f'{key}: {item}' for key, item in pairs)}}}"
@@ -221,7 +221,7 @@ class _Forward:
         text = self.argument(value, where)
         product = isinstance(value, Node) and value not in self.names and value.target is operator.mul
         binds = product and within in ("+", "-")
-        return text if binds or re.fullmatch(r"[\w.]+(\[[^\[\]]*\])?", text) else f"({text})"
+        return text if binds or re.fullmatch(_ATOM, text) else f"({text})"
 
     def index(self, value: Argument, where: str) -> str:
         if isinstance(value, slice):

@@ -164,5 +164,19 @@ class SeededLayer(nn.Module):
 
 
 def seeded_layers(model: nn.Module) -> dict[str, SeededLayer]:
-    """The wrapped layers by the name that they were wrapped under."""
-    return {module.name: module for module in model.modules() if isinstance(module, SeededLayer)}
+    """The wrapped layers by the name that they were wrapped under, outer before inner, in the model's order."""
+    # Not model.modules(): training calls this in every step, and most modules are inside seeds.
+    layers: dict[str, SeededLayer] = {}
+    seen: set[int] = set()
+    stack: list[nn.Module] = [model]
+    while stack:
+        module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        if isinstance(module, SeededLayer):
+            layers[module.name] = module
+            stack.append(module.host)
+        else:
+            stack.extend(child for child in reversed(module._modules.values()) if child is not None)
+    return layers

@@ -15,9 +15,11 @@ What reaches the layer's output, and the gradient, by state (``y`` the host's ch
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -146,6 +148,17 @@ class Seed(nn.Module):
         self.embargoed_until = None
         self._enter(SeedState.DORMANT)
         return kernel
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Seed:
+        # A TorchScript kernel copies its parameters by recorded operations: the copies would be no leaves of
+        # the graph, or without recording ask for no gradient.
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        with torch.no_grad():
+            twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        for ours, theirs in zip(self.parameters(), twin.parameters(), strict=True):
+            theirs.requires_grad_(ours.requires_grad)
+        return twin
 
     def _drop(self) -> nn.Module | None:
         kernel = self.kernel

@@ -184,7 +184,7 @@ def _outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
 def _text(
     model: nn.Module, source: NetworkSource, example: Tensor, expected: Sequence[Tensor], notes: str
 ) -> str:
-    title = f"{_prose(type(model).__name__)}, trained and grown with Esper."
+    title = f"{_prose(type(model).__name__)}, exported from Esper."
     body = "\n".join((*source.initialisation, *source.forward))
     imports = ["from pathlib import Path", "", "import torch", "import torch.nn.functional as F"]
     imports += ["from safetensors.torch import load_model", "from torch import Tensor, nn", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -29,7 +30,7 @@ from esper.messages import AdaptationDecision, CompilationRecord, Slot
 from esper.nissa.api import MAX_LIMIT, create_app
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.monitor import Monitor
-from esper.nissa.runs import RunStore
+from esper.nissa.runs import RunStore, RunView
 from esper.nissa.server import HEAD_SECONDS, MetricsServer, access_notice, is_loopback
 
 COMPILATIONS = [CompilationRecord("b", "b", Slot("features", 1, 1), "torchscript", "compiled", 0.03, "")]
@@ -286,6 +287,33 @@ def test_scrapes_follow_a_run_that_is_being_written(tmp_path: Path) -> None:
     assert gauge(text, "esper_epoch") == [299]
 
 
+class OneAtATime(RunStore):
+    """A store that notices when two threads are in it."""
+
+    entered = threading.Lock()
+
+    def views(self) -> Sequence[RunView]:
+        assert self.entered.acquire(blocking=False), "two threads in one store"
+        try:
+            time.sleep(0.01)
+            return super().views()
+        finally:
+            self.entered.release()
+
+
+def test_threads_take_turns_at_the_store(tmp_path: Path) -> None:
+    new_journal(tmp_path, "20261123-100000-a-0000").close()
+    monitor = Monitor(OneAtATime(tmp_path), lambda: COMPILATIONS)
+    asks: list[Callable[[], object]] = [
+        monitor.health,
+        monitor.status,
+        lambda: monitor.metrics(""),
+        lambda: monitor.adaptations(5),
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda ask: ask(), asks * 4))
+
+
 # Clients that mean it no good
 
 
@@ -376,6 +404,25 @@ def test_a_slow_answer_is_not_cut_off() -> None:
 
 def big(request: Request) -> Response:
     return Response(b"x" * 50_000_000)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no TCP_USER_TIMEOUT")
+def test_a_client_that_does_not_take_its_answer_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("esper.nissa.server.STALLED_SECONDS", 1)
+    with serving(Starlette(routes=[Route("/big", big)])) as server:
+        with socket.create_connection(
+            ("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=15
+        ) as stalled:
+            stalled.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+            time.sleep(4)
+            taken = 0
+            with contextlib.suppress(ConnectionResetError):
+                while piece := stalled.recv(1 << 20):
+                    taken += len(piece)
+        assert taken < 50_000_000
+    assert caplog.text == ""
 
 
 def test_stopping_waits_neither_for_idle_nor_for_stalled_clients() -> None:

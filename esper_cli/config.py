@@ -20,11 +20,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from esper.errors import RunError
+from esper.errors import ConfigError, RunError
 from esper_cli import config_source
 from esper_cli.config_errors import check, explain, keys
 from esper_cli.folders import shipped
@@ -97,10 +97,12 @@ def job_config(cfg: DictConfig) -> DictConfig:
     """``cfg`` of a job that Hydra started: checked, with the name of its experiment filled in.
 
     Raises:
-        ConfigError: an unknown key, or a value of a wrong type.
+        ConfigError: an unknown key, a value of a wrong type, or one that must be given and is not.
     """
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{missing[0]} must be given", hint=f"add {missing[0]}=VALUE")
     with _explained(overrides), loader() as config_loader:
         return _checked(cfg, hydra_config.runtime.choices, overrides, config_loader)
 

@@ -82,7 +82,9 @@ class PlainDisplay(QuietDisplay):
         super().__call__(event, fields)
         line = describe(event, fields)
         if line is not None:
-            self.console.print(Text(line, style=_style(event, fields)))
+            self.console.print(
+                Text(line, style=_style(event, fields)), soft_wrap=not self.console.is_terminal
+            )
             self.console.file.flush()
 
 
@@ -136,6 +138,8 @@ class Panel:
         if run.compiled is not None:
             done, total = run.compiled
             label, completed, left = f"compiling kernels {done}/{total}", done / max(1, total), ""
+        elif not run.total_epochs:
+            label, completed, left = "preparing", 0.0, ""
         else:
             label = f"epoch {min(run.epoch + 1, run.total_epochs)}/{run.total_epochs}"
             completed = run.done

@@ -29,7 +29,7 @@ def console(*, stderr: bool = False) -> Console:
     """A console for the terminal, or for a pipe: there without colour, wrapping or truncation."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else UNBOUNDED
-    return PipeConsole(stderr=stderr, width=width, highlight=False, soft_wrap=width is not None)
+    return PipeConsole(stderr=stderr, width=width, highlight=False)
 
 
 def is_wide() -> bool:
@@ -54,10 +54,13 @@ def table(columns: Sequence[str], *, right: Iterable[str] = (), whole: Iterable[
 
 
 def print_lines(*lines: RenderableType, stderr: bool = False) -> None:
-    """Print text as it is: no markup, no colour guessed from the words."""
+    """Print text as it is: no markup, no colour guessed from the words, no line broken (paths get copied)."""
     out = console(stderr=stderr)
     for line in lines:
-        out.print(Text(line) if isinstance(line, str) else line)
+        if isinstance(line, str):
+            out.print(Text(line), soft_wrap=True)
+        else:
+            out.print(line)
 
 
 def print_json(data: Any) -> None:

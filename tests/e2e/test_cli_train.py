@@ -1,0 +1,134 @@
+"""Training through the real command: in a pipe, in a terminal, swept, interrupted and resumed."""
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+ESPER = (sys.executable, "-m", "esper_cli")
+SMOKE = ("train", "+experiment=smoke", "tamiyo=never", "urza=memory")
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ESPER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    """Given to each process: readline, which pytest loads, puts COLUMNS where only children see it."""
+    return dict(os.environ)
+
+
+def esper(*args: str) -> "subprocess.CompletedProcess[str]":
+    command = [*ESPER, *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+
+
+def test_a_run_says_what_it_does_and_where_everything_is(workplace: Path) -> None:
+    (workplace / "experiments").mkdir()
+    (workplace / "experiments/mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - smoke\ntolaria:\n  epochs: 2\n"
+    )
+    done = esper("train", "+experiment=mine", "tamiyo=never", "urza=memory")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("run ")
+    assert ": mine on digits" in lines[0]
+    assert [line.split("  ")[0] for line in lines[1:3]] == ["epoch 1/2", "epoch 2/2"]
+    assert "\x1b" not in done.stdout
+    wrote = [Path(line.removeprefix("wrote ")) for line in lines if line.startswith("wrote ")]
+    (run,) = (workplace / "runs").glob("2*")
+    assert {path.resolve() for path in wrote} == {path for path in run.rglob("*") if path.is_file()}
+    assert {"config.yaml", "journal.jsonl", "summary.json", "plot.png"} <= {path.name for path in wrote}
+    # Hydra leaves nothing of its own.
+    assert sorted(path.name for path in workplace.iterdir()) == ["experiments", "runs"]
+
+
+def test_a_sweep_trains_one_run_a_job_and_prints_only_json(workplace: Path) -> None:
+    done = esper(*SMOKE, "-m", "tolaria.epochs=1", "seed=0,1,no", "--json")
+    assert done.returncode == 2
+    assert "seed must be a whole number, not 'no'" in done.stderr
+    assert "1 of the sweep's jobs failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Error executing job" not in done.stderr
+    decoder, text, summaries = json.JSONDecoder(), done.stdout.lstrip(), []
+    while text:
+        summary, end = decoder.raw_decode(text)
+        summaries.append(summary)
+        text = text[end:].lstrip()
+    assert [summary["seed"] for summary in summaries] == [0, 1]
+    runs = sorted(path.name for path in (workplace / "runs").iterdir() if not path.name.startswith("."))
+    assert runs == sorted(summary["run_id"] for summary in summaries)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(workplace: Path) -> None:
+    with subprocess.Popen(
+        [*ESPER, *SMOKE, "tolaria.epochs=5000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch    3/5000"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (run,) = (workplace / "runs").glob("2*")
+    assert err == f"esper: interrupted; saved; go on with: esper train --resume {run.name}\n"
+    done = len(esper_json("runs", "show", "latest", "--json")["epochs"])
+    assert done >= 3
+    resumed = esper("train", "--resume", run.name[:15], f"tolaria.epochs={done + 1}", "--quiet")
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert resumed.stdout.startswith(f"run {run.name}: finished")
+    assert len(esper_json("runs", "show", "latest", "--json")["epochs"]) == done + 1
+    unknown = esper("train", "--resume", run.name, "tolaria.epoch=1")
+    assert unknown.returncode == 2
+    assert "unknown key 'tolaria.epoch'" in unknown.stderr
+
+
+def esper_json(*args: str) -> dict:
+    return json.loads(esper(*args).stdout)
+
+
+def test_a_terminal_shows_a_live_region_and_survives_a_resize(workplace: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environ = {**environment(), "TERM": "xterm-256color"}
+        os.execve(sys.executable, [*ESPER, *SMOKE, "tolaria.epochs=4"], environ)
+    resize(terminal, 10, 40)
+    shown = b""
+    while True:
+        try:
+            read = os.read(terminal, 65536)
+        except OSError:
+            break
+        if b"epoch" in read and b"epoch" not in shown:
+            resize(terminal, 8, 30)
+            os.kill(pid, signal.SIGWINCH)
+        shown += read
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    text = shown.decode()
+    assert "━" in text
+    assert "s left" in text
+    assert "wrote runs/" in text
+    assert "samples/s" not in text
+    assert "Traceback" not in text
+
+
+def resize(terminal: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

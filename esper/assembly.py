@@ -55,7 +55,8 @@ def build_library(cfg: DictConfig) -> KernelLibrary:
 
 
 def build_pipeline(cfg: DictConfig) -> Pipeline:
-    """The compilation pipeline that ``cfg.tezzeret`` describes."""
+    """The compilation pipeline that ``cfg.tezzeret`` describes; sets how many threads torch uses."""
+    torch.set_num_threads(cfg.tolaria.threads)
     pipeline: Pipeline = _instantiate(cfg, "tezzeret")
     return pipeline
 
@@ -90,7 +91,7 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     ``listeners`` are told each event as it happens. Raises any EsperError that the configuration earns.
     """
     device = _device(cfg.tolaria.device)
-    torch.set_num_threads(cfg.tolaria.threads)
+    _check_bounds(cfg)
     data = build_data(cfg).to(device)
     seed_everything(cfg.seed)
     model = _place(build_model(cfg, data), cfg, device)
@@ -172,6 +173,22 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None]) -> None:
         server = MetricsServer(create_app(monitor), host=cfg.nissa.host, port=cfg.nissa.port)
         say(access_notice(cfg.nissa.host))
         server.run(on_ready=lambda url: say(f"serving {cfg.runs} at {url}"))
+
+
+def _check_bounds(cfg: DictConfig) -> None:
+    """Refuse numbers that no run can be made of; the parts that are instantiated check their own."""
+    at_least = {
+        "tolaria.epochs": 1,
+        "tolaria.threads": 1,
+        "tolaria.observe_every": 1,
+        "tolaria.keep_checkpoints": 1,
+        "tolaria.trial.embargo": 0,
+        "seed": 0,
+    }
+    for key, least in at_least.items():
+        value = OmegaConf.select(cfg, key)
+        if value < least:
+            raise ConfigError(f"{key} must be at least {least}, not {value}")
 
 
 def _new_folder(cfg: DictConfig) -> Path:

@@ -107,9 +107,15 @@ class Trainer:
         packet = self._packet(epoch, loss)
         self.progress.flops += self.held_out.take_samples() * self.flops().forward
         self.progress.seconds += time.perf_counter() - started
+        packet_json = packet.to_json()
+        for known in (
+            "history",
+            "trials",
+        ):  # they stand in earlier lines; repeated, journals grow as a square
+            del packet_json[known]
         self.recorder.emit(
             "epoch",
-            packet=packet.to_json(),
+            packet=packet_json,
             seconds=seconds,
             samples_per_second=len(self.batches.y) / seconds,
             training_flops=self.progress.flops,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from importlib.metadata import version
@@ -49,6 +50,9 @@ def root(
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code (see ``esper.errors``)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? and goes on
     sys.exit(run())
 
 

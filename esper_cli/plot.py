@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from esper.errors import StorageError
 from esper.messages import FieldReport
@@ -25,8 +26,8 @@ GRID = "#e6e6e6"
 def plot_run(view: RunView, path: Path) -> None:
     """Draw ``view`` into the PNG file ``path``; the file appears whole or not at all.
 
-    A dotted line marks the epoch in which a kernel was grafted, the marker on the curve where its trial
-    ended and how.
+    A dotted line marks the epoch after which a kernel was grafted (grey while its trial goes on), the marker
+    on the curve where its trial ended and how.
 
     Raises:
         StorageError: the file cannot be written.
@@ -42,8 +43,12 @@ def plot_run(view: RunView, path: Path) -> None:
     below.plot(epochs, accuracy, color=HELD_OUT, lw=2)
     for axes, values in ((above, held_out), (below, accuracy)):
         _mark_trials(axes, epochs, values, view.trials)
+        for adaptation in view.adaptations:
+            if adaptation.performed and adaptation.trial is None:
+                axes.axvline(adaptation.epoch + 1, color=TRAIN, lw=1.2, ls=":", zorder=0)
         _dress(axes)
     above.set_ylabel("loss (nats)")
+    _scale(above, [*held_out, *(epoch.loss for epoch in view.epochs)])
     below.set_ylabel("held-out accuracy")
     below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     below.set_xlabel("epoch")
@@ -58,6 +63,15 @@ def plot_run(view: RunView, path: Path) -> None:
     )
     figure.align_ylabels()
     _save(figure, path)
+
+
+def _scale(axes: Axes, losses: Sequence[float]) -> None:
+    """A logarithmic axis where the first epochs would press all others together."""
+    if losses and min(losses) > 0 and max(losses) < math.inf and max(losses) > 5 * min(losses):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _mark_trials(

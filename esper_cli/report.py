@@ -58,7 +58,8 @@ def adaptation_cells(adaptation: Adaptation, between: str) -> list[Text]:
         place = "…" + place[-LONGEST_PLACE + 1 :]
     where = [place, *([adaptation.kernel_id] if adaptation.kernel_id else [])]
     verdict = trial.verdict if trial else ("on trial" if adaptation.performed else adaptation.status)
-    reason = trial.reason if trial else adaptation.reason or str(decision.get("reason", ""))
+    why = str(decision.get("reason", ""))
+    reason = trial.reason if trial else why if adaptation.performed else adaptation.reason or why
     arrow = " -> " if between != "\n" else "\n"
     loss = arrow.join((f"{trial.loss_before:.4f}", f"{trial.loss_after:.4f}")) if trial else ""
     accuracy = arrow.join((percent(trial.accuracy_before), percent(trial.accuracy_after))) if trial else ""

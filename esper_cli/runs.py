@@ -126,6 +126,8 @@ def show_run(run: RunId, overrides: Overrides = None, as_json: AsJson = False) -
 
 def _print_decision(number: int, decision: Mapping[str, Any], status: str) -> None:
     kind = str(decision.get("adaptation_type", "")).replace("_", " ")
+    seed = decision.get("parameters", {}).get("seed_idx")
+    place = f"{decision.get('target_component')}" + ("" if seed is None else f" seed {seed}")
     evidence = ", ".join(f"{key} {_short(value)}" for key, value in decision.get("evidence", {}).items())
     others = [
         " ".join(str(_short(value)) for value in alternative.values())
@@ -133,7 +135,7 @@ def _print_decision(number: int, decision: Mapping[str, Any], status: str) -> No
     ]
     print_lines(
         "",
-        f"decision {number} ({status}): {kind} at {decision.get('target_component')}, "
+        f"decision {number} ({status}): {kind} at {place}, "
         f"confidence {decision.get('confidence', 0.0):.2f}, "
         f"expected impact {percent(decision.get('expected_impact', 0.0))}",
         f"  reason: {decision.get('reason', '')}",

@@ -251,15 +251,6 @@ def test_other_types_are_kept(tmp_path):
     torch.testing.assert_close(network(x), model.eval()(x))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_network_on_a_gpu_is_exported_and_loads_on_both(tmp_path):
-    model, x = ResNet(width=8).cuda(), torch.randn(4, 1, 16, 16, device="cuda")
-    grown = grow(model, x, [Growth("stage1.0.conv1", 1, convolution(2, 2))])
-    export(grown, tmp_path)
-    found = [load_export(tmp_path).load(device=device)(x.to(device)).cpu() for device in ("cpu", "cuda")]
-    torch.testing.assert_close(found[0], found[1], rtol=1e-2, atol=1e-3)
-
-
 class Tied(nn.Module):
     """A weight that two layers share, a frozen one, a buffer that is not saved and one of integers."""
 

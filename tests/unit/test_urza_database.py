@@ -6,9 +6,11 @@ import hashlib
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from urza_support import artefact, never_load
@@ -187,14 +189,26 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_storage(tmp_path: Path) 
         open_at(folder / "deeper" / "kernels.db")
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "kernels.db"
-    open_at(path).close()
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user reads files of any mode")
-    with pytest.raises(LibraryError, match="cannot read the kernel library"):
-        open_at(path)
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root reads files of any mode; nobody does not."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_a_file_that_cannot_be_read_is_refused() -> None:
+    with TemporaryDirectory() as folder:  # tmp_path lies below a folder that only its owner may enter
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "kernels.db"
+        open_at(path).close()
+        path.chmod(0)
+        with without_privileges(), pytest.raises(LibraryError, match="cannot read the kernel library"):
+            open_at(path)
 
 
 def test_a_table_dropped_by_somebody_else_is_one_clear_line(tmp_path: Path) -> None:

@@ -7,20 +7,14 @@ in running sums that turn non-finite and stay so; ``pop_faults`` reads them in o
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
-from esper.kasmina.counters import Fault, FaultKind, Place
+from esper.kasmina.counters import Fault, Place
 from esper.kasmina.layer import SeededLayer, seeded_layers
 from esper.kasmina.seed import Seed
-from esper.messages import SeedState
-
-
-def fail(layer: SeededLayer, seed: Seed, kind: FaultKind, message: str) -> None:
-    """Put ``seed`` into ERROR_RECOVERY and keep the fault for ``pop_faults``."""
-    fault = Fault(layer.name, seed.index, seed.kernel_id or "", kind, message, seed.state)
-    layer.pending_faults.append(fault)
-    seed.transition(SeedState.ERROR_RECOVERY, {"kind": kind, "message": message})
 
 
 def pop_faults(model: nn.Module) -> list[Fault]:
@@ -30,54 +24,48 @@ def pop_faults(model: nn.Module) -> list[Fault]:
     neither a clipping norm nor the optimizer. Reads the device once while seeds run, never otherwise. The
     host's own outputs and gradients need no such call: they are protected in the step itself.
     """
-    layers = [layer for layer in seeded_layers(model).values() if layer.running or layer.pending_faults]
+    layers = list(seeded_layers(model).values())
     suspects = [layer for layer in layers if layer.running]
     if suspects and not _all_finite(suspects):
         for layer in suspects:
             for seed in _running(layer):
                 if place := _non_finite_place(layer, seed):
-                    fail(layer, seed, "non-finite", f"non-finite values at the kernel's {place}")
-    faults = [fault for layer in layers for fault in layer.pending_faults]
+                    layer.fail(seed, "non-finite", f"non-finite values at the kernel's {place}")
+            layer.probe.sums.clear()
+    faults: list[Fault] = []
     for layer in layers:
+        if layer.pending_faults or not layer.running:
+            layer.probe.sums.clear()  # or the next kernel would be blamed for what is left in them
         for fault in layer.pending_faults:
-            for parameter in _parameters(layer.seed(fault.seed_idx)):
+            faults.append(fault)
+            for parameter in layer.seed(fault.seed_idx).kernel_parameters:
                 parameter.grad = None
         layer.pending_faults.clear()
-        layer.probe.sums.clear()
     return faults
 
 
 def _running(layer: SeededLayer) -> list[Seed]:
-    return [layer.seed(i) for i in layer.running]
-
-
-def _parameters(seed: Seed) -> list[nn.Parameter]:
-    return [] if seed.kernel is None else list(seed.kernel.parameters())
+    return [layer.seed_list[i] for i in layer.running]
 
 
 def _gradients(seed: Seed) -> list[torch.Tensor]:
-    return [p.grad for p in _parameters(seed) if p.grad is not None]
+    return [gradient for p in seed.kernel_parameters if (gradient := p.grad) is not None]
 
 
 def _all_finite(layers: list[SeededLayer]) -> bool:
     """Whether nothing non-finite was seen, read with one transfer from each device."""
-    gradients = [g for layer in layers for seed in _running(layer) for g in _gradients(seed)]
-    totals = [sums.sum() for layer in layers for sums in layer.probe.sums.values()]
-    if gradients:
-        totals += [_sum(group) for group in _by_device(gradients)]
-    return all(bool(_sum(group).isfinite()) for group in _by_device(totals))
-
-
-def _by_device(tensors: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    groups: dict[torch.device, list[torch.Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault(tensor.device, []).append(tensor)
-    return list(groups.values())
-
-
-def _sum(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The sum over all ``tensors`` of one device: not finite if anything in them is not."""
-    return torch.cat([tensor.flatten() for tensor in tensors]).sum(dtype=torch.float64)
+    by_device: dict[torch.device, list[torch.Tensor]] = {}
+    for layer in layers:
+        tensors = [*layer.probe.sums.values()]
+        for seed in _running(layer):
+            tensors += _gradients(seed)
+        for tensor in tensors:
+            by_device.setdefault(tensor.device, []).append(tensor.flatten())
+    for group in by_device.values():
+        joined = torch.cat(group)
+        if not math.isfinite(joined.sum(dtype=torch.promote_types(joined.dtype, torch.float32)).item()):
+            return False
+    return True
 
 
 def _non_finite_place(layer: SeededLayer, seed: Seed) -> str:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from esper.errors import GraftError
-from esper.kasmina.counters import Fault, FaultProbe, HealthCounters
+from esper.kasmina.blending import apply_seeds
+from esper.kasmina.counters import Fault, FaultKind, FaultProbe, HealthCounters
 from esper.kasmina.seed import Seed
-from esper.messages import Layout, Site, Slot
+from esper.messages import Layout, SeedState, Site, Slot
 
 Kind = Literal["linear", "conv2d", "attention", "block"]
 """How a host is treated: by its type, or as a block whose layout is read from its output."""
@@ -128,6 +129,12 @@ class SeededLayer(nn.Module):
             raise GraftError(f"{self.name}: no parallel kernel fits, {refusal}", hint="use the site 'series'")
         return Slot(self.layout, self.in_sizes[seed_idx], size, self.geometry.stride)
 
+    def fail(self, seed: Seed, kind: FaultKind, message: str) -> None:
+        """Put ``seed`` into ERROR_RECOVERY and keep the fault for ``pop_faults``."""
+        fault = Fault(self.name, seed.index, seed.kernel_id or "", kind, message, seed.state)
+        self.pending_faults.append(fault)
+        seed.transition(SeedState.ERROR_RECOVERY, {"kind": kind, "message": message})
+
     def chunk_index(self, device: torch.device) -> torch.Tensor:
         """For each output feature the seed that it belongs to: int64, (out_features,)."""
         if self._index is None or self._index.device != device:
@@ -141,9 +148,11 @@ class SeededLayer(nn.Module):
         """The host's output, with the chunks of running seeds blended in."""
         output = self.host(*args, **kwargs)
         if self.running or self.observing:
-            # Imported here because it loads the compiler (torch.compiler.disable), which takes a second.
-            from esper.kasmina.blending import apply_seeds
+            if torch.compiler.is_compiling():
+                # Imported here because it loads the compiler, which takes a second.
+                from esper.kasmina.uncompiled import apply_seeds as uncompiled_apply_seeds
 
+                return uncompiled_apply_seeds(self, output, args, kwargs)
             return apply_seeds(self, output, args, kwargs)
         return output
 
@@ -164,7 +173,7 @@ class SeededLayer(nn.Module):
 
 
 def seeded_layers(model: nn.Module) -> dict[str, SeededLayer]:
-    """The wrapped layers by the name that they were wrapped under, outer before inner, in the model's order."""
+    """The wrapped layers by the name that they were wrapped under, outer before inner, in order."""
     # Not model.modules(): training calls this in every step, and most modules are inside seeds.
     layers: dict[str, SeededLayer] = {}
     seen: set[int] = set()

@@ -58,6 +58,8 @@ class Seed(nn.Module):
         self.site: Site = "parallel"
         self.blend: Blend = "residual"
         self.embargoed_until: float | None = None
+        # Kept because every step reads them, and walking a kernel's modules costs more than its gradients.
+        self.kernel_parameters: tuple[nn.Parameter, ...] = ()
         self.register_module("kernel", None)
         self.register_buffer("alpha", None)
         self._enabled = True
@@ -76,9 +78,7 @@ class Seed(nn.Module):
     @property
     def trainable_parameters(self) -> int:
         """Number of elements of the kernel's parameters that ask for a gradient; 0 without a kernel."""
-        if self.kernel is None:
-            return 0
-        return sum(p.numel() for p in self.kernel.parameters() if p.requires_grad)
+        return sum(p.numel() for p in self.kernel_parameters if p.requires_grad)
 
     def transition(self, to: SeedState, evidence: Evidence) -> None:
         """Move to state ``to``, given ``evidence`` for its gate.
@@ -100,6 +100,12 @@ class Seed(nn.Module):
             self.embargoed_until = float(evidence["until_epoch"])
         self._enter(to)
 
+    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """Alpha as a 0-dim tensor of ``dtype``; the seed must hold a kernel."""
+        alpha = self.alpha
+        assert alpha is not None
+        return alpha if alpha.dtype == dtype else alpha.to(dtype)
+
     def set_alpha(self, alpha: float) -> None:
         """Set the blending weight, in [0, 1]; allowed while the seed is BLENDING.
 
@@ -117,7 +123,7 @@ class Seed(nn.Module):
 
         ``esper.kasmina.graft.graft`` checks the fit first; call that instead.
         """
-        self.kernel = kernel
+        self.kernel, self.kernel_parameters = kernel, tuple(kernel.parameters())
         self.kernel_id, self.site, self.blend = kernel_id, site, blend
         self.alpha = torch.zeros((), dtype=like.dtype, device=like.device)
 
@@ -156,13 +162,15 @@ class Seed(nn.Module):
         memo[id(self)] = twin
         with torch.no_grad():
             twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        for ours, theirs in zip(self.parameters(), twin.parameters(), strict=True):
+        twin.kernel_parameters = tuple(twin.parameters())
+        for ours, theirs in zip(self.kernel_parameters, twin.kernel_parameters, strict=True):
             theirs.requires_grad_(ours.requires_grad)
         return twin
 
     def _drop(self) -> nn.Module | None:
         kernel = self.kernel
         self.kernel, self.kernel_id, self.alpha = None, None, None
+        self.kernel_parameters = ()
         return kernel
 
     def _enter(self, state: SeedState) -> None:

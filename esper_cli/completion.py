@@ -26,7 +26,11 @@ class OverrideCompletion(CompletionPlugin):
 
     def candidates(self, words: list[str], incomplete: str) -> list[str]:
         """The overrides that ``incomplete`` may become, after the overrides ``words``."""
-        matches = self._query(config.NAME, " ".join([*words, incomplete]))
+        matches = []
+        for match in self._query(config.NAME, " ".join([*words, incomplete])):
+            # A group that holds both options and groups comes bare; either may follow.
+            bare = "=" not in match and not match.endswith((".", "/"))
+            matches += [f"{match}=", f"{match}/"] if bare else [match]
         # hydra.* is for sweeps and launchers; offered only to who starts to type it.
         offered = [match for match in matches if not _internal(match) or _internal(incomplete)]
         # The key of that name only records the choice; what chooses begins with +.
@@ -67,7 +71,7 @@ def complete_overrides(incomplete: str) -> list[str]:
         with config.loader() as loader:
             plugin = OverrideCompletion(loader)
             matches = plugin.candidates(words, word)
-            if len(matches) == 1 and matches[0].endswith(("=", ".", "/")):
+            if len(matches) <= 2 and matches and matches[0].endswith(("=", ".", "/")):
                 matches = [*matches, *plugin.candidates(words, matches[0])]
     except (EsperError, HydraException, OmegaConfBaseException, YAMLError, OSError):
         return []  # a command line that does not compose yet has no completions; running it will say why

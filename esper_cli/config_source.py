@@ -68,7 +68,8 @@ class ExperimentSource(ConfigSource):
         names: list[str] = []
         for entry in located.iterdir() if located is not None else ():
             # A study's folder holds more than configs, and Hydra's completion lists files of any kind.
-            if not entry.name.startswith((".", "_")) and (entry.is_dir() or entry.suffix == ".yaml"):
+            holds = any(entry.rglob("*.yaml")) if entry.is_dir() else entry.suffix == ".yaml"
+            if holds and not entry.name.startswith((".", "_")):
                 self._list_add_result(names, f"{config_path}/{entry.name}", entry.name, results_filter)
         return sorted(set(names))
 

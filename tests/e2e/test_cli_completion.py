@@ -26,7 +26,10 @@ asked() {
 def complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The answers to each command line, given as bash's words."""
     (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments/mine.yaml").write_text("# @package _global_\nseed: 5\n")
+    (tmp_path / "experiments/study").mkdir()
+    (tmp_path / "experiments/results").mkdir()  # holds no experiment
+    for name in ("mine", "study/one"):
+        (tmp_path / f"experiments/{name}.yaml").write_text("# @package _global_\nseed: 5\n")
     monkeypatch.setenv("PATH", str(ESPER.parent), prepend=":")
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
 
@@ -46,10 +49,11 @@ def complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_bash_completes_commands_experiments_groups_keys_and_runs(complete) -> None:
-    commands, group, equals, started, key, value, chosen, options, run = complete(
+    commands, group, equals, study, started, key, value, chosen, options, run = complete(
         ["esper", "ru"],
         ["esper", "train", "+exp"],
         ["esper", "train", "+experiment", "="],
+        ["esper", "train", "+experiment/"],
         ["esper", "train", "+experiment", "=", "mi"],
         ["esper", "train", "tolaria.ep"],
         ["esper", "train", "tolaria.epochs", "="],
@@ -60,8 +64,10 @@ def test_bash_completes_commands_experiments_groups_keys_and_runs(complete) -> N
     assert commands == ["runs"]
     # A second candidate keeps bash from putting a space after the equals sign.
     assert group[0] == "+experiment="
+    assert "+experiment/" in group
     assert {"+experiment=mine", "+experiment=smoke"} <= set(group)
     assert {"mine", "smoke", "resnet"} <= set(equals)
+    assert study == ["+experiment/study=", "+experiment/study=one"]
     assert started == ["mine"]
     assert key[0] == "tolaria.epochs="
     assert len(value) == 1

@@ -17,7 +17,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from esper.assembly import build_data, build_model, build_training
+from esper.assembly.network import build_data, build_model
+from esper.assembly.training import build_training
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.rng import seed_everything
 from esper.tolaria.schedule import HoldThenCosine

@@ -73,7 +73,9 @@ def compile_blueprints(
     What the library has already is not compiled again. One bad blueprint does not stop the others; it makes
     the exit code 1.
     """
-    from esper.assembly import build_library, build_pipeline, slots_of
+    from esper.assembly.kernels import build_pipeline
+    from esper.assembly.network import slots_of
+    from esper.assembly.storage import build_library
     from esper.tezzeret.worker import compile_missing
     from esper_cli.config import compose
 

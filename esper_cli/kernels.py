@@ -28,7 +28,7 @@ STATUSES = ("validated", "retired")
 @contextmanager
 def library(overrides: Sequence[str] = ()) -> Iterator[KernelLibrary]:
     """The library of the configuration, closed at the end."""
-    from esper.assembly import build_library
+    from esper.assembly.storage import build_library
     from esper_cli.config import compose
 
     opened = build_library(compose(list(overrides)))

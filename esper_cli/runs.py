@@ -258,7 +258,7 @@ def export_run(
     as_json: AsJson = False,
 ) -> None:
     """Write the grown network as plain PyTorch source and safetensors, to be used without Esper."""
-    from esper.assembly import export_run as export
+    from esper.assembly.training import export_run as export
     from esper_cli.config import compose_from
 
     view = open_store(overrides or ()).open(run)

@@ -30,7 +30,7 @@ def serve_metrics(
 
     Reads what training runs wrote, while they run and after. There is no authentication yet.
     """
-    from esper.assembly import serve
+    from esper.assembly.serving import serve
     from esper_cli.config import compose
 
     cfg = compose(list(overrides or ()))

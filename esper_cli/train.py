@@ -205,7 +205,7 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
     Raises:
         KeyboardInterrupt: the user interrupted the run; it was saved and how to go on was said.
     """
-    from esper.assembly import build_training
+    from esper.assembly.training import build_training
     from esper_cli.report import report_run
 
     with output.display(parallel=parallel) as display:

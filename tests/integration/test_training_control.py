@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from esper.assembly import build_training
+from esper.assembly.training import build_training
 from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper_cli.config import compose
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.assembly import build_training
+from esper.assembly.training import build_training
 from esper.messages import AdaptationDecision, KernelMetadata, SeedState, Slot, SystemStatePacket
 from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper.tolaria.evaluation import evaluate

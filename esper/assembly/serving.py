@@ -1,0 +1,26 @@
+"""The metrics server of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from esper.assembly.storage import build_library
+from esper.nissa.api import create_app
+from esper.nissa.monitor import Monitor
+from esper.nissa.runs import RunStore
+from esper.nissa.server import MetricsServer, access_notice
+
+
+def serve(cfg: DictConfig, *, say: Callable[[str], None]) -> None:
+    """Serve metrics, health and the API over ``cfg.runs`` until SIGINT or SIGTERM.
+
+    ``say`` is told where it listens and who can read it. Raises ServerError when the port is taken.
+    """
+    with build_library(cfg) as library:
+        monitor = Monitor(RunStore(Path(cfg.runs), keep_packets=False), library.compilations)
+        server = MetricsServer(create_app(monitor), host=cfg.nissa.host, port=cfg.nissa.port)
+        say(access_notice(cfg.nissa.host))
+        server.run(on_ready=lambda url: say(f"serving {cfg.runs} at {url}"))

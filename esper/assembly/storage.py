@@ -1,0 +1,33 @@
+"""The kernel library of a configuration. Importing this does not import PyTorch."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from esper.assembly.configured import check_targets, configured
+from esper.messages import KernelMetadata
+from esper.urza.library import KernelLibrary, open_library
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_library(cfg: DictConfig) -> KernelLibrary:
+    """The kernel library that ``cfg.urza`` describes; raises LibraryError or StorageError.
+
+    What loads its kernels is made when the first of them is fetched.
+    """
+    check_targets(cfg, "tezzeret.target")
+
+    @cache
+    def target() -> Any:
+        return configured(cfg, "tezzeret.target")
+
+    def load(metadata: KernelMetadata, program: bytes) -> nn.Module:
+        module: nn.Module = target().load(program, metadata.device)
+        return module
+
+    return open_library(cfg.urza.url, load, memory_bytes=cfg.urza.memory_bytes)

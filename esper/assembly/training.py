@@ -1,0 +1,149 @@
+"""A training run of a configuration, and the export of what it grew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.assembly.configured import configured, settings
+from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
+from esper.assembly.network import build_data, build_host, device_of, slots
+from esper.assembly.storage import build_library
+from esper.blueprint import Blueprint
+from esper.errors import ConfigError, StorageError
+from esper.nissa.journal import JOURNAL_NAME, Journal
+from esper.nissa.runs import RunStore
+from esper.tezzeret.builder import build
+from esper.tolaria.checkpoint import Checkpoints, write_atomically
+from esper.tolaria.evaluation import HeldOut
+from esper.tolaria.events import Listener, Recorder
+from esper.tolaria.export import ExportReport, export_network
+from esper.tolaria.orchestrator import SeedOrchestrator, restore_trials
+from esper.tolaria.rng import seed_everything
+from esper.tolaria.run import Run, RunInfo
+from esper.tolaria.trainer import Trainer, TrainerSettings
+from esper.tolaria.trial import TrialPlan
+
+
+def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resume: str | None = None) -> Run:
+    """A run, ready to start: a new one, or with ``resume`` the run of that id from its newest checkpoint.
+
+    ``listeners`` are told each event as it happens. Raises any EsperError that the configuration earns; a
+    configuration that cannot be used leaves no folder behind.
+    """
+    _check_bounds(cfg)
+    data = build_data(cfg).to(device_of(cfg))
+    seed_everything(cfg.seed)
+    model = build_host(cfg, data)
+    policy, schedule = configured(cfg, "tamiyo"), configured(cfg, "tolaria.schedule")
+    batches = data.batches(cfg.tolaria.batch_size, cfg.seed, **settings(cfg, "tolaria.augment"))
+    held_out = HeldOut(model, data.held_out.x, data.held_out.y)
+    optimizer = _optimizer(cfg, model)
+    library, pipeline = build_library(cfg), build_pipeline(cfg)
+    folder = RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)
+    info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
+    recorder = Recorder(Journal(folder / JOURNAL_NAME), listeners)
+    if policy.needs_kernels:
+        fill_library(cfg, library, pipeline, slots(model), recorder)
+    orchestrator = SeedOrchestrator(
+        model,
+        library,
+        optimizer,
+        held_out,
+        recorder,
+        _trial_plan(cfg, len(batches)),
+        rebuild=rebuilder(pipeline),
+        kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
+        run=(info.run_id, info.task),
+    )
+    trainer = Trainer(
+        model=model,
+        batches=batches,
+        held_out=held_out,
+        optimizer=optimizer,
+        schedule=schedule,
+        policy=policy,
+        orchestrator=orchestrator,
+        checkpoints=Checkpoints(folder / "checkpoints", keep=cfg.tolaria.keep_checkpoints),
+        recorder=recorder,
+        settings=TrainerSettings(
+            epochs=cfg.tolaria.epochs,
+            observe_every=cfg.tolaria.observe_every,
+            max_grad_norm=cfg.tolaria.max_grad_norm,
+            autocast=cfg.tolaria.autocast,
+        ),
+    )
+    run = Run(info, trainer, data.test)
+    if resume:
+        run.restore()
+    return run
+
+
+def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
+    """Write the network of the newest checkpoint of the run in ``run`` into ``folder``, free of Esper.
+
+    ``cfg`` is the run's own configuration. Raises CheckpointError, and what ``export_network`` raises.
+    """
+    data = build_data(cfg)
+    model = build_host(cfg, data)
+    state = Checkpoints(run / "checkpoints").load()
+    trials = restore_trials(model, state["growth"], rebuilder(build_pipeline(cfg)))
+    model.load_state_dict(state["model"])
+    kernels = {
+        key: build(Blueprint.model_validate_json(trial.blueprint), trial.slot)
+        for key, trial in trials.items()
+    }
+    notes = f"Run {run.name}, after epoch {state['epoch']}. x is normalised as in that run: {data.task}."
+    return export_network(model, kernels, data.held_out.x[:64], folder.resolve(), notes=notes)
+
+
+def _check_bounds(cfg: DictConfig) -> None:
+    """Refuse numbers that no run can be made of; the parts that are instantiated check their own."""
+    at_least = {
+        "tolaria.epochs": 1,
+        "tolaria.threads": 1,
+        "tolaria.observe_every": 1,
+        "tolaria.keep_checkpoints": 1,
+        "tolaria.trial.embargo": 0,
+        "seed": 0,
+    }
+    for key, least in at_least.items():
+        value = OmegaConf.select(cfg, key)
+        if value < least:
+            raise ConfigError(f"{key} must be at least {least}, not {value}")
+
+
+def _new_folder(cfg: DictConfig) -> Path:
+    """The folder of a new run, with the configuration that it can be resumed under."""
+    folder = RunStore(Path(cfg.runs)).create(cfg.experiment or "run")
+    path = folder / "config.yaml"
+    try:
+        write_atomically(path, OmegaConf.to_yaml(cfg).encode())
+    except OSError as error:
+        raise StorageError.from_os(error, path, "cannot write") from error
+    return folder
+
+
+def _optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
+    """The optimizer of the host; every group remembers its peak learning rate for the schedule."""
+    optimizer: Optimizer = configured(cfg, "tolaria.optimizer", params=list(model.parameters()))
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def _trial_plan(cfg: DictConfig, steps_per_epoch: int) -> TrialPlan:
+    """Stages that the configuration gives in epochs, in steps."""
+    trial = cfg.tolaria.trial
+    return TrialPlan(
+        training_steps=max(1, round(trial.training * steps_per_epoch)),
+        blending_steps=max(1, round(trial.blending * steps_per_epoch)),
+        holding_steps=max(1, round(trial.holding * steps_per_epoch)),
+        z=trial.z,
+        min_gain=trial.min_gain,
+        embargo_epochs=trial.embargo,
+    )

@@ -186,51 +186,46 @@ class _Blend(torch.autograd.Function):
         index = layer.chunk_index(y.device)
         sums = per_feature.new_zeros(count).index_add_(0, index, per_feature)
         unfit = sums - sums  # 0, or not a number where a sum is not finite
-        zero = per_feature.new_zeros(())
-        alphas = [zero] * count
-        for seed, part in zip(members, parts, strict=True):
-            if not part.isolated:
-                alphas[part.seed_idx] = seed.weight(zero.dtype)
-        weight = gain = _per_feature(alphas, unfit, index, y.dtype)
-        if isolated := {part.seed_idx for part in parts if part.isolated}:
-            one = zero + 1
-            gains = [one if i in isolated else alpha for i, alpha in enumerate(alphas)]
-            gain = _per_feature(gains, unfit, index, y.dtype)
+        alphas = {part.seed_idx: s.weight(unfit.dtype) for s, part in zip(members, parts, strict=True)}
+        if isolated := [part.seed_idx for part in parts if part.isolated]:
+            one = unfit.new_ones(())
+            gains = _fit({**alphas, **dict.fromkeys(isolated, one)}, unfit)
+            weights = _fit({i: alpha for i, alpha in alphas.items() if i not in isolated}, unfit)
+        else:
+            weights = gains = _fit(alphas, unfit)
         joined = torch.nan_to_num_(joined, nan=0.0, posinf=0.0, neginf=0.0)
         ctx.layer, ctx.parts = layer, parts
-        ctx.save_for_backward(gain, *(_chunk(joined, layer, p) for p in parts if p.isolated and p.lerp))
-        return torch.addcmul(y, joined, _along(weight, y, axis))
+        ctx.save_for_backward(gains, *(_chunk(joined, layer, p) for p in parts if p.isolated and p.lerp))
+        return torch.addcmul(y, joined, _along(weights.to(y.dtype).index_select(0, index), y, axis))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: torch.Tensor) -> tuple[Any, ...]:
         layer, parts = ctx.layer, ctx.parts
-        gain, *distances = ctx.saved_tensors
-        axis, sizes = layer.geometry.axis, layer.out_sizes
+        gains, *distances = ctx.saved_tensors
+        axis = layer.geometry.axis
         layer.probe.add("host", g.sum(dtype=torch.promote_types(g.dtype, torch.float32)))
-        chunks = (g * _along(gain, g, axis)).split_with_sizes(sizes, axis)
+        chunks, by_seed = g.split_with_sizes(layer.out_sizes, axis), gains.unbind()
         g_y = g.clone() if any(part.lerp and not part.isolated for part in parts) else g
         g_kernels = []
         for part in parts:
-            chunk = chunks[part.seed_idx]
+            gain = by_seed[part.seed_idx]
+            chunk = chunks[part.seed_idx] * gain
             if part.lerp and part.isolated:
                 distance = distances.pop(0)
                 rows = distance.numel() // distance.shape[axis]
-                chunk = torch.addcmul(
-                    chunk, distance, _along(_chunk(gain, layer, part), g, axis), value=1 / rows
-                )
+                chunk = torch.addcmul(chunk, distance, gain.to(g.dtype), value=1 / rows)
             elif part.lerp:
                 _chunk(g_y, layer, part).sub_(chunk)
             g_kernels.append(chunk)
         return g_y, None, None, *g_kernels
 
 
-def _per_feature(
-    weights: list[torch.Tensor], unfit: torch.Tensor, index: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """The weight of each output feature's chunk, 0 where ``unfit`` is not a number."""
-    fit = torch.stack(weights).add_(unfit).nan_to_num_(nan=0.0)
-    return fit.to(dtype).index_select(0, index)
+def _fit(weights: dict[int, torch.Tensor], unfit: torch.Tensor) -> torch.Tensor:
+    """The weights by seed, 0 where there is none and where ``unfit`` is not a number: (seeds,)."""
+    zero = unfit.new_zeros(())
+    stacked = torch.stack([weights.get(i, zero) for i in range(len(unfit))])
+    return stacked.add_(unfit).nan_to_num_(nan=0.0)
 
 
 def _join(
@@ -238,6 +233,8 @@ def _join(
 ) -> torch.Tensor:
     """What the kernels add at alpha 1, side by side in the shape of ``y``, zero where no kernel runs."""
     axis = layer.geometry.axis
+    if len(parts) == len(layer.out_sizes) and not any(part.lerp for part in parts):
+        return torch.cat(outputs, axis)
     targets = y.split_with_sizes(layer.out_sizes, axis)
     pieces: list[torch.Tensor | None] = [None] * len(targets)
     for part, k in zip(parts, outputs, strict=True):
@@ -247,5 +244,4 @@ def _join(
 
 
 def _chunk(tensor: torch.Tensor, layer: SeededLayer, part: _Part) -> torch.Tensor:
-    axis = layer.geometry.axis if tensor.ndim > 1 else 0
-    return tensor.split_with_sizes(layer.out_sizes, axis)[part.seed_idx]
+    return tensor.split_with_sizes(layer.out_sizes, layer.geometry.axis)[part.seed_idx]

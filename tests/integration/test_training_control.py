@@ -13,7 +13,7 @@ from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper_cli.config import compose
 
 SMALL = ["+experiment=smoke", "urza=memory", "tolaria.epochs=8", "karn.paths=[blueprints/low_rank.yaml]"]
-EAGER = ["tamiyo.first_epoch=3", "tamiyo.detector.window=3", "tamiyo.min_confidence=0.0"]
+EAGER = ["tamiyo.first_epoch=3", "tamiyo.max_trials_at_once=1", "tamiyo.min_confidence=0.0"]
 
 
 def config(runs: Path, *overrides: str) -> DictConfig:
@@ -94,3 +94,12 @@ def test_parameters_and_flops_grow_with_kept_seeds_only(grown: Any, control: Any
     assert control[0]["end"] == control[0]["start"]
     if set(on_trial) <= {"DORMANT", "FOSSILIZED", "EMBARGOED"}:
         assert added == sum(a["parameters"] for a in kept)
+
+
+@pytest.mark.parametrize("name", ["resnet", "smoke", "mlp", "transformer"])
+def test_every_shipped_experiment_has_its_control(name: str) -> None:
+    grown, control = compose([f"+experiment={name}"]), compose([f"+experiment={name}", "tamiyo=never"])
+    assert control.tamiyo == {"_target_": "esper.tamiyo.never.NeverGrow"}
+    assert {k: v for k, v in grown.items() if k != "tamiyo"} == {
+        k: v for k, v in control.items() if k != "tamiyo"
+    }

@@ -13,6 +13,7 @@ import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
 from esper_cli import compile, kernels, runs, serve, train
+from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -85,17 +86,6 @@ def fail(error: EsperError) -> int:
     """Print ``error`` as one line on stderr and return its exit code."""
     typer.echo(error_line(error), err=True)
     return error.exit_code
-
-
-def error_line(error: EsperError) -> str:
-    """``esper: error: MESSAGE. HINT`` in one line."""
-    message = " ".join(error.message.split()).removesuffix(".")
-    if not error.hint:
-        return f"esper: error: {message}"
-    hint = " ".join(error.hint.split())
-    if not hint.startswith(("esper ", "pip ")):
-        hint = hint[0].upper() + hint[1:]
-    return f"esper: error: {message}{'' if message.endswith('?') else '.'} {hint}"
 
 
 def _fail_usage(error: Exception) -> int:

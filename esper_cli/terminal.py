@@ -13,6 +13,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from esper.errors import EsperError
+
 UNBOUNDED = 10_000
 """Columns when nobody looks: whoever reads a pipe wants whole ids, one record a line."""
 
@@ -91,3 +93,14 @@ def duration(seconds: float) -> str:
 def percent(share: float) -> str:
     """A share as a percentage with one decimal."""
     return f"{100 * share:.1f} %"
+
+
+def error_line(error: EsperError) -> str:
+    """``esper: error: MESSAGE. HINT`` in one line."""
+    message = " ".join(error.message.split()).removesuffix(".")
+    if not error.hint:
+        return f"esper: error: {message}"
+    hint = " ".join(error.hint.split())
+    if not hint.startswith(("esper ", "pip ")):
+        hint = hint[0].upper() + hint[1:]
+    return f"esper: error: {message}{'' if message.endswith('?') else '.'} {hint}"

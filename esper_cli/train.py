@@ -184,7 +184,7 @@ class TrainJob:
                 self.raised.append(error)
 
     def _note(self, error: EsperError, number: int, overrides: Sequence[str]) -> None:
-        from esper_cli.app import error_line
+        from esper_cli.terminal import error_line
 
         typer.echo(f"{error_line(error)} (job {number}: {' '.join(overrides)})", err=True)
         Path(self.failures, f"{number}").write_text(str(error.exit_code))

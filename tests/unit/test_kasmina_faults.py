@@ -183,6 +183,27 @@ def test_a_diverging_network_is_not_blamed_on_its_kernels(model: Net) -> None:
     assert layer.running == [0, 1, 2, 3]
 
 
+def test_a_network_that_diverges_in_evaluation_is_not_blamed_on_its_kernels(model: Net) -> None:
+    layer = seeded_layers(model)["4"]
+    grow(layer, 0)
+    with torch.no_grad():
+        layer(torch.full((5, 32), float("inf")))
+    assert not pop_faults(model)
+
+
+def test_a_new_kernel_is_not_blamed_for_the_one_before(model: Net) -> None:
+    layer = seeded_layers(model)["4"]
+    kernel = failing(layer, 0, SeedState.BLENDING)
+    for fault in ("output nan", "raise"):
+        kernel.fault = fault
+        layer(torch.randn(5, 32))
+    assert [fault.kind for fault in pop_faults(model)] == ["raised"]
+    layer.seed(0).reset()
+    grow(layer, 0)
+    layer(torch.randn(5, 32))
+    assert not pop_faults(model)
+
+
 def test_interrupts_are_not_swallowed(model: Net) -> None:
     class Interrupted(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

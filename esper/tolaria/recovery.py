@@ -24,13 +24,13 @@ class Recovery:
         """Raise Instability when the loss, a parameter or a buffer is not finite."""
         if not (math.isfinite(packet.loss) and math.isfinite(packet.held_out_loss)):
             raise Instability(
-                f"the loss is not finite after epoch {packet.epoch} "
+                f"the loss is not finite after epoch {packet.epoch + 1} "
                 f"(training {packet.loss}, held-out {packet.held_out_loss})",
                 hint="lower tolaria.learning_rate, or go on from the last checkpoint with --resume",
             )
         if broken := first_non_finite(self.model):
             raise Instability(
-                f"{broken} holds a non-finite value after epoch {packet.epoch}",
+                f"{broken} holds a non-finite value after epoch {packet.epoch + 1}",
                 hint="lower tolaria.learning_rate, or go on from the last checkpoint with --resume",
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -180,10 +180,12 @@ class Trainer:
         return self._flops[1]
 
     def _record(self, epoch: int, decision: AdaptationDecision | None, outcome: Outcome | None) -> None:
-        if decision is not None and outcome is not None:
-            self.recorder.emit(
-                "decision", epoch=epoch, decision=decision.to_json(), outcome=outcome.to_json()
-            )
+        """Journal the decision, with the kernel that the orchestrator picked for it."""
+        if decision is None or outcome is None:
+            return
+        chosen = {**decision.parameters, "kernel_id": outcome.kernel_id}
+        decided = replace(decision, parameters=chosen).to_json()
+        self.recorder.emit("decision", epoch=epoch, decision=decided, outcome=outcome.to_json())
 
     # Checkpoints
 

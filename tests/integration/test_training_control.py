@@ -9,6 +9,7 @@ import pytest
 from omegaconf import DictConfig
 
 from esper.assembly.training import build_training
+from esper.errors import Instability
 from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper_cli.config import compose
 
@@ -85,6 +86,21 @@ def test_a_seed_lives_its_whole_life_by_evidence(grown: Any) -> None:
     kept = verdict["evidence"]["gain_lower"] > verdict["evidence"]["threshold"]
     assert kept is (verdict["to_state"] == "FOSSILIZED")
     assert verdict["evidence"]["split"] == "held_out"
+
+
+def test_the_journal_names_the_kernel_of_each_decision(grown: Any) -> None:
+    decisions = [e for e in grown[1] if e["event"] == "decision"]
+    assert decisions
+    for event in decisions:
+        assert event["decision"]["parameters"]["kernel_id"] == event["outcome"]["kernel_id"] is not None
+
+
+def test_training_that_diverges_ends_with_the_reason(tmp_path: Path) -> None:
+    run = build_training(config(tmp_path, "tamiyo=never", "tolaria.learning_rate=1e9"))
+    with pytest.raises(Instability, match="not finite after epoch 1"):
+        run.run()
+    events, _ = read_journal(run.info.folder / JOURNAL_NAME)
+    assert events[-1]["event"] == "run_failed"
 
 
 def test_parameters_and_flops_grow_with_kept_seeds_only(grown: Any, control: Any) -> None:

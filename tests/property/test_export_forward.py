@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx import Tracer
 
-from esper.tolaria.source import network_source
+from esper.tolaria.export.source import network_source
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from esper.errors import RunError
-from esper.tolaria.constructors import constructor, function_name, is_plain, literal
+from esper.tolaria.export.constructors import constructor, function_name, is_plain, literal
 
 MODULES = [
     lambda: nn.Linear(3, 4),

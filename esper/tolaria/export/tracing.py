@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, Interpreter, Node, Tracer
 
 from esper.errors import RunError
-from esper.tolaria.constructors import is_plain
-from esper.tolaria.plain import GrownLayer
-from esper.tolaria.source import MODE, rename_path
+from esper.tolaria.export.constructors import is_plain
+from esper.tolaria.export.plain import GrownLayer
+from esper.tolaria.export.source import MODE, rename_path
 
 
 class Entry(nn.Module):

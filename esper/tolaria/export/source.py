@@ -20,7 +20,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import Argument
 
 from esper.errors import RunError
-from esper.tolaria.constructors import bare_tensor, built, call, function_name, literal, same, sequence
+from esper.tolaria.export.constructors import bare_tensor, built, call, function_name, literal, same, sequence
 
 MODE = "training"
 """Target of the ``get_attr`` nodes that stand for the mode of the network, ``self.training``."""

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from esper.errors import RunError, StorageError
 from esper.kasmina.layer import seeded_layers
-from esper.tolaria.plain import GrownChunk, GrownLayer, plain_copy
-from esper.tolaria.source import NetworkSource, network_source
-from esper.tolaria.tracing import Entry, trace
+from esper.tolaria.export.plain import GrownChunk, GrownLayer, plain_copy
+from esper.tolaria.export.source import NetworkSource, network_source
+from esper.tolaria.export.tracing import Entry, trace
 
 SOURCE = "model.py"
 WEIGHTS = "model.safetensors"

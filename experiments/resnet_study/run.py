@@ -4,7 +4,7 @@
 
 Every run is ``esper train +experiment=resnet`` with the same data order and split; arms differ in what is
 named here and in nothing else. Each starts from an empty kernel library. Results land in ``results.json``
-beside this file and are printed as the table of the README. A seed that is there already is not run again.
+beside this file and are printed as the table of the README. What is there already is not run again.
 """
 
 from __future__ import annotations
@@ -52,20 +52,22 @@ def train(seed: int, *overrides: str) -> dict[str, Any]:
 
 
 def width_of(parameters: float) -> int:
-    """The width of the static network whose size is nearest to ``parameters``."""
-    sizes = {width: sum(p.numel() for p in ResNet(width).parameters()) for width in range(2, 33)}
-    return min(sizes, key=lambda width: abs(sizes[width] - parameters))
+    """The width of the smallest static network that is at least as large: the control gets the odd weight."""
+    widths = range(1, 65)
+    return next(w for w in widths if sum(p.numel() for p in ResNet(w).parameters()) >= parameters)
 
 
-def paired(seed: int) -> dict[str, Any]:
-    """The three arms of one seed."""
-    grown = train(seed)
-    width = width_of(grown["parameters"])
-    return {
-        "grown": grown,
-        "control": train(seed, "tamiyo=never"),
-        "static": {"width": width, **train(seed, "tamiyo=never", f"model.width={width}")},
-    }
+def run_arms(seed: int, done: dict[str, Any]) -> dict[str, Any]:
+    """The arms of one seed that are not in ``done`` yet, beside those that are."""
+    arms = dict(done)
+    if "grown" not in arms:
+        arms["grown"] = train(seed)
+    if "control" not in arms:
+        arms["control"] = train(seed, "tamiyo=never")
+    if "static" not in arms:
+        width = width_of(arms["grown"]["parameters"])
+        arms["static"] = {"width": width, **train(seed, "tamiyo=never", f"model.width={width}")}
+    return arms
 
 
 def interval(values: list[float]) -> str:
@@ -100,9 +102,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     arguments = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    missing = [seed for seed in arguments.seeds if str(seed) not in results]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for seed, arms in zip(missing, pool.map(paired, missing), strict=True):
+        started = [results.get(str(seed), {}) for seed in arguments.seeds]
+        for seed, arms in zip(arguments.seeds, pool.map(run_arms, arguments.seeds, started), strict=True):
             results[str(seed)] = arms
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             print(f"seed {seed} done", file=sys.stderr)

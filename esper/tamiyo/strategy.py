@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from esper.messages import Blend, FieldReport, SeedState, Site, SystemStatePacket
 
@@ -33,7 +34,8 @@ class SeedStrategy:
     """Ranks dormant seeds, and says how a kernel is to be grafted into the chosen one.
 
     ``tags`` maps a layer kind to the kernel tags to ask for (any of them; none asks for every kernel).
-    ``alpha_blend`` is the blend reached at the end of the trial.
+    ``alpha_blend``, above 0 and at most 1, is the blend reached at the end of the trial. A setting
+    that no seed can follow, and that would end the run at its first graft, is a ValueError.
     """
 
     def __init__(
@@ -44,20 +46,29 @@ class SeedStrategy:
         alpha_blend: float = 1.0,
         tags: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        if site not in get_args(Site) or blend not in get_args(Blend):
+            raise ValueError(f"site is one of {get_args(Site)}, blend of {get_args(Blend)}: {site}, {blend}")
+        if not 0 < alpha_blend <= 1:
+            raise ValueError(f"alpha_blend must be above 0 and at most 1, not {alpha_blend}")
         self.site: Site = site
         self.blend: Blend = blend
         self.alpha_blend = alpha_blend
         self.tags = {kind: list(names) for kind, names in (tags or {}).items()}
 
     def candidates(self, packet: SystemStatePacket) -> list[Candidate]:
-        """Every dormant seed of the packet, best first; ties in the order of names and seeds."""
+        """Every dormant seed of the packet, best first; ties in the order of names and seeds.
+
+        The gradient of a layer that was not observed counts as 0.
+        """
         records = _records(packet.trials)
         found: list[tuple[str, int, Site, float]] = []
         for name, metrics in packet.layer_metrics.items():
             site: Site = self.site if metrics.parallel_slots else "series"
-            for idx, (state, signal) in enumerate(zip(metrics.seed_states, metrics.signals, strict=True)):
+            # A layer that the sampled steps never called has no signals.
+            norms = [s.gradient_norm for s in metrics.signals] or [0.0] * len(metrics.seed_states)
+            for idx, (state, norm) in enumerate(zip(metrics.seed_states, norms, strict=True)):
                 if state is SeedState.DORMANT:
-                    found.append((name, idx, site, signal.gradient_norm**2))
+                    found.append((name, idx, site, norm**2))
         total = sum(power for *_, power in found) or 1.0
         ranked = [
             Candidate(name, idx, site, power / total, records.get(name, 0.5))

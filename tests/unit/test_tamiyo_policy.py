@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,24 @@ def test_a_layer_that_no_parallel_kernel_fits_is_asked_for_in_series(policy: Gro
     decision = policy.decide(packet(a=layer([1.0], parallel=False)))
     assert decision is not None
     assert decision.parameters["site"] == "series"
+
+
+def test_a_layer_that_was_not_observed_has_no_gradient(policy: GrowOnPlateau) -> None:
+    unseen = replace(layer([1.0, 1.0]), signals=(), seed_health=())
+    decision = policy.decide(packet(a=unseen, b=layer([0.1])))
+    assert decision is not None
+    assert (decision.target_component, decision.evidence["gradient_share"]) == ("b", 1.0)
+    alone = policy.decide(packet(a=unseen))
+    assert alone is not None
+    assert alone.evidence["gradient_share"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"site": "sideways"}, {"blend": "mix"}, {"alpha_blend": 0.0}, {"alpha_blend": 1.5}]
+)
+def test_what_no_seed_can_follow_is_refused_before_the_run(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        SeedStrategy(**settings)
 
 
 def test_failed_kernels_are_avoided_and_their_layer_counts_less(policy: GrowOnPlateau) -> None:

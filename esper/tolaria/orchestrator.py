@@ -159,14 +159,13 @@ class SeedOrchestrator:
                 if share == 1.0:
                     self._move(trial, SeedState.HOLDING, {"alpha_target": trial.alpha_blend})
 
-    def contain_faults(self) -> int:
+    def contain_faults(self) -> None:
         """Take out every kernel that failed since the last call, before the optimizer can step on it.
 
-        The layers have already put the default transform in place of what the kernels returned. Returns the
-        number of kernels taken out.
+        Call it after each backward pass and each evaluation. The layers have already put the default
+        transform in place of what the kernels returned.
         """
-        faults = pop_faults(self.model)
-        for fault in faults:
+        for fault in pop_faults(self.model):
             trial = self.trials[fault.layer, fault.seed_idx]
             self._seed(trial.key).remove_kernel()
             self._forget(trial)
@@ -176,7 +175,6 @@ class SeedOrchestrator:
             if not trial.finished:
                 reason = f"{fault.kind}: {fault.message}"
                 self._report(failure_report(trial, self.epoch, reason, self.plan))
-        return len(faults)
 
     # Every epoch
 
@@ -203,6 +201,9 @@ class SeedOrchestrator:
         on = self.held_out.evaluate()
         with seed_off(self._seed(trial.key)):
             off = self.held_out.evaluate()
+        self.contain_faults()
+        if trial.key not in self.trials:
+            return  # it failed on the held-out split, and is reported as that
         verdict = judge(on.losses, off.losses, self.plan)
         if verdict.kept:
             trial.finished = True

@@ -156,6 +156,7 @@ class Trainer:
 
     def _packet(self, epoch: int, loss: float) -> SystemStatePacket:
         measured = self.held_out.evaluate()
+        self.orchestrator.contain_faults()
         record = EpochRecord(epoch, loss, measured.loss, measured.accuracy)
         self.progress.history += (record,)
         return SystemStatePacket(

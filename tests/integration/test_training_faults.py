@@ -58,11 +58,25 @@ class FailingKernel(nn.Module):
         return {"nan": y * float("nan"), "inf": y + float("inf"), "dtype": y.double()}[self.kind]
 
 
+class FailsInEvaluation(nn.Module):
+    """Works on the two samples that a graft tries it on and in training; raises on a held-out batch."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__()
+        self.linear = nn.Linear(slot.in_features, slot.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and len(x) > 2:
+            raise RuntimeError("this kernel fails on purpose")
+        y: Tensor = self.linear(x)
+        return y
+
+
 class FailingLibrary:
     """The library's face, with a failing kernel for every slot, of each kind in turn."""
 
-    def __init__(self) -> None:
-        self.kinds = itertools.cycle(KINDS)
+    def __init__(self, *kinds: str) -> None:
+        self.kinds = itertools.cycle(kinds or KINDS)
         self.trials: list[Any] = []
 
     def find(self, slot: Slot, **_: Any) -> list[KernelMetadata]:
@@ -72,7 +86,8 @@ class FailingLibrary:
 
     def fetch(self, kernel_id: str) -> Kernel:
         metadata = KernelMetadata(kernel_id, "blueprint", (1,), (1,), 0.0, 0.5, ())
-        return Kernel(metadata, "{}", FailingKernel(self.slot, kernel_id))
+        failing = FailsInEvaluation(self.slot) if kernel_id == "eval" else FailingKernel(self.slot, kernel_id)
+        return Kernel(metadata, "{}", failing)
 
     def record_trial(self, report: Any, *_: str) -> None:
         self.trials.append(report)
@@ -123,6 +138,29 @@ def test_a_thousand_faults_are_survived(tmp_path: Path, optimizer: str, rate: fl
     )
     assert last.held_out_loss < first.held_out_loss / 2
     assert evaluate(trainer.model, trainer.held_out.x, trainer.held_out.y).accuracy > 0.9
+
+
+@pytest.mark.parametrize("stage", ["blending", "holding"])
+def test_a_kernel_that_fails_in_evaluation_is_out_before_the_packet_and_the_checkpoint(
+    tmp_path: Path, stage: str
+) -> None:
+    """In BLENDING it meets the epoch's own evaluation; in HOLDING, due at once, that of its verdict."""
+    blending = {"blending": 3.0, "holding": 0.1}[stage]
+    stages = ["tolaria.trial.training=0.1", f"tolaria.trial.blending={blending}", "tolaria.trial.holding=0.1"]
+    cfg = compose(["+experiment=smoke", "tamiyo=never", "urza=memory", f"runs={tmp_path}", *stages])
+    trainer = build_training(cfg).trainer
+    orchestrator = trainer.orchestrator
+    orchestrator.library = FailingLibrary("eval")  # type: ignore[assignment]
+    first = trainer.run_epoch(0)
+    outcome = orchestrator.apply(_decision("hidden.0", 1), first)
+    assert outcome is not None
+    assert outcome.status == "grafted"
+    packet = trainer.run_epoch(1)
+    assert packet.layer_metrics["hidden.0"].seed_states[1] is SeedState.ERROR_RECOVERY
+    assert [(t.verdict, t.seed_idx) for t in packet.trials] == [("failed", 1)]
+    assert not orchestrator.trials
+    assert not any("seed" in group for group in trainer.optimizer.param_groups)
+    assert trainer.run_epoch(2).layer_metrics["hidden.0"].seed_states[1] is SeedState.DORMANT
 
 
 def _decision(layer: str, seed_idx: int) -> AdaptationDecision:

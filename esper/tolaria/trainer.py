@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from esper.data.batches import Batches
+from esper.errors import CheckpointError, GraftError
 from esper.kasmina import drain, observe
 from esper.messages import AdaptationDecision, EpochRecord, SystemStatePacket
 from esper.tamiyo.policy import Policy
@@ -205,11 +206,23 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Put back what ``state`` returned, into a trainer built from the same configuration."""
+        """Put back what ``state`` returned, into a trainer built from the same configuration.
+
+        Of the optimizer only the moments are put back: its settings are those of the configuration, so what
+        the user overrides on resuming counts. Raises CheckpointError when the network is another one.
+        """
         progress = dict(state["progress"])
         progress["history"] = tuple(EpochRecord(**record) for record in progress["history"])
         self.progress = Progress(**progress)
-        self.orchestrator.restore(state["growth"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.orchestrator.restore(state["growth"])
+            self.model.load_state_dict(state["model"])
+        except (GraftError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise CheckpointError(
+                f"the checkpoint does not fit this network: {reason}",
+                hint="resume with the model and the seeded layers that the run began with",
+            ) from error
+        configured = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**configured, "state": state["optimizer"]["state"]})
         set_rng_state(state["rng"])

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.training import build_training
-from esper.errors import Instability
+from esper.errors import CheckpointError, Instability
 from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper_cli.config import compose
 
@@ -25,6 +25,20 @@ def train(cfg: DictConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     summary = build_training(cfg).run()
     events, _ = read_journal(Path(summary["folder"]) / JOURNAL_NAME)
     return summary, events
+
+
+def interrupted(cfg: DictConfig, epoch: int) -> str:
+    """The id of a run that is stopped in the midst of ``epoch``."""
+    run = build_training(cfg)
+
+    def interrupt(event: str, fields: Any) -> None:
+        if event == "step" and fields["epoch"] == epoch and fields["step"] > 0:
+            raise KeyboardInterrupt
+
+    run.trainer.recorder.listeners = (interrupt,)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    return run.info.run_id
 
 
 def losses(events: list[dict[str, Any]]) -> list[tuple[float, float]]:
@@ -57,19 +71,34 @@ def test_the_same_configuration_gives_the_same_weights(grown: Any, tmp_path: Pat
 
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(grown: Any, tmp_path: Path) -> None:
     cfg = config(tmp_path, *EAGER)
-    run = build_training(cfg)
-    stop_after = next(e["epoch"] for e in grown[1] if e["event"] == "decision") + 1
-
-    def interrupt(event: str, fields: Any) -> None:
-        if event == "step" and fields["epoch"] == stop_after and fields["step"] > 0:
-            raise KeyboardInterrupt
-
-    run.trainer.recorder.listeners = (interrupt,)
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
-    resumed = build_training(cfg, resume=run.info.run_id).run()
+    stop_in = next(e["epoch"] for e in grown[1] if e["event"] == "decision") + 1
+    resumed = build_training(cfg, resume=interrupted(cfg, stop_in)).run()
     assert resumed["weights_sha256"] == grown[0]["weights_sha256"]
     assert [a["verdict"] for a in resumed["adaptations"]] == [a["verdict"] for a in grown[0]["adaptations"]]
+
+
+def test_what_is_overridden_on_resuming_counts(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "tamiyo=never", "tolaria.learning_rate=0.1", "tolaria.schedule.hold_until=1")
+    run_id = interrupted(cfg, 2)
+    cfg.tolaria.learning_rate = 0.03
+    run = build_training(cfg, resume=run_id)
+    run.run()
+    events, _ = read_journal(run.info.folder / JOURNAL_NAME)
+    rates = [event["packet"]["learning_rate"] for event in events if event["event"] == "epoch"]
+    assert rates == pytest.approx([0.1, 0.1, *[0.03] * 6])
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.hidden", [17, 17]), ("kasmina.include", ["hidden.0"])])
+def test_a_checkpoint_of_another_network_is_one_clear_error(tmp_path: Path, key: str, value: Any) -> None:
+    cfg = config(
+        tmp_path, *EAGER, "tolaria.batch_size=512", "tamiyo.first_epoch=0", "tamiyo.detector.window=3"
+    )
+    run = build_training(cfg)
+    OmegaConf.update(cfg, key, value)
+    run_id = run.info.run_id
+    run.run()
+    with pytest.raises(CheckpointError, match="does not fit this network"):
+        build_training(cfg, resume=run_id)
 
 
 def test_a_seed_lives_its_whole_life_by_evidence(grown: Any) -> None:

@@ -133,12 +133,13 @@ def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
 
 
 def _check_type(path: str, value: object, default: object) -> None:
-    if value is None or default is None or isinstance(default, str):
+    if default is None or (isinstance(default, str) and value is not None):
         return  # a default of text says too little: "auto" may stand beside a number
     expected, fits = _expected(value, default)
     if not fits:
         shown = "" if OmegaConf.is_config(default) else f"its default is {default}"
-        raise ConfigError(f"{path} must be {expected}, not {value!r}", hint=shown or SHOW_KEYS)
+        given = "null" if value is None else repr(value)
+        raise ConfigError(f"{path} must be {expected}, not {given}", hint=shown or SHOW_KEYS)
 
 
 def _expected(value: object, default: object) -> tuple[str, bool]:
@@ -151,6 +152,8 @@ def _expected(value: object, default: object) -> tuple[str, bool]:
         return "a number", isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, DictConfig):
         return "a mapping", isinstance(value, DictConfig)
+    if isinstance(default, str):
+        return "text", value is not None
     return "a list", isinstance(value, ListConfig)
 
 

@@ -111,6 +111,8 @@ def test_what_is_unknown_is_named_with_the_nearest(override: str, message: str, 
         ("tolaria.epochs=abc", "tolaria.epochs must be a whole number, not 'abc'"),
         ("tolaria.epochs=1.5", "tolaria.epochs must be a whole number, not 1.5"),
         ("tolaria.epochs=true", "tolaria.epochs must be a whole number, not True"),
+        ("tolaria.epochs=null", "tolaria.epochs must be a whole number, not null"),
+        ("model.name=null", "model.name must be text, not null"),
         ("tolaria.lr=fast", "tolaria.lr must be a number, not 'fast'"),
         ("tolaria.shuffle=1", "tolaria.shuffle must be true or false, not 1"),
         ("tolaria=3", "Config group override must be a string or a list. Got int (given: tolaria=3)"),
@@ -121,7 +123,7 @@ def test_a_value_of_another_type_than_the_default_is_refused(override: str, expe
 
 
 @pytest.mark.parametrize(
-    "override", ["tolaria.lr=1", "tolaria.limit=7", "tolaria.device=0", "tolaria.epochs=null"]
+    "override", ["tolaria.lr=1", "tolaria.limit=7", "tolaria.limit=null", "tolaria.device=0"]
 )
 def test_what_a_default_leaves_open_is_accepted(override: str) -> None:
     config.compose([override])

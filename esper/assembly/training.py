@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,44 +44,41 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     policy, schedule = configured(cfg, "tamiyo"), configured(cfg, "tolaria.schedule")
     batches = data.batches(cfg.tolaria.batch_size, cfg.seed, **settings(cfg, "tolaria.augment"))
     held_out = HeldOut(model, data.held_out.x, data.held_out.y)
-    optimizer = _optimizer(cfg, model)
-    library, pipeline = build_library(cfg), build_pipeline(cfg)
-    folder = RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)
-    info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
-    recorder = Recorder(Journal(folder / JOURNAL_NAME), listeners)
-    if policy.needs_kernels:
-        fill_library(cfg, library, pipeline, slots(model), recorder)
-    orchestrator = SeedOrchestrator(
-        model,
-        library,
-        optimizer,
-        held_out,
-        recorder,
-        _trial_plan(cfg, len(batches)),
-        rebuild=rebuilder(pipeline),
-        kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
-        run=(info.run_id, info.task),
-    )
-    trainer = Trainer(
-        model=model,
-        batches=batches,
-        held_out=held_out,
-        optimizer=optimizer,
-        schedule=schedule,
-        policy=policy,
-        orchestrator=orchestrator,
-        checkpoints=Checkpoints(folder / "checkpoints", keep=cfg.tolaria.keep_checkpoints),
-        recorder=recorder,
-        settings=TrainerSettings(
-            epochs=cfg.tolaria.epochs,
-            observe_every=cfg.tolaria.observe_every,
-            max_grad_norm=cfg.tolaria.max_grad_norm,
-            autocast=cfg.tolaria.autocast,
-        ),
-    )
-    run = Run(info, trainer, data.test)
-    if resume:
-        run.restore()
+    optimizer, pipeline = _optimizer(cfg, model), build_pipeline(cfg)
+    with ExitStack() as opened:
+        library = opened.enter_context(build_library(cfg))
+        folder = RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)
+        info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
+        recorder = Recorder(opened.enter_context(Journal(folder / JOURNAL_NAME)), listeners)
+        if policy.needs_kernels:
+            fill_library(cfg, library, pipeline, slots(model), recorder)
+        orchestrator = SeedOrchestrator(
+            model,
+            library,
+            optimizer,
+            held_out,
+            recorder,
+            _trial_plan(cfg, len(batches)),
+            rebuild=rebuilder(pipeline),
+            kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
+            run=(info.run_id, info.task),
+        )
+        trainer = Trainer(
+            model=model,
+            batches=batches,
+            held_out=held_out,
+            optimizer=optimizer,
+            schedule=schedule,
+            policy=policy,
+            orchestrator=orchestrator,
+            checkpoints=Checkpoints(folder / "checkpoints", keep=cfg.tolaria.keep_checkpoints),
+            recorder=recorder,
+            settings=_trainer_settings(cfg),
+        )
+        run = Run(info, trainer, data.test)
+        if resume:
+            run.restore()
+        opened.pop_all()  # the run closes them when it ends
     return run
 
 
@@ -108,12 +107,17 @@ def _check_bounds(cfg: DictConfig) -> None:
         "tolaria.threads": 1,
         "tolaria.observe_every": 1,
         "tolaria.keep_checkpoints": 1,
+        "tolaria.max_grad_norm": 0,
+        "tolaria.trial.training": 0,
+        "tolaria.trial.blending": 0,
+        "tolaria.trial.holding": 0,
         "tolaria.trial.embargo": 0,
+        "tolaria.trial.kernel_lr_scale": 0,
         "seed": 0,
     }
     for key, least in at_least.items():
         value = OmegaConf.select(cfg, key)
-        if value < least:
+        if value is not None and not least <= value < math.inf:  # not a number fails too
             raise ConfigError(f"{key} must be at least {least}, not {value}")
 
 
@@ -134,6 +138,15 @@ def _optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+def _trainer_settings(cfg: DictConfig) -> TrainerSettings:
+    return TrainerSettings(
+        epochs=cfg.tolaria.epochs,
+        observe_every=cfg.tolaria.observe_every,
+        max_grad_norm=cfg.tolaria.max_grad_norm,
+        autocast=cfg.tolaria.autocast,
+    )
 
 
 def _trial_plan(cfg: DictConfig, steps_per_epoch: int) -> TrialPlan:

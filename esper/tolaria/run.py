@@ -52,8 +52,8 @@ class Run:
         An error or Ctrl-C is recorded in the journal and passed on.
         """
         emit = self.trainer.recorder.emit
-        self._announce()
         try:
+            self._announce()
             self.trainer.fit()
             summary = self._summary()
             self._write(summary)

@@ -9,8 +9,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.training import build_training
-from esper.errors import CheckpointError, Instability
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.errors import CheckpointError, ConfigError, Instability
+from esper.nissa.journal import JOURNAL_NAME, is_being_written, read_journal
 from esper_cli.config import compose
 
 SMALL = ["+experiment=smoke", "urza=memory", "tolaria.epochs=8", "karn.paths=[blueprints/low_rank.yaml]"]
@@ -99,6 +99,19 @@ def test_a_checkpoint_of_another_network_is_one_clear_error(tmp_path: Path, key:
     run.run()
     with pytest.raises(CheckpointError, match="does not fit this network"):
         build_training(cfg, resume=run_id)
+    assert not is_being_written(run.info.folder / JOURNAL_NAME)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", -1), ("tolaria.trial.training", float("nan")), ("tolaria.trial.kernel_lr_scale", -1.0)],
+)
+def test_a_number_that_no_run_can_be_made_of_leaves_no_folder(tmp_path: Path, key: str, value: float) -> None:
+    cfg = config(tmp_path / "runs")
+    OmegaConf.update(cfg, key, value)
+    with pytest.raises(ConfigError, match=f"{key} must be at least 0, not {value}"):
+        build_training(cfg)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_seed_lives_its_whole_life_by_evidence(grown: Any) -> None:

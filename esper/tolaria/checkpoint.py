@@ -46,7 +46,7 @@ class Checkpoints:
         return path
 
     def load(self) -> dict[str, Any]:
-        """The newest checkpoint; raises CheckpointError before torch sees bytes that do not match."""
+        """The newest checkpoint, its tensors on the CPU; CheckpointError before torch sees damaged bytes."""
         manifest_path = self.folder / "latest.json"
         try:
             manifest = json.loads(manifest_path.read_bytes())
@@ -63,7 +63,7 @@ class Checkpoints:
                 f"{path} is damaged: its SHA-256 is not that of latest.json", hint="start the run again"
             )
         try:
-            state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"{path} is not a checkpoint of Esper", hint="start the run again"

@@ -11,9 +11,9 @@ Events and their fields (each also has ``event``, its name, and ``at``, UTC in I
 ``trial``            report (a FieldReport)
 ``fault``            epoch, layer, seed_idx, kernel_id, kind, message
 ``cache``            tiers {name: [hits, misses]}, counted since the process started
-``checkpoint``       epoch, path
+``checkpoint``       epoch (how many are done), path
 ``run_finished``     summary
-``run_interrupted``  epoch
+``run_interrupted``  epoch (how many are done)
 ``run_failed``       error
 ===================  =====================================================================================
 

@@ -129,14 +129,6 @@ class FaultRecord:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointRecord:
-    """A checkpoint, by the epoch after which it was written and its path as recorded."""
-
-    epoch: int
-    path: str
-
-
 def parse_epoch(event: Event, at: datetime) -> Epoch:
     """The Epoch of an ``epoch`` event; raises KeyError, TypeError or ValueError when it is none."""
     packet = {name: value for name, value in event["packet"].items() if name not in ("history", "trials")}

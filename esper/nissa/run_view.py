@@ -18,7 +18,6 @@ from esper.messages import FieldReport, SeedState
 from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_written, number
 from esper.nissa.run_records import (
     Adaptation,
-    CheckpointRecord,
     Epoch,
     FaultRecord,
     RunStatus,
@@ -64,7 +63,6 @@ class RunHistory:
     faults: list[FaultRecord] = field(default_factory=list)
     fault_counts: Counter[str] = field(default_factory=Counter)
     cache: dict[str, tuple[int, int]] = field(default_factory=dict)
-    checkpoints: list[CheckpointRecord] = field(default_factory=list)
     summary: Mapping[str, Any] | None = None
     error: str | None = None
     ended: RunStatus | None = None
@@ -167,7 +165,6 @@ class RunView(RunHistory):
         self.epochs = [item for item in self.epochs if item.epoch <= epoch]
         self.adaptations = [item for item in self.adaptations if item.epoch <= epoch]
         self.trials = [item for item in self.trials if item.ended_epoch <= epoch]
-        self.checkpoints = [item for item in self.checkpoints if item.epoch <= epoch]
         for adaptation in self.adaptations:
             if adaptation.trial is not None and adaptation.trial.ended_epoch > epoch:
                 adaptation.trial = None
@@ -234,9 +231,6 @@ class RunView(RunHistory):
             base_hits, base_misses = self._cache_base.get(name, (0, 0))
             self.cache[name] = (base_hits + hits, base_misses + misses)
 
-    def _on_checkpoint(self, event: Event, _: datetime) -> None:
-        self.checkpoints.append(CheckpointRecord(int(event["epoch"]), str(event["path"])))
-
     def _on_finished(self, event: Event, _: datetime) -> None:
         self.summary = dict(event.get("summary", {}))
         self.ended = RunStatus.FINISHED
@@ -257,7 +251,6 @@ _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "trial": RunView._on_trial,
     "fault": RunView._on_fault,
     "cache": RunView._on_cache,
-    "checkpoint": RunView._on_checkpoint,
     "run_finished": RunView._on_finished,
     "run_interrupted": RunView._on_interrupted,
     "run_failed": RunView._on_failed,

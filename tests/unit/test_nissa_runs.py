@@ -60,7 +60,6 @@ def test_a_run_reads_back_as_it_was_lived(tmp_path: Path) -> None:
     assert view.transitions[0].evidence == {"gain": 0.03}
     assert view.trials == [report(2)]
     assert view.cache == {"memory": (3, 1)}
-    assert (view.checkpoints[0].epoch, view.checkpoints[0].path) == (2, "checkpoints/2")
     assert (view.damaged, view.torn) == (0, 0)
 
 
@@ -136,10 +135,8 @@ def test_pauses_between_processes_are_not_working_time(tmp_path: Path) -> None:
 def test_events_and_fields_of_a_newer_version_are_ignored(tmp_path: Path) -> None:
     with RunWriter(tmp_path, RUN) as journal:
         journal.write("telescope", anything=[1])
-        journal.write("checkpoint", epoch=1, path="a", colour="red")
         journal.write("trial", report={**asdict(report(2)), "colour": "red"})
     view = view_of(journal)
-    assert [item.epoch for item in view.checkpoints] == [1]
     assert view.trials == [report(2)]
     assert view.damaged == 0
 

@@ -34,10 +34,10 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what ``rng_state`` returned; of CUDA devices only as many as there are here."""
+    """Put back what ``rng_state`` returned."""
     torch.set_rng_state(state["torch"])
-    for index in range(min(len(state["cuda"]), torch.cuda.device_count())):
-        torch.cuda.set_rng_state(state["cuda"][index], index)
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
     inner = state["numpy"]["state"]
     keys = inner["key"].numpy().astype(np.uint32)
     np.random.set_state({**state["numpy"], "state": {**inner, "key": keys}})

@@ -34,12 +34,6 @@ def test_what_was_saved_on_a_gpu_is_loaded_without_one(
     assert (w.device.type, w.tolist()) == ("cpu", [0, 1, 2, 3])
 
 
-def test_the_generators_of_more_gpus_than_there_are_here_are_left_out() -> None:
-    state = rng_state()
-    state["cuda"] += [torch.zeros(16, dtype=torch.uint8)]
-    set_rng_state(state)
-
-
 def test_the_newest_stay_and_the_newest_is_loaded(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for epoch in range(5):

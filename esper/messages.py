@@ -162,10 +162,11 @@ class SystemStatePacket:
 class AdaptationDecision:
     """What the policy wants changed, how sure it is, and why.
 
-    ``parameters`` of an ``add_seed`` decision: ``seed_idx``, ``alpha_blend``, ``site``, ``blend``, ``tags``;
-    ``kernel_id`` is filled in once the orchestrator has picked a kernel. ``confidence`` is a probability;
-    ``expected_impact`` the expected fall of the held-out loss as a share of it. ``evidence`` holds the
-    numbers behind the decision, ``alternatives`` the other candidates with their scores, best first.
+    ``parameters`` of an ``add_seed`` decision: ``seed_idx``, ``alpha_blend``, ``site``, ``blend``, ``tags``
+    and, if there are kernels that are not to be tried again, ``avoid``; ``kernel_id`` is filled in once the
+    orchestrator has picked one. ``confidence`` is a probability; ``expected_impact`` the expected fall of the
+    held-out loss as a share of it. ``evidence`` holds the numbers behind the
+    decision, ``alternatives`` the other candidates with their scores, best first.
     """
 
     adaptation_type: Literal["add_seed", "remove_seed", "modify_architecture"]

@@ -82,22 +82,31 @@ class SeedOrchestrator:
             return None
         if decision.adaptation_type != "add_seed":
             return Outcome("refused", f"this version carries out add_seed, not {decision.adaptation_type}")
-        wanted = decision.parameters
-        slot = self.layers[decision.target_component].slot(wanted["site"], wanted["seed_idx"])
-        found = self.library.find(slot, tags=wanted["tags"])
-        untried = [metadata for metadata in found if metadata.kernel_id not in wanted["avoid"]]
-        if not untried:
-            tags = ", ".join(wanted["tags"]) or "any tag"
-            return Outcome("refused", f"no untried kernel for {slot} with {tags}; {len(found)} were tried")
-        chosen = untried[0]
+        if decision.target_component not in self.layers:
+            return Outcome("refused", f"no seeded layer is called {decision.target_component}")
+        chosen = None
         try:
+            slot, untried = self._find(decision)
+            chosen = untried[0]
             trial, module = self._prepare(decision, chosen, slot, packet)
             self._graft(trial, module)
         except (LibraryError, GraftError) as error:
-            return Outcome("refused", str(error), chosen.kernel_id)
+            return Outcome("refused", str(error), chosen.kernel_id if chosen else None)
         evidence: Evidence = {"kernel_id": chosen.kernel_id, "candidates": len(untried)}
         self._moved(trial, SeedState.DORMANT, SeedState.GERMINATED, evidence)
         return Outcome("grafted", f"{chosen.name}, first of {len(untried)} for {slot}", chosen.kernel_id)
+
+    def _find(self, decision: AdaptationDecision) -> tuple[Slot, list[KernelMetadata]]:
+        """The slot to fill and the kernels to choose from, best first; GraftError when there is none."""
+        wanted = decision.parameters
+        slot = self.layers[decision.target_component].slot(wanted["site"], wanted["seed_idx"])
+        avoid = wanted.get("avoid", ())
+        found = self.library.find(slot, tags=wanted["tags"], limit=20 + len(avoid))
+        untried = [metadata for metadata in found if metadata.kernel_id not in avoid]
+        if not untried:
+            tags = ", ".join(wanted["tags"]) or "any tag"
+            raise GraftError(f"no untried kernel for {slot} with {tags}; {len(found)} were tried")
+        return slot, untried
 
     def _prepare(
         self, decision: AdaptationDecision, metadata: KernelMetadata, slot: Slot, packet: SystemStatePacket

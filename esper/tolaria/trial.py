@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -160,9 +160,9 @@ def _context(trial: Trial, epoch: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a decision; ``kernel_id`` is the kernel that was grafted."""
+    """What became of a decision; ``kernel_id`` is the kernel that was picked for it, if one was."""
 
-    status: str
+    status: Literal["grafted", "refused"]
     reason: str
     kernel_id: str | None = None
 

@@ -1,0 +1,58 @@
+"""What becomes of a decision: carried out, or refused with its reason, and never the end of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from esper.assembly.training import build_training
+from esper.messages import AdaptationDecision, SystemStatePacket
+from esper.tolaria.orchestrator import SeedOrchestrator
+from esper_cli.config import compose
+
+PACKET = SystemStatePacket(
+    epoch=0, global_step=0, loss=1.0, accuracy=0.5, layer_metrics={}, held_out_loss=1.0
+)
+WANTED = {"seed_idx": 0, "alpha_blend": 1.0, "site": "parallel", "blend": "residual", "tags": []}
+
+
+@pytest.fixture(scope="module")
+def orchestrator(tmp_path_factory: pytest.TempPathFactory) -> SeedOrchestrator:
+    runs = f"runs={tmp_path_factory.mktemp('runs')}"
+    only = "karn.paths=[blueprints/low_rank.yaml]"
+    run = build_training(compose(["+experiment=smoke", "urza=memory", runs, only]))
+    return run.trainer.orchestrator
+
+
+def decision(layer: str = "hidden.0", kind: Any = "add_seed", **changed: Any) -> AdaptationDecision:
+    return AdaptationDecision(kind, layer, {**WANTED, **changed}, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        (decision(kind="remove_seed"), "carries out add_seed, not remove_seed"),
+        (decision("hidden.7"), "no seeded layer is called hidden.7"),
+        (decision(seed_idx=99), "hidden.0 has no seed 99"),
+        (decision(tags=["unheard-of"]), "no untried kernel for features 16->4 with unheard-of"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_refused_with_its_reason(
+    orchestrator: SeedOrchestrator, wanted: AdaptationDecision, reason: str
+) -> None:
+    outcome = orchestrator.apply(wanted, PACKET)
+    assert outcome is not None
+    assert (outcome.status, outcome.kernel_id) == ("refused", None)
+    assert reason in outcome.reason
+    assert not orchestrator.trials
+
+
+def test_a_kernel_is_grafted_unless_it_is_to_be_avoided(orchestrator: SeedOrchestrator) -> None:
+    outcome = orchestrator.apply(decision(), PACKET)
+    assert outcome is not None
+    assert outcome.status == "grafted"
+    again = orchestrator.apply(decision(seed_idx=1, avoid=[outcome.kernel_id]), PACKET)
+    assert again is not None
+    assert again.status == "refused"
+    assert "1 were tried" in again.reason

@@ -149,7 +149,6 @@ class SystemStatePacket:
     held_out_loss: float = 0.0
     total_epochs: int = 0
     learning_rate: float = 0.0
-    classes: int = 0
     history: tuple[EpochRecord, ...] = ()
     trials: tuple[FieldReport, ...] = ()
 
@@ -165,8 +164,8 @@ class AdaptationDecision:
     ``parameters`` of an ``add_seed`` decision: ``seed_idx``, ``alpha_blend``, ``site``, ``blend``, ``tags``
     and, if there are kernels that are not to be tried again, ``avoid``; ``kernel_id`` is filled in once the
     orchestrator has picked one. ``confidence`` is a probability; ``expected_impact`` the expected fall of the
-    held-out loss as a share of it. ``evidence`` holds the numbers behind the
-    decision, ``alternatives`` the other candidates with their scores, best first.
+    held-out loss as a share of it. ``evidence`` holds the numbers behind the decision, ``alternatives`` the
+    other candidates with their scores, best first.
     """
 
     adaptation_type: Literal["add_seed", "remove_seed", "modify_architecture"]

@@ -75,17 +75,16 @@ def count_flops(model: nn.Module, x: Tensor, y: Tensor) -> Flops:
 class HeldOut:
     """The held-out split, bound to the model: it judges seeds and feeds the policy, and is never reported."""
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> None:
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self.model = model
         self.x = x
         self.y = y
-        self.batch_size = batch_size
         self._samples = 0
 
     def evaluate(self) -> Evaluation:
         """Measure the model as it stands."""
         self._samples += len(self.y)
-        return evaluate(self.model, self.x, self.y, self.batch_size)
+        return evaluate(self.model, self.x, self.y)
 
     def take_samples(self) -> int:
         """Samples evaluated since the last call, for the count of FLOPs."""

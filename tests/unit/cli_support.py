@@ -69,7 +69,6 @@ def packet(epoch: int, total: int, states: dict[str, list[SeedState]]) -> dict[s
         held_out_loss=loss + 0.05,
         total_epochs=total,
         learning_rate=0.1,
-        classes=10,
     ).to_json()
 
 

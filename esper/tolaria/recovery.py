@@ -10,6 +10,9 @@ from torch import nn
 from esper.errors import Instability
 from esper.messages import SystemStatePacket
 
+# The same rate over the same data would end the same way.
+_HINT = "start again, or go on with --resume, with a lower tolaria.learning_rate"
+
 
 class Recovery:
     """Checks that an epoch left a network worth keeping.
@@ -26,13 +29,10 @@ class Recovery:
             raise Instability(
                 f"the loss is not finite after epoch {packet.epoch + 1} "
                 f"(training {packet.loss}, held-out {packet.held_out_loss})",
-                hint="lower tolaria.learning_rate, or go on from the last checkpoint with --resume",
+                hint=_HINT,
             )
         if broken := first_non_finite(self.model):
-            raise Instability(
-                f"{broken} holds a non-finite value after epoch {packet.epoch + 1}",
-                hint="lower tolaria.learning_rate, or go on from the last checkpoint with --resume",
-            )
+            raise Instability(f"{broken} holds a non-finite value after epoch {packet.epoch + 1}", hint=_HINT)
 
 
 @torch.no_grad()

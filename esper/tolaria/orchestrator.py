@@ -200,7 +200,7 @@ class SeedOrchestrator:
         for key, until in list(self.resting.items()):
             if self.epoch >= until:
                 del self.resting[key]
-                self._seed(key).transition(SeedState.DORMANT, {"epoch": self.epoch})
+                self._wake(key)
         for trial in self._on_trial():
             holding = self._seed(trial.key).state is SeedState.HOLDING
             if holding and trial.steps >= self.plan.holding_steps:
@@ -245,14 +245,26 @@ class SeedOrchestrator:
         trial.steps = 0
         self._moved(trial, before, to, evidence)
 
+    def _wake(self, key: SeedKey) -> None:
+        seed = self._seed(key)
+        before, evidence = seed.state, {"epoch": self.epoch}
+        seed.transition(SeedState.DORMANT, evidence)
+        self._tell(key, None, before, SeedState.DORMANT, evidence)
+
     def _moved(self, trial: Trial, before: SeedState, to: SeedState, evidence: Evidence) -> None:
         self.version += 1
+        self._tell(trial.key, trial.kernel_id, before, to, evidence)
+
+    def _tell(
+        self, key: SeedKey, kernel_id: str | None, before: SeedState, to: SeedState, evidence: Evidence
+    ) -> None:
+        layer, seed_idx = key
         self.recorder.emit(
             "seed",
             epoch=self.epoch,
-            layer=trial.layer,
-            seed_idx=trial.seed_idx,
-            kernel_id=trial.kernel_id,
+            layer=layer,
+            seed_idx=seed_idx,
+            kernel_id=kernel_id,
             from_state=before,
             to_state=to,
             evidence=dict(evidence),

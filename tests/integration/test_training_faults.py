@@ -161,6 +161,9 @@ def test_a_kernel_that_fails_in_evaluation_is_out_before_the_packet_and_the_chec
     assert not orchestrator.trials
     assert not any("seed" in group for group in trainer.optimizer.param_groups)
     assert trainer.run_epoch(2).layer_metrics["hidden.0"].seed_states[1] is SeedState.DORMANT
+    events, _ = read_journal(next(tmp_path.iterdir()) / JOURNAL_NAME)
+    woken = [event for event in events if event["event"] == "seed"][-1]
+    assert (woken["from_state"], woken["to_state"]) == ("ERROR_RECOVERY", "DORMANT")
 
 
 def _decision(layer: str, seed_idx: int) -> AdaptationDecision:

@@ -109,11 +109,8 @@ class Trainer:
         self.progress.flops += self.held_out.take_samples() * self.flops().forward
         self.progress.seconds += time.perf_counter() - started
         packet_json = packet.to_json()
-        for known in (
-            "history",
-            "trials",
-        ):  # they stand in earlier lines; repeated, journals grow as a square
-            del packet_json[known]
+        for repeated in ("history", "trials"):  # in earlier lines already; journals would grow as a square
+            del packet_json[repeated]
         self.recorder.emit(
             "epoch",
             packet=packet_json,

@@ -123,7 +123,7 @@ class RunCollector(Collector):
             "esper_seed_trials", "Seeds judged, by verdict.", labels=["run", "verdict"]
         )
         active = UnknownMetricFamily(
-            "esper_seed_active_count", "Seeds of a layer whose kernel is in use.", labels=["run", "layer"]
+            "esper_seed_active_count", "Seeds of a layer that hold a kernel.", labels=["run", "layer"]
         )
         faults = CounterMetricFamily(
             "esper_kernel_faults", "Failures of kernels, caught in their layer.", labels=["run", "kind"]

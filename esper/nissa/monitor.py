@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 from esper.errors import EsperError
@@ -64,7 +64,7 @@ class Monitor:
             ended = [view for view in views if view.status is not RunStatus.RUNNING]
             return {
                 **health.to_json(),
-                "version": _version(),
+                "version": version("esper-morph"),
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "run_counts": Counter(view.status.value for view in views),
                 "runs": [_run_status(view) for view in going + ended[:STATUS_RUNS]],
@@ -99,10 +99,3 @@ def _run_status(view: RunView) -> dict[str, Any]:
         "error": view.error,
         "damaged_lines": view.damaged,
     }
-
-
-def _version() -> str:
-    try:
-        return version("esper-morph")
-    except PackageNotFoundError:
-        return "not installed"

@@ -21,7 +21,7 @@ ACTIVE_STATES = frozenset(
         SeedState.FOSSILIZED,
     }
 )
-"""States in which a seed's kernel takes part in the layer's output."""
+"""States in which a seed holds a kernel, heard in the layer's output or not yet."""
 
 MAX_SEEDS = 100_000
 """No layer has more; a damaged index must not take all memory."""
@@ -112,7 +112,7 @@ class Seed:
 
     @property
     def active(self) -> bool:
-        """Whether its kernel takes part in the output of the layer."""
+        """Whether it holds a kernel."""
         return self.state in ACTIVE_STATES
 
 

@@ -88,9 +88,11 @@ class GrowOnPlateau:
     def _reason(self, plateau: Plateau, chosen: Candidate) -> str:
         by_loss = plateau.loss.stalled >= plateau.error.stalled
         name, trend = ("loss", plateau.loss) if by_loss else ("error", plateau.error)
+        direction = "falls" if trend.improvement >= 0 else "rises"
         return (
-            f"held-out {name} falls {trend.improvement:.2%} an epoch over {self.detector.window} epochs "
-            f"(under {self.detector.min_improvement:.2%} with p={trend.stalled:.2f}); "
+            f"held-out {name} {direction} {abs(trend.improvement):.2%} an epoch over "
+            f"{self.detector.window} epochs (a fall under {self.detector.min_improvement:.2%} has "
+            f"p={trend.stalled:.2f}); "
             f"{chosen.layer} seed {chosen.seed_idx} holds {chosen.gradient_share:.0%} of the gradient"
         )
 

@@ -104,10 +104,11 @@ def judge(on: Tensor, off: Tensor, plan: TrialPlan) -> Verdict:
     error = float(difference.std()) / math.sqrt(len(difference))
     bound = gain - plan.z * error
     kept = math.isfinite(bound) and bound > plan.min_gain
+    effect = "lowers" if gain >= 0 else "raises"
     comparison = "above" if kept else "not above"
     reason = (
-        f"the seed lowers the held-out loss by {gain:.4f} ± {error:.4f} nats; "
-        f"its lower bound {bound:.4f} is {comparison} {plan.min_gain:g}"
+        f"the seed {effect} the held-out loss by {abs(gain):.4f} ± {error:.4f} nats; "
+        f"the lower bound of the gain, {bound:.4f}, is {comparison} {plan.min_gain:g}"
     )
     return Verdict(kept, gain, error, bound, plan.min_gain, reason)
 

@@ -83,7 +83,7 @@ def list_runs(
         rows.add_row(
             run.run_id,
             run.status.value,
-            f"{0 if run.epochs is None else run.epochs + 1}/{run.total_epochs}",
+            f"{run.epochs}/{run.total_epochs}",
             "" if run.held_out_loss is None else f"{run.held_out_loss:.4f}",
             "" if run.accuracy is None else percent(run.accuracy),
             f"{run.kept}/{run.adaptations}",

@@ -27,8 +27,8 @@ LATEST = "latest"
 class RunSummary:
     """A run in one line. ``loss``, ``held_out_loss`` and ``accuracy`` are those of its latest epoch.
 
-    ``epochs`` is the number of the latest epoch and None before the first; ``adaptations`` counts changes of
-    the network, ``kept`` the seeds that passed their trial; ``started`` is ISO 8601 in UTC.
+    ``epochs`` counts those that are done, ``adaptations`` the changes of the network, ``kept`` the seeds that
+    passed their trial; ``started`` is ISO 8601 in UTC.
     """
 
     run_id: str
@@ -37,7 +37,7 @@ class RunSummary:
     status: RunStatus
     started: str
     seconds: float
-    epochs: int | None
+    epochs: int
     total_epochs: int
     loss: float | None
     held_out_loss: float | None
@@ -62,7 +62,7 @@ def summarize(view: RunView) -> RunSummary:
         status=view.status,
         started=view.started_at.isoformat() if view.started_at else "",
         seconds=view.seconds,
-        epochs=last.epoch if last else None,
+        epochs=last.epoch + 1 if last else 0,
         total_epochs=view.total_epochs,
         loss=last.loss if last else None,
         held_out_loss=last.held_out_loss if last else None,

@@ -243,7 +243,7 @@ def test_runs_are_listed_and_opened_by_id_prefix_and_latest(tmp_path: Path) -> N
         **summaries[0].to_json(),
         "experiment": "resnet",
         "status": "stopped",
-        "epochs": 1,
+        "epochs": 2,
         "total_epochs": 10,
         "loss": 0.5,
         "accuracy": 0.51,

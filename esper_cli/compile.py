@@ -248,13 +248,13 @@ def _default_slots(cfg: DictConfig) -> list[Slot]:
 def _progress(total: int) -> Iterator[Callable[[CompilationRecord], None]]:
     """A progress bar in a terminal, a line a kernel elsewhere; on stderr, as stdout is for the result."""
     out = console(stderr=True)
+    tried: set[tuple[str, Slot]] = set()  # pairs, not attempts: one that fails may be tried twice
     if not out.is_terminal:
-        done = 0
 
         def tell(record: CompilationRecord) -> None:
-            nonlocal done
-            done += 1
-            out.print(Text(describe("compile", {"record": record, "done": done, "total": total}) or ""))
+            tried.add((record.blueprint_id, record.slot))
+            fields = {"record": record, "done": len(tried), "total": total}
+            out.print(Text(describe("compile", fields) or ""))
 
         yield tell
         return
@@ -263,6 +263,7 @@ def _progress(total: int) -> Iterator[Callable[[CompilationRecord], None]]:
         task = bar.add_task("", total=total, visible=total > 0)
 
         def advance(record: CompilationRecord) -> None:
-            bar.update(task, advance=1, description=record.blueprint_name)
+            tried.add((record.blueprint_id, record.slot))
+            bar.update(task, completed=len(tried), description=record.blueprint_name)
 
         yield advance

@@ -49,11 +49,10 @@ def fill_library(
         recorder.emit("message", text=f"left out of the catalogue: {error}")
     pairs = [(blueprint, slot) for slot in slots for blueprint in fitting(catalogue.blueprints, slot)]
     missing = [pair for pair in pairs if not library.contains(pipeline.kernel_id(*pair))]
-    done = 0
+    tried: set[tuple[str, Slot]] = set()
 
     def tell(record: CompilationRecord) -> None:
-        nonlocal done
-        done += 1
-        recorder.emit("compile", record=record, done=done, total=len(missing))
+        tried.add((record.blueprint_id, record.slot))  # one that fails may be tried twice
+        recorder.emit("compile", record=record, done=len(tried), total=len(missing))
 
     compile_missing(pipeline, library, missing, tell)

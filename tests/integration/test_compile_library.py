@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from esper.assembly.kernels import fill_library
 from esper.karn.catalogue import fitting, load_catalogue
 from esper.messages import KernelMetadata, Slot
+from esper.nissa.journal import Journal
 from esper.tezzeret.examples import example
 from esper.tezzeret.pipeline import Pipeline
 from esper.tezzeret.torchscript import TorchScriptTarget
 from esper.tezzeret.worker import compile_missing
+from esper.tolaria.events import Recorder
 from esper.urza import open_library
+from esper_cli.config import compose
 
 torch.set_num_threads(1)
 BLUEPRINTS = Path(__file__).parents[2] / "blueprints"
@@ -45,3 +50,22 @@ def test_compiled_kernels_are_found_fetched_and_trained(tmp_path: Path) -> None:
         assert made.shape == (2, 6, 4, 4)
         made.square().sum().backward()
         assert all(parameter.grad is not None for parameter in kernel.module.parameters())
+
+
+class Broken(TorchScriptTarget):
+    """Compiles nothing."""
+
+    def compile(self, module: torch.nn.Module) -> torch.nn.Module:
+        raise RuntimeError("this target fails on purpose")
+
+
+def test_a_kernel_that_is_tried_twice_counts_once_in_the_progress(tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    cfg = compose([f"karn.paths=[{BLUEPRINTS / 'low_rank.yaml'},{BLUEPRINTS / 'swiglu.yaml'}]"])
+    with (
+        open_library("sqlite://", lambda *_: torch.nn.Identity()) as library,
+        Journal(tmp_path / "journal.jsonl") as journal,
+    ):
+        recorder = Recorder(journal, [lambda event, fields: told.append(dict(fields))])
+        fill_library(cfg, library, Pipeline(Broken()), [SLOT], recorder)
+    assert [(fields["done"], fields["total"]) for fields in told] == [(1, 2), (1, 2), (2, 2), (2, 2)]

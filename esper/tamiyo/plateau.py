@@ -66,8 +66,8 @@ class PlateauDetector:
         if not all(map(math.isfinite, values)):
             return Trend(0.0, 0.0)
         level = math.fsum(values) / n
-        if level <= 0:  # no error left to remove
-            return Trend(0.0, 1.0)
+        if level <= 0:  # nothing is left to gain by growing
+            return Trend(0.0, 0.0)
         centre = (n - 1) / 2
         spread = math.fsum((i - centre) ** 2 for i in range(n))
         slope = math.fsum((i - centre) * (v - level) for i, v in enumerate(values)) / spread

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from esper.kasmina import seeded_layers
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -59,17 +61,22 @@ class Flops:
 
 
 def count_flops(model: nn.Module, x: Tensor, y: Tensor) -> Flops:
-    """Count with torch's own counter on the batch ``x``, ``y``; no gradient, buffer or RNG state changes."""
+    """Count with torch's own counter on the batch ``x``, ``y``; no gradient, buffer or RNG state changes.
+
+    Layers are in training mode for the step, everything inside them in eval mode: a kernel that trains in
+    isolation runs in the step only.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     devices = {x.device} if x.is_cuda else set()
+    samples = len(y)
     with evaluating(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
         with FlopCounterMode(display=False) as forward:
-            loss = F.cross_entropy(model(x), y)
-        with FlopCounterMode(display=False) as backward:
-            torch.autograd.grad(loss, parameters, allow_unused=True)
-    samples = len(y)
-    once = forward.get_total_flops() / samples
-    return Flops(forward=once, training=once + backward.get_total_flops() / samples)
+            model(x)
+        for layer in seeded_layers(model).values():
+            layer.training = True
+        with FlopCounterMode(display=False) as step:
+            torch.autograd.grad(F.cross_entropy(model(x), y), parameters, allow_unused=True)
+    return Flops(forward.get_total_flops() / samples, step.get_total_flops() / samples)
 
 
 class HeldOut:

@@ -128,18 +128,18 @@ class Trainer:
         steps = len(self.batches)
         for step, (x, y) in enumerate(self.batches.epoch(epoch)):
             watched = step % self.settings.observe_every == 0
+            self.progress.flops += len(y) * self.flops().training  # may run the model, so unobserved
             observe(self.model, watched)
             self.schedule.apply(self.optimizer, (epoch + step / steps) / self.settings.epochs)
             loss = self._step(x, y)
+            observe(self.model, False)
             total += loss * len(y)
             if watched:
                 self.recorder.emit("step", epoch=epoch, step=step, steps=steps, loss=loss.item())
-        observe(self.model, False)
         return float(total) / len(self.batches.y)
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Forward, backward, update; a kernel that fails is taken out before the update."""
-        self.progress.flops += len(y) * self.flops().training
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast):
             loss = F.cross_entropy(self.model(x), y)

@@ -77,6 +77,24 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(grown: Any, tmp_pat
     assert [a["verdict"] for a in resumed["adaptations"]] == [a["verdict"] for a in grown[0]["adaptations"]]
 
 
+@pytest.mark.parametrize("epoch", [1, 4])
+def test_a_resumed_run_tells_its_policy_the_same(grown: Any, tmp_path: Path, epoch: int) -> None:
+    """What a decision depends on, and not only the weights, is that of the uninterrupted run."""
+    cfg = config(tmp_path, *EAGER)
+    resumed = build_training(cfg, resume=interrupted(cfg, epoch)).run()
+    events, _ = read_journal(Path(resumed["folder"]) / JOURNAL_NAME)
+
+    def told(events: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        packets = {e["packet"]["epoch"]: e["packet"] for e in events if e["event"] == "epoch"}
+        for packet in packets.values():
+            for metrics in packet["layer_metrics"].values():
+                for signal in metrics["signals"]:
+                    signal.pop("latency_ms", None)  # a clock, not the network
+        return packets
+
+    assert told(events) == told(grown[1])
+
+
 def test_what_is_overridden_on_resuming_counts(tmp_path: Path) -> None:
     cfg = config(tmp_path, "tamiyo=never", "tolaria.learning_rate=0.1", "tolaria.schedule.hold_until=1")
     run_id = interrupted(cfg, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,3 +57,19 @@ def test_a_kernel_is_grafted_unless_it_is_to_be_avoided(orchestrator: SeedOrches
     assert again is not None
     assert again.status == "refused"
     assert "1 were tried" in again.reason
+
+
+def test_a_kernel_in_training_costs_a_step_and_no_evaluation(tmp_path: Path) -> None:
+    cfg = compose(
+        ["+experiment=smoke", "urza=memory", f"runs={tmp_path}", "karn.paths=[blueprints/low_rank.yaml]"]
+    )
+    trainer = build_training(cfg).trainer
+    before = trainer.flops()
+    grafted = trainer.orchestrator.apply(decision(), PACKET)
+    assert grafted is not None
+    assert grafted.status == "grafted"
+    assert trainer.flops() == before
+    trainer.orchestrator.begin_epoch(1)
+    after = trainer.flops()
+    assert after.forward == before.forward
+    assert after.training > before.training

@@ -58,6 +58,12 @@ def test_a_stalled_error_is_enough_while_the_loss_still_falls() -> None:
     assert found.error.stalled > 0.9 > found.loss.stalled
 
 
+def test_a_network_that_makes_no_errors_has_nothing_to_grow_for() -> None:
+    found = PlateauDetector(window=3, min_improvement=0.02).assess(history([1.0, 0.8, 0.6], [1.0, 1.0, 1.0]))
+    assert found is not None
+    assert found.confidence < 0.1
+
+
 def test_no_verdict_before_the_window_is_full() -> None:
     assert PlateauDetector(window=4).assess(history([1.0, 1.0, 1.0])) is None
 

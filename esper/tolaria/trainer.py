@@ -29,6 +29,7 @@ from esper.tolaria.trial import Outcome
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
     """``observe_every``: health is gathered on one step in so many; ``max_grad_norm`` None does not clip.
+    The host and each kernel are clipped apart, so that a kernel in isolation leaves the host's step alone.
 
     ``autocast`` runs the forward pass in bfloat16 where torch deems it safe.
     """
@@ -146,7 +147,8 @@ class Trainer:
         torch.autograd.backward(loss)
         self.orchestrator.contain_faults()
         if self.settings.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+            for group in self.optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
         self.optimizer.step()
         self.orchestrator.step()
         self.progress.global_step += 1

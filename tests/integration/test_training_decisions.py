@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from esper.assembly.training import build_training
 from esper.messages import AdaptationDecision, SystemStatePacket
@@ -73,3 +74,20 @@ def test_a_kernel_in_training_costs_a_step_and_no_evaluation(tmp_path: Path) -> 
     after = trainer.flops()
     assert after.forward == before.forward
     assert after.training > before.training
+
+
+def test_clipping_leaves_the_host_apart_from_a_kernel_in_isolation(tmp_path: Path) -> None:
+    def host_after_an_epoch(runs: Path, *, grafted: bool) -> dict[str, Any]:
+        clipped = ["tolaria.max_grad_norm=0.01", "tolaria.trial.training=9"]
+        blueprint = "karn.paths=[blueprints/low_rank.yaml]"
+        cfg = compose(["+experiment=smoke", "urza=memory", f"runs={runs}", blueprint, *clipped])
+        trainer = build_training(cfg).trainer
+        if grafted:
+            trainer.orchestrator.apply(decision(), PACKET)
+        trainer.run_epoch(0)
+        return {name: value for name, value in trainer.model.state_dict().items() if "seeds" not in name}
+
+    alone = host_after_an_epoch(tmp_path / "alone", grafted=False)
+    beside = host_after_an_epoch(tmp_path / "beside", grafted=True)
+    assert alone.keys() == beside.keys()
+    assert all(torch.equal(alone[name], beside[name]) for name in alone)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 from importlib.metadata import version
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -16,6 +18,7 @@ from esper_cli import compile, kernels, runs, serve, train
 from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
+TERMINATED = 143
 BROKEN_PIPE = 141
 
 _FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -54,7 +57,17 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? and goes on
-    sys.exit(run())
+    interrupted_as = INTERRUPTED
+
+    def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+        nonlocal interrupted_as
+        interrupted_as = TERMINATED
+        raise KeyboardInterrupt
+
+    # A cluster that takes its machine back says so with SIGTERM: what goes on ends as with Ctrl-C.
+    signal.signal(signal.SIGTERM, terminate)
+    code = run()
+    sys.exit(interrupted_as if code == INTERRUPTED else code)
 
 
 def run(args: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from rich.text import Text
 from esper.errors import BlueprintError, ConfigError
 from esper.messages import CompilationRecord, Layout, Slot
 from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.interrupts import interrupts_held
 from esper_cli.progress import describe
 from esper_cli.terminal import console, duration, print_json, print_lines, table
 
@@ -73,11 +74,12 @@ def compile_blueprints(
     What the library has already is not compiled again. One bad blueprint does not stop the others; it makes
     the exit code 1.
     """
-    from esper.assembly.kernels import build_pipeline
-    from esper.assembly.network import slots_of
-    from esper.assembly.storage import build_library
-    from esper.tezzeret.worker import compile_missing
-    from esper_cli.config import compose
+    with interrupts_held():
+        from esper.assembly.kernels import build_pipeline
+        from esper.assembly.network import slots_of
+        from esper.assembly.storage import build_library
+        from esper.tezzeret.worker import compile_missing
+        from esper_cli.config import compose
 
     files, overrides = _split(paths)
     if not files:

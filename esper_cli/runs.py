@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.interrupts import interrupts_held
 from esper_cli.terminal import count, duration, percent, print_json, print_lines, table
 
 if TYPE_CHECKING:
@@ -258,8 +259,9 @@ def export_run(
     as_json: AsJson = False,
 ) -> None:
     """Write the grown network as plain PyTorch source and safetensors, to be used without Esper."""
-    from esper.assembly.training import export_run as export
-    from esper_cli.config import compose_from
+    with interrupts_held():
+        from esper.assembly.training import export_run as export
+        from esper_cli.config import compose_from
 
     view = open_store(overrides or ()).open(run)
     cfg = compose_from(view.folder / "config.yaml", [])

@@ -12,12 +12,14 @@ import typer
 
 from esper.errors import ConfigError, EsperError
 from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.interrupts import interrupts_held
 from esper_cli.runs import run_ids
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
     from omegaconf import DictConfig
 
     from esper_cli.display import Display
+    from esper_cli.progress import RunProgress
 
 HYDRA_PANEL = "Hydra"
 
@@ -203,24 +205,30 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
     """Train one run under the display that ``output`` asks for, then report it.
 
     Raises:
-        KeyboardInterrupt: the user interrupted the run; it was saved and how to go on was said.
+        KeyboardInterrupt: the run was interrupted; what was saved, and how to go on, was said.
     """
-    from esper.assembly.training import build_training
-    from esper_cli.report import report_run
+    with interrupts_held():
+        from esper.assembly.training import build_training
+        from esper_cli.report import report_run
 
+    interruption = None
     with output.display(parallel=parallel) as display:
-        trainer = build_training(cfg, listeners=[display], resume=resume)
         try:
-            trainer.run()
-        except KeyboardInterrupt:
-            display.progress.interrupted = True
-    run_id = display.progress.run_id
-    if display.progress.interrupted:
-        resumable = display.progress.saved
-        saved = f"saved; go on with: esper train --resume {run_id}" if resumable else "nothing was saved yet"
-        typer.echo(f"esper: interrupted; {saved}", err=True)
-        raise KeyboardInterrupt
-    report_run(Path(cfg.runs), run_id, as_json=output.as_json)
+            build_training(cfg, listeners=[display], resume=resume).run()
+        except KeyboardInterrupt as error:
+            interruption = error
+    if interruption is not None:
+        typer.echo(f"esper: interrupted; {_what_is_saved(display.progress, resume)}", err=True)
+        raise interruption
+    report_run(Path(cfg.runs), display.progress.run_id, as_json=output.as_json)
+
+
+def _what_is_saved(progress: RunProgress, resume: str | None) -> str:
+    run_id = progress.run_id or resume
+    if run_id is None:
+        return "training had not begun, so there is no run to go on with; compiled kernels are kept"
+    saved = progress.saved or resume is not None
+    return f"saved; go on with: esper train --resume {run_id}" if saved else "nothing was saved yet"
 
 
 def _resume(run: str, overrides: Sequence[str], output: Output) -> None:

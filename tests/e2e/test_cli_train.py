@@ -73,7 +73,10 @@ def test_a_sweep_trains_one_run_a_job_and_prints_only_json(workplace: Path) -> N
     assert runs == sorted(summary["run_id"] for summary in summaries)
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(workplace: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_save_and_the_run_goes_on(
+    workplace: Path, sent: signal.Signals, code: int
+) -> None:
     with subprocess.Popen(
         [*ESPER, *SMOKE, "tolaria.epochs=5000"],
         stdout=subprocess.PIPE,
@@ -85,9 +88,9 @@ def test_ctrl_c_saves_and_the_run_goes_on(workplace: Path) -> None:
         for line in process.stdout:
             if line.startswith("epoch    3/5000"):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     (run,) = (workplace / "runs").glob("2*")
     assert err == f"esper: interrupted; saved; go on with: esper train --resume {run.name}\n"
     done = len(esper_json("runs", "show", "latest", "--json")["epochs"])
@@ -99,6 +102,20 @@ def test_ctrl_c_saves_and_the_run_goes_on(workplace: Path) -> None:
     unknown = esper("train", "--resume", run.name, "tolaria.epoch=1")
     assert unknown.returncode == 2
     assert "unknown key 'tolaria.epoch'" in unknown.stderr
+
+
+def test_ctrl_c_before_training_leaves_no_run(workplace: Path) -> None:
+    growing = [argument for argument in SMOKE if argument != "tamiyo=never"]
+    with subprocess.Popen(
+        [*ESPER, *growing], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("compile")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.startswith("esper: interrupted; training had not begun")
+    assert not list((workplace / "runs").iterdir())
 
 
 def esper_json(*args: str) -> dict:

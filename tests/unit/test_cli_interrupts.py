@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM: held back where they would be lost, and told apart by their exit code."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from esper_cli.interrupts import interrupts_held
+
+
+def test_an_interruption_comes_at_the_end_of_the_block() -> None:
+    reached = []
+
+    def interrupted_inside() -> None:
+        with interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append("the end")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_inside()
+    assert reached
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_ctrl_c_during_the_first_imports_leaves_no_traceback() -> None:
+    code = (
+        "import builtins, signal\n"
+        "from esper_cli.__main__ import main\n"
+        "real = builtins.__import__\n"
+        "def interrupted(name, *rest):\n"
+        "    if name == 'typer':\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = interrupted\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -45,9 +45,9 @@ def check_targets(cfg: DictConfig, key: str) -> None:
 
 def _check(node: Any, allowed: tuple[str, ...], key: str) -> None:
     if isinstance(node, dict):
-        target = str(node.get("_target_", allowed[0]))
-        if not target.startswith(allowed):
-            more = ",".join([*allowed, f"{target.partition('.')[0]}."])
+        target = node.get("_target_")
+        if target is not None and not str(target).startswith(allowed):
+            more = ",".join([*allowed, f"{str(target).partition('.')[0]}."])
             raise ConfigError(
                 f"{key}._target_ is {target}, which is not among allow_targets",
                 hint=f"if you trust it, add 'allow_targets=[{more}]'",

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
 from esper.assembly.configured import configured
+from esper.assembly.network import usable_device
 from esper.blueprint import Blueprint
-from esper.karn.catalogue import fitting, load_catalogue
+from esper.errors import BlueprintError, ConfigError
+from esper.karn.catalogue import Catalogue, fitting, load_catalogue
 from esper.messages import CompilationRecord, Slot
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
 from esper.tezzeret.worker import compile_missing
-from esper.tolaria.events import Recorder
+from esper.tolaria.events import Listener
 from esper.tolaria.orchestrator import Rebuild
 from esper.urza.library import KernelLibrary
 
+MAX_THREADS = 1024
+"""Where the operating system refuses a thread, torch ends the process without a word."""
+
 
 def build_pipeline(cfg: DictConfig) -> Pipeline:
-    """The compilation pipeline that ``cfg.tezzeret`` describes; sets how many threads torch uses."""
-    torch.set_num_threads(cfg.tolaria.threads)
+    """The compilation pipeline that ``cfg.tezzeret`` describes; sets how many threads torch uses.
+
+    Raises ConfigError for a device that cannot be used, and for more threads than torch survives asking for.
+    """
+    threads = cfg.tolaria.threads
+    if not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"tolaria.threads must be between 1 and {MAX_THREADS}, not {threads}")
+    torch.set_num_threads(threads)
     pipeline: Pipeline = configured(cfg, "tezzeret")
+    usable_device(pipeline.device, "tezzeret.device")
     return pipeline
 
 
@@ -41,18 +54,43 @@ def rebuilder(pipeline: Pipeline) -> Rebuild:
 
 
 def fill_library(
-    cfg: DictConfig, library: KernelLibrary, pipeline: Pipeline, slots: Iterable[Slot], recorder: Recorder
+    cfg: DictConfig,
+    library: KernelLibrary,
+    pipeline: Pipeline,
+    slots: Iterable[Slot],
+    listeners: Sequence[Listener],
 ) -> None:
-    """Compile what the catalogue of ``cfg.karn`` has for ``slots`` and the library lacks."""
-    catalogue = load_catalogue([Path(path) for path in cfg.karn.paths])
+    """Compile what the catalogue of ``cfg.karn`` has for ``slots`` and the library lacks.
+
+    A blueprint that cannot be used is left out, and told; a path that leads to none is a BlueprintError.
+    """
+
+    def tell(event: str, **fields: Any) -> None:
+        for listener in listeners:
+            listener(event, fields)
+
+    catalogue = _catalogue([Path(path) for path in cfg.karn.paths])
     for error in catalogue.errors:
-        recorder.emit("message", text=f"left out of the catalogue: {error}")
+        tell("message", text=f"left out of the catalogue: {error}")
     pairs = [(blueprint, slot) for slot in slots for blueprint in fitting(catalogue.blueprints, slot)]
     missing = [pair for pair in pairs if not library.contains(pipeline.kernel_id(*pair))]
     tried: set[tuple[str, Slot]] = set()
 
-    def tell(record: CompilationRecord) -> None:
+    def compiled(record: CompilationRecord) -> None:
         tried.add((record.blueprint_id, record.slot))  # one that fails may be tried twice
-        recorder.emit("compile", record=record, done=len(tried), total=len(missing))
+        tell("compile", record=record, done=len(tried), total=len(missing))
 
-    compile_missing(pipeline, library, missing, tell)
+    compile_missing(pipeline, library, missing, compiled)
+
+
+def _catalogue(paths: Sequence[Path]) -> Catalogue:
+    """The blueprints in ``paths``, of which each must be there and some must be good."""
+    for path in paths:
+        if not path.exists():
+            raise BlueprintError(
+                f"karn.paths: there is no {path}", hint="name blueprint files, or folders of them"
+            )
+    catalogue = load_catalogue(paths)
+    if catalogue.errors and not catalogue.blueprints:
+        raise catalogue.errors[0]
+    return catalogue

@@ -51,12 +51,18 @@ def device_of(cfg: DictConfig) -> torch.device:
     name = cfg.tolaria.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return usable_device(name, "tolaria.device", others="auto")
+
+
+def usable_device(name: str, key: str, *, others: str = "") -> torch.device:
+    """The device ``name``; raises ConfigError, about ``key``, when nothing can be put on it."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"tolaria.device={name}: {reason}", hint="use cpu, cuda or auto") from error
+        known = ", ".join(filter(None, ("cpu", "cuda", others)))
+        raise ConfigError(f"{key}={name}: {reason}", hint=f"use one of: {known}") from error
     return device
 
 

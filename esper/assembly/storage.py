@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from esper.assembly.configured import check_targets, configured
+from esper.errors import ConfigError
 from esper.messages import KernelMetadata
 from esper.urza.library import KernelLibrary, open_library
 
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
 
 
 def build_library(cfg: DictConfig) -> KernelLibrary:
-    """The kernel library that ``cfg.urza`` describes; raises LibraryError or StorageError.
+    """The kernel library that ``cfg.urza`` describes; raises ConfigError, LibraryError or StorageError.
 
     What loads its kernels is made when the first of them is fetched.
     """
     check_targets(cfg, "tezzeret.target")
+    if cfg.urza.memory_bytes < 0:
+        raise ConfigError(f"urza.memory_bytes must be at least 0, not {cfg.urza.memory_bytes}")
 
     @cache
     def target() -> Any:

@@ -34,8 +34,8 @@ from esper.tolaria.trial import TrialPlan
 def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resume: str | None = None) -> Run:
     """A run, ready to start: a new one, or with ``resume`` the run of that id from its newest checkpoint.
 
-    ``listeners`` are told each event as it happens. Raises any EsperError that the configuration earns; a
-    configuration that cannot be used leaves no folder behind.
+    ``listeners`` are told each event as it happens. Raises any EsperError that the configuration earns. What
+    is wrong or stopped before training can start leaves no folder behind: kernels are compiled before that.
     """
     _check_bounds(cfg)
     data = build_data(cfg).to(device_of(cfg))
@@ -47,11 +47,11 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     optimizer, pipeline = _optimizer(cfg, model), build_pipeline(cfg)
     with ExitStack() as opened:
         library = opened.enter_context(build_library(cfg))
+        if policy.needs_kernels:
+            fill_library(cfg, library, pipeline, slots(model), listeners)
         folder = RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
         recorder = Recorder(opened.enter_context(Journal(folder / JOURNAL_NAME)), listeners)
-        if policy.needs_kernels:
-            fill_library(cfg, library, pipeline, slots(model), recorder)
         orchestrator = SeedOrchestrator(
             model,
             library,
@@ -102,23 +102,25 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
 
 def _check_bounds(cfg: DictConfig) -> None:
     """Refuse numbers that no run can be made of; the parts that are instantiated check their own."""
-    at_least = {
-        "tolaria.epochs": 1,
-        "tolaria.threads": 1,
-        "tolaria.observe_every": 1,
-        "tolaria.keep_checkpoints": 1,
-        "tolaria.max_grad_norm": 0,
-        "tolaria.trial.training": 0,
-        "tolaria.trial.blending": 0,
-        "tolaria.trial.holding": 0,
-        "tolaria.trial.embargo": 0,
-        "tolaria.trial.kernel_lr_scale": 0,
-        "seed": 0,
+    bounds = {
+        "tolaria.epochs": (1, math.inf),
+        "tolaria.observe_every": (1, math.inf),
+        "tolaria.keep_checkpoints": (1, math.inf),
+        "tolaria.max_grad_norm": (0, math.inf),
+        "tolaria.trial.training": (0, math.inf),
+        "tolaria.trial.blending": (0, math.inf),
+        "tolaria.trial.holding": (0, math.inf),
+        "tolaria.trial.embargo": (0, math.inf),
+        "tolaria.trial.kernel_lr_scale": (0, math.inf),
+        "seed": (0, 2**32 - 1),  # what every generator takes
     }
-    for key, least in at_least.items():
+    for key, (least, most) in bounds.items():
         value = OmegaConf.select(cfg, key)
-        if value is not None and not least <= value < math.inf:  # not a number fails too
-            raise ConfigError(f"{key} must be at least {least}, not {value}")
+        if value is None or (least <= value <= most and value != math.inf):
+            continue
+        if value > most < math.inf:
+            raise ConfigError(f"{key} must be at most {most}, not {value}")
+        raise ConfigError(f"{key} must be at least {least}, not {value}")  # not a number, too
 
 
 def _new_folder(cfg: DictConfig) -> Path:

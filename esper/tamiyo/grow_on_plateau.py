@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from esper.messages import AdaptationDecision, FieldReport, SeedState, SystemStatePacket
@@ -17,7 +18,8 @@ class GrowOnPlateau:
     ``max_trials_at_once`` bounds the seeds on trial together. No growth starts before ``first_epoch``
     (counted from 0) or in the last ``quiet_tail`` of the epochs: a kernel grafted while the learning rate
     cools down has no time to learn. ``prior_impact`` is what a trial is expected to gain (share of the
-    held-out loss) before this run has seen any, worth ``prior_weight`` trials.
+    held-out loss) before this run has seen any, worth ``prior_weight`` trials. A setting out of its bounds is
+    a ValueError.
     """
 
     needs_kernels = True
@@ -34,6 +36,18 @@ class GrowOnPlateau:
         prior_impact: float = 0.01,
         prior_weight: float = 2.0,
     ) -> None:
+        for name, value in {"min_confidence": min_confidence, "quiet_tail": quiet_tail}.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {value}")
+        if max_trials_at_once < 1 or first_epoch < 0:
+            raise ValueError(
+                f"max_trials_at_once must be at least 1 and first_epoch at least 0, "
+                f"not {max_trials_at_once} and {first_epoch}"
+            )
+        if not (0 < prior_weight < math.inf and math.isfinite(prior_impact)):
+            raise ValueError(
+                f"prior_weight must be above 0 and prior_impact finite, not {prior_weight} and {prior_impact}"
+            )
         self.detector = detector
         self.strategy = strategy
         self.min_confidence = min_confidence

@@ -17,6 +17,8 @@ class HoldThenCosine:
     def __init__(self, *, warmup: float = 0.05, hold_until: float = 0.6, final: float = 0.0) -> None:
         if not 0 <= warmup <= hold_until <= 1:
             raise ValueError(f"0 <= warmup ({warmup}) <= hold_until ({hold_until}) <= 1 does not hold")
+        if not 0 <= final <= 1:
+            raise ValueError(f"final must be between 0 and 1, not {final}")
         self.warmup = warmup
         self.hold_until = hold_until
         self.final = final

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from esper.errors import ConfigError, RunError
+from esper.errors import ConfigError, RunError, StorageError
 from esper_cli import config_source
 from esper_cli.config_errors import check, explain, keys
 from esper_cli.folders import shipped
@@ -86,11 +86,15 @@ def run(task: Callable[[DictConfig], None], flags: Sequence[str], overrides: Seq
 
     Raises:
         ConfigError: an override or a file that cannot be composed; nothing was run.
+        StorageError: the folder of the runs, or of the sweep, cannot be made.
     """
     config_source.register()
     entry = hydra.main(config_path=str(shipped("conf")), config_name=NAME, version_base=VERSION_BASE)(task)
     with _explained(overrides), _argv(["esper train", *flags, *overrides]), _raising():
-        entry()
+        try:
+            entry()
+        except OSError as error:  # a job keeps its own; Hydra makes the folders that runs and sweeps go to
+            raise StorageError.from_os(error, error.filename or "the runs", "cannot write to") from error
 
 
 def job_config(cfg: DictConfig) -> DictConfig:

@@ -62,6 +62,11 @@ def test_a_missing_data_folder(esper: Esper, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("runs/2*"))
 
 
+def test_a_file_where_runs_should_go(esper: Esper, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert_refused(esper(*SMOKE, "runs=file/runs"), 10, "file/runs: Not a directory")
+
+
 def test_a_truncated_data_file(esper: Esper, tmp_path: Path) -> None:
     images = b"\0\0\x08\x03" + (100).to_bytes(4) + (28).to_bytes(4) * 2 + bytes(1000)
     for split in ("train", "t10k"):

@@ -77,24 +77,36 @@ class SeedOrchestrator:
     # An adaptation
 
     def apply(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
-        """Find, rank, fetch, graft; a decision that cannot be carried out is refused with its reason."""
+        """Find, rank, fetch, graft; a decision that cannot be carried out is refused with its reason.
+
+        A kernel that cannot be loaded, or does not fit, is passed over for the next in rank: one that is
+        damaged must not end all growth.
+        """
         if decision is None:
             return None
         if decision.adaptation_type != "add_seed":
             return Outcome("refused", f"this version carries out add_seed, not {decision.adaptation_type}")
         if decision.target_component not in self.layers:
             return Outcome("refused", f"no seeded layer is called {decision.target_component}")
-        chosen = None
         try:
             slot, untried = self._find(decision)
-            chosen = untried[0]
-            trial, module = self._prepare(decision, chosen, slot, packet)
-            self._graft(trial, module)
-        except (LibraryError, GraftError) as error:
-            return Outcome("refused", str(error), chosen.kernel_id if chosen else None)
-        evidence: Evidence = {"kernel_id": chosen.kernel_id, "candidates": len(untried)}
-        self._moved(trial, SeedState.DORMANT, SeedState.GERMINATED, evidence)
-        return Outcome("grafted", f"{chosen.name}, first of {len(untried)} for {slot}", chosen.kernel_id)
+        except GraftError as error:
+            return Outcome("refused", str(error))
+        passed_over: list[str] = []
+        for chosen in untried:
+            try:
+                trial, module = self._prepare(decision, chosen, slot, packet)
+                self._graft(trial, module)
+            except (LibraryError, GraftError) as error:
+                passed_over.append(f"{chosen.kernel_id}: {error}")
+                self.recorder.emit("message", text=f"passed over {passed_over[-1]}")
+                continue
+            evidence: Evidence = {"kernel_id": chosen.kernel_id, "candidates": len(untried)}
+            self._moved(trial, SeedState.DORMANT, SeedState.GERMINATED, evidence)
+            place = f"{chosen.name}, number {len(passed_over) + 1} of {len(untried)} for {slot}"
+            return Outcome("grafted", "; passed over ".join([place, *passed_over]), chosen.kernel_id)
+        more = f"; {len(untried) - 1} more failed too" if len(untried) > 1 else ""
+        return Outcome("refused", f"{passed_over[0]}{more}", untried[0].kernel_id)
 
     def _find(self, decision: AdaptationDecision) -> tuple[Slot, list[KernelMetadata]]:
         """The slot to fill and the kernels to choose from, best first; GraftError when there is none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,30 @@ def test_a_kernel_is_grafted_unless_it_is_to_be_avoided(orchestrator: SeedOrches
     assert again is not None
     assert again.status == "refused"
     assert "1 were tried" in again.reason
+
+
+def damage(kernels: Path, digests: list[str]) -> None:
+    """Replace stored bytes, as a disk may."""
+    with closing(sqlite3.connect(kernels)) as database, database:
+        database.executemany("update blobs set data = x'00' where digest = ?", [(d,) for d in digests])
+
+
+def test_a_damaged_kernel_is_passed_over_for_the_next_in_rank(tmp_path: Path) -> None:
+    kernels = tmp_path / "kernels.db"
+    library = [f"urza.url=sqlite:///{kernels}", "urza.memory_bytes=0"]
+    cfg = compose(["+experiment=smoke", f"runs={tmp_path / 'runs'}", *library])
+    orchestrator = build_training(cfg).trainer.orchestrator
+    best, second, *others = orchestrator.library.find(orchestrator.layers["hidden.0"].slot("parallel", 0))
+    damage(kernels, [best.program_digest])
+    outcome = orchestrator.apply(decision(), PACKET)
+    assert outcome is not None
+    assert (outcome.status, outcome.kernel_id) == ("grafted", second.kernel_id)
+    assert f"passed over {best.kernel_id}: " in outcome.reason
+    damage(kernels, [kernel.program_digest for kernel in (second, *others)])
+    outcome = orchestrator.apply(decision(seed_idx=1), PACKET)
+    assert outcome is not None
+    assert (outcome.status, outcome.kernel_id) == ("refused", best.kernel_id)
+    assert f"{len(others) + 1} more failed too" in outcome.reason
 
 
 def test_a_kernel_in_training_costs_a_step_and_no_evaluation(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from esper_cli.folders import shipped
 
 NAME = "config"
 VERSION_BASE = "1.3"
+_COMPOSERS = ("hydra.", "omegaconf.")
 
 
 @contextmanager
@@ -158,9 +159,9 @@ def _explained(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def _raised_by_hydra(error: Exception) -> bool:
-    """Whether Hydra itself objected: some of its checks raise a bare ValueError, as a job's code may."""
+    """Whether Hydra or OmegaConf objected: some checks raise a bare ValueError, as a job's code may."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith("hydra.")
+    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith(_COMPOSERS)
 
 
 def _known_names(overrides: Sequence[str]) -> list[str]:

@@ -94,6 +94,12 @@ def _missing(path: str, options: Sequence[str], text: str) -> ConfigError:
 def _not_there(name: str, text: str, known: Iterable[str]) -> ConfigError:
     if addition := re.search(r"To append to your default list use (\S+)", text):
         return ConfigError(f"{name!r} has no default to replace", hint=f"write {addition[1]}")
+    known = list(known)
+    if name in known:
+        return ConfigError(
+            f"what is given for {name!r} holds a key that is not there",
+            hint=f"set its keys as {name}.KEY=VALUE, and add one as +{name}.KEY=VALUE",
+        )
     return unknown("key", name, known, SHOW_KEYS)
 
 

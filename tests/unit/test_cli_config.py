@@ -90,6 +90,7 @@ def test_a_users_conf_adds_options_and_replaces_none() -> None:
         ("tolaria.epoch=3", "unknown key 'tolaria.epoch'", "did you mean tolaria.epochs"),
         ("epochs=3", "unknown key 'epochs'", "did you mean tolaria.epochs?"),
         ("experiment=small", "'experiment' has no default to replace", "write +experiment=small"),
+        ("tolaria={epoch: 3}", "what is given for 'tolaria' holds a key", "add one as +tolaria.KEY=VALUE"),
         ("~nothing", "unknown key 'nothing'", "see every key with"),
         ("seed=1,2", "'seed=1,2' names several values", "add --multirun"),
         ("seed=range(1,3)", "'seed=range(1,3)' is a sweep", "add --multirun"),
@@ -103,6 +104,10 @@ def test_what_is_unknown_is_named_with_the_nearest(override: str, message: str, 
     assert message in error.message
     assert error.hint is not None
     assert hint in error.hint
+
+
+def test_a_key_below_a_list_is_one_line() -> None:
+    assert "invalid literal" in refused("model=resnet", "model.blocks.x=1").message
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,13 @@ import torch
 from torch import nn
 
 from esper.data.splits import Split
-from esper.errors import EsperError, StorageError
+from esper.errors import EsperError, RunError, StorageError
 from esper.tolaria.checkpoint import write_atomically
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.trainer import Trainer
+
+SUMMARY_NAME = "summary.json"
+"""Name of the file that a finished run has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,18 @@ class Run:
         self._resumed = False
 
     def restore(self) -> None:
-        """Go on from the newest checkpoint; raises CheckpointError when there is none that is whole."""
+        """Go on from the newest checkpoint.
+
+        Raises CheckpointError when there is none that is whole, and RunError when no epoch is left to train:
+        a run that ended after its last epoch but before its summary is finished, another is left as it is.
+        """
         self.trainer.restore(self.trainer.checkpoints.load())
+        done, epochs = self.trainer.progress.epochs_done, self.trainer.settings.epochs
+        if done > epochs or (done == epochs and (self.info.folder / SUMMARY_NAME).exists()):
+            raise RunError(
+                f"run {self.info.run_id} has done {done} epochs, and tolaria.epochs is {epochs}",
+                hint=f"to train on: esper train --resume {self.info.run_id} tolaria.epochs=N",
+            )
         self._resumed = True
 
     def run(self) -> dict[str, Any]:
@@ -54,6 +67,7 @@ class Run:
         emit = self.trainer.recorder.emit
         try:
             self._announce()
+            (self.info.folder / SUMMARY_NAME).unlink(missing_ok=True)  # of an end that is none any more
             self.trainer.fit()
             summary = self._summary()
             self._write(summary)
@@ -128,7 +142,7 @@ class Run:
         }
 
     def _write(self, summary: dict[str, Any]) -> None:
-        path = self.info.folder / "summary.json"
+        path = self.info.folder / SUMMARY_NAME
         try:
             write_atomically(path, json.dumps(summary, indent=2).encode())
         except OSError as error:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.training import build_training
-from esper.errors import CheckpointError, ConfigError, Instability
+from esper.errors import CheckpointError, ConfigError, Instability, RunError
 from esper.nissa.journal import JOURNAL_NAME, is_being_written, read_journal
 from esper_cli.config import compose
 
@@ -93,6 +93,27 @@ def test_a_resumed_run_tells_its_policy_the_same(grown: Any, tmp_path: Path, epo
         return packets
 
     assert told(events) == told(grown[1])
+
+
+def test_a_finished_run_is_left_as_it_is_unless_it_gets_more_epochs(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "tamiyo=never", "tolaria.epochs=2")
+    summary, events = train(cfg)
+    run_id = summary["run_id"]
+    for epochs in (2, 1):
+        cfg.tolaria.epochs = epochs
+        with pytest.raises(RunError, match=f"has done 2 epochs, and tolaria.epochs is {epochs}"):
+            build_training(cfg, resume=run_id)
+    assert read_journal(tmp_path / run_id / JOURNAL_NAME)[0] == events
+    cfg.tolaria.epochs = 3
+    assert build_training(cfg, resume=run_id).run()["epochs"] == 3
+
+
+def test_a_run_that_ended_before_its_summary_gets_one(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "tamiyo=never", "tolaria.epochs=2")
+    summary, _ = train(cfg)
+    (tmp_path / summary["run_id"] / "summary.json").unlink()
+    assert build_training(cfg, resume=summary["run_id"]).run()["epochs"] == 2
+    assert (tmp_path / summary["run_id"] / "summary.json").exists()
 
 
 def test_what_is_overridden_on_resuming_counts(tmp_path: Path) -> None:

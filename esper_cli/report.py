@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,24 @@ def print_adaptations(view: RunView) -> None:
         right=("epoch", "loss", "accuracy"),
         whole=("where, kernel", "verdict"),
     )
-    for adaptation in view.adaptations:
-        rows.add_row(*adaptation_cells(adaptation, ", " if wide else "\n"))
+    for alike in grouped(view.adaptations):
+        cells = adaptation_cells(alike[0], ", " if wide else "\n")
+        if len(alike) > 1:
+            layers = dict.fromkeys(str(item.decision.get("target_component", "")) for item in alike)
+            cells[:3] = [
+                Text(f"{alike[0].epoch + 1}-{alike[-1].epoch + 1}"),
+                Text(", ".join(layers)),
+                Text(f"{len(alike)} refused", VERDICT_STYLES["refused"]),
+            ]
+        rows.add_row(*cells)
     print_lines(rows)
+
+
+def grouped(adaptations: Iterable[Adaptation]) -> Iterator[list[Adaptation]]:
+    """Adaptations in their order, alone, but for refusals in a row that have one reason: those together."""
+    for performed, alike in groupby(adaptations, lambda item: item.performed or item.reason):
+        found = list(alike)
+        yield from [[item] for item in found] if performed is True else [found]
 
 
 def adaptation_cells(adaptation: Adaptation, between: str) -> list[Text]:

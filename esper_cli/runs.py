@@ -15,6 +15,7 @@ from esper_cli.interrupts import interrupts_held
 from esper_cli.terminal import count, duration, percent, print_json, print_lines, table
 
 if TYPE_CHECKING:
+    from esper.nissa.run_records import Adaptation
     from esper.nissa.runs import RunStore, RunView
 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare and export runs.")
@@ -99,7 +100,7 @@ def list_runs(
 @app.command("show")
 def show_run(run: RunId, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a run: its decisions with their evidence, its trials and its seeds."""
-    from esper_cli.report import print_adaptations, sizes
+    from esper_cli.report import grouped, print_adaptations, sizes
 
     view = open_store(overrides or ()).open(run)
     if as_json:
@@ -112,12 +113,14 @@ def show_run(run: RunId, overrides: Overrides = None, as_json: AsJson = False) -
         f"{view.experiment or 'no experiment'} on {view.task}, seed {view.seed}, started {started}, "
         f"{len(view.epochs)} of {view.total_epochs} epochs{resumed}",
         f"in {view.folder}",
-        *([f"it failed: {view.error}"] if view.error else []),
+        *_why_it_ended(view),
         "",
     )
     print_adaptations(view)
-    for number, adaptation in enumerate(view.adaptations, start=1):
-        _print_decision(number, adaptation.decision, adaptation.status)
+    number = 1
+    for alike in grouped(view.adaptations):
+        _print_decision(number, alike)
+        number += len(alike)
     _print_seeds(view)
     if view.fault_counts:
         faults = ", ".join(f"{number} {kind}" for kind, number in view.fault_counts.items())
@@ -125,7 +128,23 @@ def show_run(run: RunId, overrides: Overrides = None, as_json: AsJson = False) -
     print_lines("", sizes(view))
 
 
-def _print_decision(number: int, decision: Mapping[str, Any], status: str) -> None:
+def _why_it_ended(view: RunView) -> list[str]:
+    """Why a run did not finish, and how to go on."""
+    if view.error:
+        return [f"it failed: {view.error}"]
+    saved = (view.folder / "checkpoints" / "latest.json").exists()
+    go_on = f"go on with: esper train --resume {view.run_id}" if saved else "nothing was saved"
+    words = {
+        "interrupted": "it was interrupted, by Ctrl-C or SIGTERM",
+        "stopped": "its process ended without a word: killed, out of memory, or the power failed",
+    }
+    return [f"{words[view.status]}; {go_on}"] if view.status in words else []
+
+
+def _print_decision(number: int, alike: Sequence[Adaptation]) -> None:
+    """The first of ``alike``, which have one reason, and how many followed."""
+    decision, status = alike[0].decision, alike[0].status
+    more = f", and {len(alike) - 1} more up to epoch {alike[-1].epoch + 1}" if len(alike) > 1 else ""
     kind = str(decision.get("adaptation_type", "")).replace("_", " ")
     seed = decision.get("parameters", {}).get("seed_idx")
     place = f"{decision.get('target_component')}" + ("" if seed is None else f" seed {seed}")
@@ -136,10 +155,11 @@ def _print_decision(number: int, decision: Mapping[str, Any], status: str) -> No
     ]
     print_lines(
         "",
-        f"decision {number} ({status}): {kind} at {place}, "
+        f"decision {number} ({status}{more}): {kind} at {place}, "
         f"confidence {decision.get('confidence', 0.0):.2f}, "
         f"expected impact {percent(decision.get('expected_impact', 0.0))}",
         f"  reason: {decision.get('reason', '')}",
+        *([f"  {status}: {alike[0].reason}"] if alike[0].reason else []),
         *([f"  evidence: {evidence}"] if evidence else []),
         *([f"  next best: {'; '.join(others)}"] if others else []),
     )

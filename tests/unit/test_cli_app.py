@@ -4,11 +4,13 @@ import errno
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cli_support import KERNEL, RUN_ID, make_run
+from cli_support import KERNEL, LAYERS, RUN_ID, decision, events, make_run
 
 from esper.errors import ConfigError, EsperError, KernelNotFound
+from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper_cli import app, terminal
 
 
@@ -183,6 +185,53 @@ def test_runs_are_listed_shown_and_compared(workplace: Path, capsys: pytest.Capt
     assert code == 0
     assert "Their losses are equal bit for bit up to epoch 12." in out
     assert "seed: 0 in A, 1 in B" in out
+
+
+def write_run(folder: Path, *last: tuple[str, dict[str, Any]], refusals: int = 0) -> None:
+    """A run's journal up to its first decision, ``refusals`` of it, and then ``last``."""
+    folder.mkdir(parents=True)
+    started, *_ = events()
+    with Journal(folder / JOURNAL_NAME, fsync=False) as journal:
+        journal.write(started[0], **started[1])
+        for epoch in range(refusals):
+            reason = "no untried kernel for features 4->4"
+            outcome = {"status": "refused", "kernel_id": None, "reason": reason}
+            journal.write("decision", epoch=epoch, decision=decision(LAYERS[epoch % 2], 0), outcome=outcome)
+        for event, fields in last:
+            journal.write(event, **fields)
+
+
+def test_refusals_for_one_reason_are_shown_once(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(workplace / "runs/a", refusals=30)
+    _, out, _ = esper(capsys, "runs", "show", "a")
+    assert out.count("no untried kernel for features 4->4") == 2
+    (row,) = [line for line in out.splitlines() if "30 refused" in line]
+    assert row.split()[0] == "1-30"
+    assert f"{LAYERS[0]}, {LAYERS[1]}" in row
+    assert "decision 1 (refused, and 29 more up to epoch 30)" in out
+
+
+@pytest.mark.parametrize(
+    ("last", "why"),
+    [
+        (
+            [],
+            "its process ended without a word: killed, out of memory, or the power failed; nothing was saved",
+        ),
+        ([("run_interrupted", {"epoch": 3})], "it was interrupted, by Ctrl-C or SIGTERM; nothing was saved"),
+        ([("run_failed", {"error": "the loss is not finite"})], "it failed: the loss is not finite"),
+    ],
+)
+def test_a_run_says_why_it_did_not_finish(
+    last: list[tuple[str, dict[str, Any]]], why: str, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(workplace / "runs/a", *last)
+    _, out, _ = esper(capsys, "runs", "show", "a")
+    assert f"{why}\n" in out
+    (workplace / "runs/a/checkpoints").mkdir()
+    (workplace / "runs/a/checkpoints/latest.json").touch()
+    _, out, _ = esper(capsys, "runs", "show", "a")
+    assert ("go on with: esper train --resume a" in out) == ("nothing was saved" in why)
 
 
 def test_a_run_that_is_not_there_has_exit_code_7(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,8 @@ def run(task: Callable[[DictConfig], None], flags: Sequence[str], overrides: Seq
     with _explained(overrides), _argv(["esper train", *flags, *overrides]), _raising():
         try:
             entry()
+        except HydraException:  # some of these are an OSError, too
+            raise
         except OSError as error:  # a job keeps its own; Hydra makes the folders that runs and sweeps go to
             raise StorageError.from_os(error, error.filename or "the runs", "cannot write to") from error
 

@@ -18,7 +18,8 @@
     ├── StorageError                     10   disk full, read-only folder, I/O error
     └── ServerError                      11   the HTTP server cannot start (port in use)
 
-Exit code 0 is success; 130 is an interruption by the user (Ctrl-C) and 143 a SIGTERM, both after a clean save.
+Exit code 0 is success; 130 is an interruption by the user (Ctrl-C) and 143 a SIGTERM, both after a clean
+save.
 The command line catches the root once and prints ``message`` and ``hint`` in one line.
 """
 

@@ -58,6 +58,7 @@ class QuietDisplay:
 
     def __init__(self) -> None:
         self.progress = RunProgress()
+        self._refusals: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +69,18 @@ class QuietDisplay:
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take one event in."""
         self.progress.apply(event, fields)
+
+    def _line(self, event: str, fields: Mapping[str, Any]) -> str | None:
+        """What to print of an event; the journal has every refusal, people are told each reason once."""
+        if event == "decision":
+            outcome = fields["outcome"]
+            if outcome["status"] == "grafted":
+                self._refusals.clear()
+            elif outcome["reason"] in self._refusals:
+                return None
+            else:
+                self._refusals.add(outcome["reason"])
+        return describe(event, fields)
 
 
 class PlainDisplay(QuietDisplay):
@@ -80,7 +93,7 @@ class PlainDisplay(QuietDisplay):
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take one event in and print it."""
         super().__call__(event, fields)
-        line = describe(event, fields)
+        line = self._line(event, fields)
         if line is not None:
             self.console.print(
                 Text(line, style=_style(event, fields)), soft_wrap=not self.console.is_terminal
@@ -110,7 +123,7 @@ class LiveDisplay(QuietDisplay):
         super().__call__(event, fields)
         if event in ("epoch", "compile") and not _failed(event, fields):
             return  # the region shows these
-        line = describe(event, fields)
+        line = self._line(event, fields)
         if line is not None:
             self._live.console.print(Text(line, style=_style(event, fields)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -61,8 +61,21 @@ def print_lines(*lines: RenderableType, stderr: bool = False) -> None:
     for line in lines:
         if isinstance(line, str):
             out.print(Text(line), soft_wrap=True)
+        elif isinstance(line, Table) and line.__rich_measure__(out, out.options).minimum > out.width:
+            out.print(*_records(line), sep="\n", soft_wrap=True)
         else:
             out.print(line)
+
+
+def _records(rows: Table) -> Iterator[Text]:
+    """The rows of a table that the terminal is too narrow for: a line a cell, so that none is cut."""
+    for cells in zip(*(column.cells for column in rows.columns), strict=True):
+        named = zip(rows.columns, cells, strict=True)
+        filled = [(column.header, cell) for column, cell in named if str(cell)]
+        for position, (header, cell) in enumerate(filled):
+            text = cell if isinstance(cell, Text) else Text(str(cell))
+            flat = Text(", ").join(text.split("\n"))
+            yield Text.assemble("  " if position else "", f"{header} " if header else "", flat)
 
 
 def print_json(data: Any) -> None:

@@ -141,14 +141,15 @@ class Output:
     as_json: bool
 
     def display(self, *, parallel: bool) -> Display:
-        """The display for this terminal; live only where one run has the terminal to itself."""
+        """The display for this terminal; live where one run has it to itself and it can move its cursor."""
         from esper_cli.display import LiveDisplay, PlainDisplay, QuietDisplay
         from esper_cli.terminal import console
 
         if self.quiet:
             return QuietDisplay()
         out = console(stderr=self.as_json)
-        return LiveDisplay(out) if out.is_terminal and not parallel else PlainDisplay(out)
+        live = out.is_terminal and not out.is_dumb_terminal and not parallel
+        return LiveDisplay(out) if live else PlainDisplay(out)
 
 
 @dataclass

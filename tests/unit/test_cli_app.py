@@ -151,6 +151,18 @@ def test_a_terminal_of_80_columns_is_not_exceeded_and_ids_stay_whole(
     assert table.count(KERNEL) == 2
 
 
+@pytest.mark.parametrize("command", ["ls", "show"])
+def test_in_a_terminal_too_narrow_for_a_table_nothing_is_cut(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    make_run(Path("runs"))
+    _, out, _ = esper(capsys, "runs", command, *(["latest"] if command == "show" else []))
+    assert RUN_ID in out
+    for part in ("run ", "status finished", "epochs 12/12") if command == "ls" else (KERNEL, "verdict kept"):
+        assert part in out
+
+
 def test_runs_are_listed_shown_and_compared(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(workplace / "runs")
     control = "20261123-190000-control-0000"

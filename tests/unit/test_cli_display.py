@@ -1,14 +1,16 @@
 """What training shows: the state behind it, lines, and a live region that fits any terminal."""
 
 import io
+import sys
 
 import pytest
-from cli_support import KERNEL, LAYERS, RUN_ID, events
+from cli_support import KERNEL, LAYERS, RUN_ID, decision, events
 from rich.console import Console
 
 from esper.messages import CompilationRecord, SeedState, Slot
 from esper_cli.display import GLYPHS, LiveDisplay, Panel, PlainDisplay, QuietDisplay
 from esper_cli.progress import RunProgress, describe
+from esper_cli.train import Output
 
 
 class Clock:
@@ -171,3 +173,24 @@ def test_compilation_is_described_with_its_failure() -> None:
     )  # fmt: skip
     line = describe("compile", {"record": record, "done": 2, "total": 3})
     assert line == "compile   2/3 low_rank for channels 8->16/2: failed in validate: not finite"
+
+
+def test_a_refusal_is_told_once_until_a_kernel_is_grafted() -> None:
+    refused = {"status": "refused", "kernel_id": None, "reason": "no untried kernel"}
+    grafted = {"status": "grafted", "kernel_id": KERNEL, "reason": ""}
+    console = Console(file=io.StringIO(), width=10_000)
+    display = PlainDisplay(console)
+    for outcome in (refused, refused, grafted, refused, refused):
+        display("decision", {"epoch": 1, "decision": decision(LAYERS[0], 0), "outcome": outcome})
+    lines = console.file.getvalue().splitlines()
+    assert ["refused" in line for line in lines] == [True, False, True]
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_every_epoch_as_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for term, expected in (("dumb", PlainDisplay), ("xterm", LiveDisplay)):
+        monkeypatch.setenv("TERM", term)
+        display = Output(quiet=False, as_json=False).display(parallel=False)
+        assert type(display) is expected

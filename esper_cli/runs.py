@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from esper.errors import RunError
 from esper_cli.completion import complete_names, complete_overrides
 from esper_cli.interrupts import interrupts_held
 from esper_cli.terminal import count, duration, percent, print_json, print_lines, table
 
 if TYPE_CHECKING:
-    from esper.nissa.run_records import Adaptation
+    from omegaconf import DictConfig
+
     from esper.nissa.runs import RunStore, RunView
 
 app = typer.Typer(no_args_is_help=True, help="List, show, compare and export runs.")
@@ -100,78 +101,13 @@ def list_runs(
 @app.command("show")
 def show_run(run: RunId, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a run: its decisions with their evidence, its trials and its seeds."""
-    from esper_cli.report import grouped, print_adaptations, sizes
+    from esper_cli.history import print_history
 
     view = open_store(overrides or ()).open(run)
     if as_json:
         print_json(_as_data(view))
         return
-    started = view.started_at.strftime("%Y-%m-%d %H:%M:%S UTC") if view.started_at else "never started"
-    resumed = f", resumed {view.resumes} times" if view.resumes else ""
-    print_lines(
-        f"{view.run_id}: {view.status}",
-        f"{view.experiment or 'no experiment'} on {view.task}, seed {view.seed}, started {started}, "
-        f"{len(view.epochs)} of {view.total_epochs} epochs{resumed}",
-        f"in {view.folder}",
-        *_why_it_ended(view),
-        "",
-    )
-    print_adaptations(view)
-    number = 1
-    for alike in grouped(view.adaptations):
-        _print_decision(number, alike)
-        number += len(alike)
-    _print_seeds(view)
-    if view.fault_counts:
-        faults = ", ".join(f"{number} {kind}" for kind, number in view.fault_counts.items())
-        print_lines("", f"kernel faults, contained: {faults}")
-    print_lines("", sizes(view))
-
-
-def _why_it_ended(view: RunView) -> list[str]:
-    """Why a run did not finish, and how to go on."""
-    if view.error:
-        return [f"it failed: {view.error}"]
-    saved = (view.folder / "checkpoints" / "latest.json").exists()
-    go_on = f"go on with: esper train --resume {view.run_id}" if saved else "nothing was saved"
-    words = {
-        "interrupted": "it was interrupted, by Ctrl-C or SIGTERM",
-        "stopped": "its process ended without a word: killed, out of memory, or the power failed",
-    }
-    return [f"{words[view.status]}; {go_on}"] if view.status in words else []
-
-
-def _print_decision(number: int, alike: Sequence[Adaptation]) -> None:
-    """The first of ``alike``, which have one reason, and how many followed."""
-    decision, status = alike[0].decision, alike[0].status
-    more = f", and {len(alike) - 1} more up to epoch {alike[-1].epoch + 1}" if len(alike) > 1 else ""
-    kind = str(decision.get("adaptation_type", "")).replace("_", " ")
-    seed = decision.get("parameters", {}).get("seed_idx")
-    place = f"{decision.get('target_component')}" + ("" if seed is None else f" seed {seed}")
-    evidence = ", ".join(f"{key} {_short(value)}" for key, value in decision.get("evidence", {}).items())
-    others = [
-        " ".join(str(_short(value)) for value in alternative.values())
-        for alternative in decision.get("alternatives", ())[:3]
-    ]
-    print_lines(
-        "",
-        f"decision {number} ({status}{more}): {kind} at {place}, "
-        f"confidence {decision.get('confidence', 0.0):.2f}, "
-        f"expected impact {percent(decision.get('expected_impact', 0.0))}",
-        f"  reason: {decision.get('reason', '')}",
-        *([f"  {status}: {alike[0].reason}"] if alike[0].reason else []),
-        *([f"  evidence: {evidence}"] if evidence else []),
-        *([f"  next best: {'; '.join(others)}"] if others else []),
-    )
-
-
-def _print_seeds(view: RunView) -> None:
-    rows = table(("layer", "seeds"))
-    for layer, seeds in view.seeds.items():
-        states = Counter(str(seed.state).lower().replace("_", " ") for seed in seeds)
-        rows.add_row(layer, ", ".join(f"{number} {state}" for state, number in states.items()))
-    if view.seeds:
-        print_lines("", rows)
+    print_history(view)
 
 
 @app.command("compare")
@@ -180,9 +116,9 @@ def compare_runs(first: RunId, second: RunId, overrides: Overrides = None, as_js
     store = open_store(overrides or ())
     views = [store.open(first), store.open(second)]
     facts = [_facts(view) for view in views]
-    parted = _parting(*views)
+    parted, differences = _parting(*views), _config_differences(*views)
     if as_json:
-        print_json({"runs": facts, "losses_equal_until_epoch": parted, "config": _config_differences(*views)})
+        print_json({"runs": facts, "losses_equal_until_epoch": parted, "config": differences})
         return
     rows = table(("", "A", "B", "B - A"), right=("A", "B", "B - A"))
     for name, (show, difference) in _ROWS.items():
@@ -192,7 +128,7 @@ def compare_runs(first: RunId, second: RunId, overrides: Overrides = None, as_js
         between = difference(b - a) if difference and a is not None and b is not None else ""
         rows.add_row(name, *(show(value) if value is not None else "" for value in (a, b)), between)
     print_lines(f"A  {views[0].run_id}", f"B  {views[1].run_id}", "", rows, "", _parting_words(parted))
-    for key, (a, b) in _config_differences(*views).items():
+    for key, (a, b) in differences.items():
         print_lines(f"{key}: {a} in A, {b} in B")
 
 
@@ -256,17 +192,30 @@ def _parting_words(epochs: int) -> str:
 
 
 def _config_differences(a: RunView, b: RunView) -> dict[str, tuple[Any, Any]]:
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     from esper_cli.config_errors import keys
 
-    left, right = (DictConfig(OmegaConf.load(view.folder / "config.yaml")) for view in (a, b))
+    left, right = _config(a), _config(b)
     differing = {}
     for key in dict.fromkeys([*keys(left), *keys(right)]):
         values = OmegaConf.select(left, key), OmegaConf.select(right, key)
         if values[0] != values[1] and not any(OmegaConf.is_config(value) for value in values):
             differing[key] = values
     return differing
+
+
+def _config(view: RunView) -> DictConfig:
+    """The configuration that a run began with; RunError when it is not there or not readable."""
+    from omegaconf import DictConfig, OmegaConf
+    from yaml import YAMLError
+
+    path = view.folder / "config.yaml"
+    try:
+        return DictConfig(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"cannot read {path}: {reason}", hint="choose another run") from error
 
 
 @app.command("export")
@@ -318,7 +267,3 @@ def _as_data(view: RunView) -> dict[str, Any]:
         "faults": dict(view.fault_counts),
         "cache": view.cache,
     }
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.4g}" if isinstance(value, float) else value

@@ -246,6 +246,22 @@ def test_a_run_says_why_it_did_not_finish(
     assert ("go on with: esper train --resume a" in out) == ("nothing was saved" in why)
 
 
+def test_a_run_without_events_or_configuration_is_shown_and_not_compared(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(workplace / "runs")
+    (workplace / "runs/empty").mkdir()
+    (workplace / "runs/empty" / JOURNAL_NAME).touch()
+    code, out, _ = esper(capsys, "runs", "show", "empty")
+    assert (code, "training never began" in out) == (0, True)
+    for damage in (None, "a: [1,", "- 1"):
+        if damage is not None:
+            (workplace / "runs/empty/config.yaml").write_text(damage)
+        code, out, err = esper(capsys, "runs", "compare", RUN_ID, "empty")
+        assert (code, out, err.count("\n")) == (7, "", 1)
+        assert "cannot read runs/empty/config.yaml" in err
+
+
 def test_a_run_that_is_not_there_has_exit_code_7(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = esper(capsys, "runs", "show", "latest")
     assert code == 7

@@ -1,0 +1,94 @@
+"""The history of a run, as ``esper runs show`` prints it: how it ended, its decisions, its seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from esper.nissa.run_records import Adaptation
+from esper.nissa.runs import RunView
+from esper_cli.report import grouped, print_adaptations, sizes
+from esper_cli.terminal import percent, print_lines, table
+
+
+def print_history(view: RunView) -> None:
+    """Print a run: how it stands and why, its adaptations with their evidence, its seeds and its size."""
+    print_lines(
+        f"{view.run_id}: {view.status}",
+        _what_it_is(view),
+        f"in {view.folder}",
+        *_why_it_ended(view),
+        "",
+    )
+    print_adaptations(view)
+    number = 1
+    for alike in grouped(view.adaptations):
+        _print_decision(number, alike)
+        number += len(alike)
+    _print_seeds(view)
+    if view.fault_counts:
+        faults = ", ".join(f"{number} {kind}" for kind, number in view.fault_counts.items())
+        print_lines("", f"kernel faults, contained: {faults}")
+    print_lines("", sizes(view))
+
+
+def _what_it_is(view: RunView) -> str:
+    if view.started_at is None:
+        return "training never began: its journal has no event"
+    resumed = f", resumed {view.resumes} {'time' if view.resumes == 1 else 'times'}" if view.resumes else ""
+    return (
+        f"{view.experiment or 'no experiment'} on {view.task}, seed {view.seed}, "
+        f"started {view.started_at:%Y-%m-%d %H:%M:%S} UTC, "
+        f"{len(view.epochs)} of {view.total_epochs} epochs{resumed}"
+    )
+
+
+def _why_it_ended(view: RunView) -> list[str]:
+    """Why a run did not finish, and how to go on."""
+    if view.error:
+        return [f"it failed: {view.error}"]
+    saved = (view.folder / "checkpoints" / "latest.json").exists()
+    go_on = f"go on with: esper train --resume {view.run_id}" if saved else "nothing was saved"
+    words = {
+        "interrupted": "it was interrupted, by Ctrl-C or SIGTERM",
+        "stopped": "its process ended without a word: killed, out of memory, or the power failed",
+    }
+    return [f"{words[view.status]}; {go_on}"] if view.status in words else []
+
+
+def _print_decision(number: int, alike: Sequence[Adaptation]) -> None:
+    """The first of ``alike``, which have one reason, and how many followed."""
+    decision, status = alike[0].decision, alike[0].status
+    more = f", and {len(alike) - 1} more up to epoch {alike[-1].epoch + 1}" if len(alike) > 1 else ""
+    kind = str(decision.get("adaptation_type", "")).replace("_", " ")
+    seed = decision.get("parameters", {}).get("seed_idx")
+    place = f"{decision.get('target_component')}" + ("" if seed is None else f" seed {seed}")
+    evidence = ", ".join(f"{key} {_short(value)}" for key, value in decision.get("evidence", {}).items())
+    others = [
+        " ".join(str(_short(value)) for value in alternative.values())
+        for alternative in decision.get("alternatives", ())[:3]
+    ]
+    print_lines(
+        "",
+        f"decision {number} ({status}{more}): {kind} at {place}, "
+        f"confidence {decision.get('confidence', 0.0):.2f}, "
+        f"expected impact {percent(decision.get('expected_impact', 0.0))}",
+        f"  reason: {decision.get('reason', '')}",
+        *([f"  {status}: {alike[0].reason}"] if alike[0].reason else []),
+        *([f"  evidence: {evidence}"] if evidence else []),
+        *([f"  next best: {'; '.join(others)}"] if others else []),
+    )
+
+
+def _print_seeds(view: RunView) -> None:
+    rows = table(("layer", "seeds"))
+    for layer, seeds in view.seeds.items():
+        states = Counter(str(seed.state).lower().replace("_", " ") for seed in seeds)
+        rows.add_row(layer, ", ".join(f"{number} {state}" for state, number in states.items()))
+    if view.seeds:
+        print_lines("", rows)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value

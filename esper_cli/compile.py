@@ -86,6 +86,9 @@ def compile_blueprints(
         raise ConfigError(
             "no blueprint to compile was named", hint="the ones that ship: esper compile blueprints/"
         )
+    for file in files:
+        if not file.exists():
+            raise BlueprintError(f"there is no {file}", hint="name blueprint files, or folders of them")
     cfg = compose([*([f"+experiment={for_}"] if for_ else []), *overrides])
     slots = [parse_shape(text) for text in shape or ()]
     if for_:
@@ -132,7 +135,10 @@ class Report:
 
         blueprints: dict[str, Blueprint] = {}
         for path in paths:
-            for file in _files(path):
+            files = _files(path)
+            if not files:
+                self.refused.append(f"{path}: no blueprints in this folder")
+            for file in files:
                 try:
                     blueprints |= {blueprint.blueprint_id: blueprint for blueprint in load_blueprints(file)}
                 except BlueprintError as error:

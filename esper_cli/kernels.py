@@ -250,8 +250,8 @@ def verify_kernels(
     if as_json:
         print_json([{"kernel_id": i, "intact": r is None, "reason": r} for i, r in found.items()])
     else:
-        for reason in corrupt.values():
-            print_lines(reason)
+        for kernel_id, reason in corrupt.items():
+            print_lines(f"{reason}; compile it again after: esper kernels rm {kernel_id}")
         print_lines(f"{len(found) - len(corrupt)} of {len(found)} kernels are intact")
     if corrupt:
         raise typer.Exit(CorruptKernel.exit_code)

@@ -148,6 +148,10 @@ def test_bad_blueprints_are_refused_and_do_not_stop_the_good_one(esper: Esper, t
         assert reason in line
     assert "huge" in done.stdout + done.stderr
     assert "1 kernels compiled" in done.stdout
+    assert_refused(esper("compile", "bp/good.yaml", "nowhere"), 4, "there is no nowhere")
+    (tmp_path / "bare").mkdir()
+    bare = esper("compile", "bare")
+    assert (bare.returncode, bare.stderr) == (1, "refused: bare: no blueprints in this folder\n")
     again = esper("compile", "bp/good.yaml", "--shape", "features:8:8")
     assert again.returncode == 0
     assert again.stdout == "Nothing to compile: 1 already in the library\n"

@@ -121,6 +121,7 @@ def test_a_damaged_kernel_is_found_and_named(capsys: Output, database: Path) -> 
     code, out, _ = esper(capsys, "verify", "--all")
     assert code == 6
     assert "kernel 'kernel_aa22' is corrupt" in out
+    assert "compile it again after: esper kernels rm kernel_aa22" in out
     assert "2 of 3 kernels are intact" in out
     assert esper(capsys, "verify", "aa11")[0] == 0
 

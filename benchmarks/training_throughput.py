@@ -88,7 +88,7 @@ def main() -> None:
     peer = statistics.median(samples / pair[0][0] for pair in pairs)
     ours = statistics.median(samples / pair[1][0] for pair in pairs)
     same = all(pair[0][1] == pair[1][1] for pair in pairs)
-    print(f"+experiment=resnet on fashion-12k, {arguments.epochs} epochs, one thread, {arguments.rounds} rounds")
+    print(f"+experiment=resnet on fashion-12k, {arguments.epochs} epochs, one thread")
     print(f"  plain PyTorch loop  {peer:8.0f} samples/s")
     print(f"  esper train         {ours:8.0f} samples/s   (asked for: more than 1,000)")
     print(

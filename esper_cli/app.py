@@ -31,10 +31,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train", epilog=train.EPILOG)(train.train)
-app.command("compile")(compile.compile_blueprints)
+app.command("compile", epilog="Example: esper compile blueprints/ --shape features:128:256")(
+    compile.compile_blueprints
+)
 app.add_typer(kernels.app, name="kernels")
 app.add_typer(runs.app, name="runs")
-app.command("serve-metrics")(serve.serve_metrics)
+app.command("serve-metrics", epilog="Example: esper serve-metrics --port 9464")(serve.serve_metrics)
 
 
 def _print_version(asked: bool) -> None:

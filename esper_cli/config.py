@@ -98,6 +98,10 @@ def run(task: Callable[[DictConfig], None], flags: Sequence[str], overrides: Seq
             raise
         except OSError as error:  # a job keeps its own; Hydra makes the folders that runs and sweeps go to
             raise StorageError.from_os(error, error.filename or "the runs", "cannot write to") from error
+        except SystemExit as refusal:
+            if refusal.code:  # Hydra has said why, in a line of its own
+                raise SystemExit(ConfigError.exit_code) from refusal
+            raise
 
 
 def job_config(cfg: DictConfig) -> DictConfig:
@@ -129,6 +133,9 @@ def _checked(
         for group, choice in choices.items()
         if group != config_source.GROUP and not group.startswith("hydra/")
     ]
+    for group, choice in choices.items():
+        if choice is None and defaults.get(group) is not None and not group.startswith("hydra/"):
+            raise ConfigError(f"{group} must be given", hint=f"choose one: {group}=OPTION")
     base = _without_hydra(config_loader.load_configuration(NAME, selected, RunMode.RUN))
     check(_without_hydra(cfg), base, _added(overrides))
     with open_dict(cfg):

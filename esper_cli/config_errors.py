@@ -117,9 +117,9 @@ def _reason(text: str) -> str:
 def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
     """Hold ``cfg`` against ``base``, the same choice of groups without any value overridden.
 
-    Catches what composing lets through: a misspelt key in an experiment file, and a value of another type
-    than the default. A key is free where ``base`` has ``null`` or an empty mapping, and below the keys in
-    ``added``, which the user gave with ``+``.
+    Catches what composing lets through: a misspelt key in an experiment file, a value of another type than
+    the default, a key that was deleted. A key is free where ``base`` has ``null`` or an empty mapping, and
+    below the keys in ``added``, which the user gave with ``+``; what is made of a ``_target_`` may lack keys.
 
     Raises:
         ConfigError: naming the first key that is wrong.
@@ -136,6 +136,18 @@ def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
         if path not in known:
             raise unknown("key", path, known, SHOW_KEYS)
         _check_type(path, _value(cfg, path), _value(base, path))
+    present = set(keys(cfg))
+    for path in known:
+        if path not in present and not _is_an_argument(base, path):
+            raise ConfigError(f"{path} must be given", hint=SHOW_KEYS)
+
+
+def _is_an_argument(base: DictConfig, path: str) -> bool:
+    """Whether ``path`` lies in what describes an object, which knows its own defaults."""
+    while path := path.rpartition(".")[0]:
+        if OmegaConf.select(base, f"{path}._target_", throw_on_missing=False) is not None:
+            return True
+    return False
 
 
 def _check_type(path: str, value: object, default: object) -> None:

@@ -78,7 +78,7 @@ KernelIds = Annotated[
 ]
 
 
-@app.command("ls")
+@app.command("ls", epilog="Example: esper kernels ls --tag linear --input 128 --sort latency")
 def list_kernels(
     tag: Annotated[
         list[str] | None, typer.Option(help="Only kernels with this tag; repeated: with all.")
@@ -148,7 +148,7 @@ def _print_table(kernels: Sequence[KernelMetadata]) -> None:
     print_lines(rows)
 
 
-@app.command("show")
+@app.command("show", epilog="Example: esper kernels show kernel_13c6")
 def show_kernel(kernel_id: KernelId, as_json: AsJson = False, overrides: Overrides = None) -> None:
     """Show all that is known of a kernel: its numbers, its trials, its blueprint."""
     with library(overrides or ()) as opened:
@@ -195,7 +195,7 @@ def show_kernel(kernel_id: KernelId, as_json: AsJson = False, overrides: Overrid
         print_lines(results)
 
 
-@app.command("rm")
+@app.command("rm", epilog="Example: esper kernels rm kernel_13c6 --yes")
 def remove_kernels(
     kernel_ids: KernelIds = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -222,7 +222,7 @@ def _agreed(kernels: Sequence[KernelMetadata]) -> bool:
     return typer.confirm("Remove these?" if len(kernels) > 1 else "Remove it?")
 
 
-@app.command("verify")
+@app.command("verify", epilog="Example: esper kernels verify --all")
 def verify_kernels(
     kernel_ids: KernelIds = None,
     all_: Annotated[bool, typer.Option("--all", help="Verify every kernel.")] = False,

@@ -62,7 +62,7 @@ RunId = Annotated[
 ]
 
 
-@app.command("ls")
+@app.command("ls", epilog="Example: esper runs ls")
 def list_runs(
     overrides: Overrides = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
@@ -98,7 +98,7 @@ def list_runs(
         print_lines(str(problem), stderr=True)
 
 
-@app.command("show")
+@app.command("show", epilog="Example: esper runs show latest")
 def show_run(run: RunId, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show a run: its decisions with their evidence, its trials and its seeds."""
     from esper_cli.history import print_history
@@ -110,7 +110,7 @@ def show_run(run: RunId, overrides: Overrides = None, as_json: AsJson = False) -
     print_history(view)
 
 
-@app.command("compare")
+@app.command("compare", epilog="Example: esper runs compare 20261123-1812 latest")
 def compare_runs(first: RunId, second: RunId, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Compare two runs: results, costs, and the first epoch in which their losses differ."""
     store = open_store(overrides or ())
@@ -218,7 +218,7 @@ def _config(view: RunView) -> DictConfig:
         raise RunError(f"cannot read {path}: {reason}", hint="choose another run") from error
 
 
-@app.command("export")
+@app.command("export", epilog="Example: esper runs export latest --to plain")
 def export_run(
     run: RunId,
     overrides: Overrides = None,

@@ -27,7 +27,8 @@ def configured(cfg: DictConfig, key: str, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, EsperError):
             raise cause from error
-        reason = str(cause or error).splitlines()[0]
+        first, *rest = str(cause or error).splitlines() or [type(cause).__name__]
+        reason = f"{first} {rest[0]}" if rest and first.endswith(":") else first
         raise ConfigError(f"{key}: {reason}", hint="look at it with: esper train --cfg job") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error

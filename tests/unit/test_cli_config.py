@@ -106,6 +106,19 @@ def test_what_is_unknown_is_named_with_the_nearest(override: str, message: str, 
     assert hint in error.hint
 
 
+@pytest.mark.parametrize("override", ["~model", "+experiment=bare"])
+def test_a_group_that_was_taken_away_must_be_given(override: str, checkout: Path) -> None:
+    bare = checkout / "user/experiments/bare.yaml"
+    bare.write_text("# @package _global_\ndefaults:\n  - override /model: null\n")
+    assert refused(override).message == "model must be given"
+
+
+def test_a_key_that_was_taken_away_must_be_given_unless_an_object_has_a_default(checkout: Path) -> None:
+    assert refused("~tolaria.epochs").message == "tolaria.epochs must be given"
+    (checkout / "conf/model/mlp.yaml").write_text("_target_: made.Elsewhere\nwidth: 8\nname: mlp\n")
+    assert "width" not in config.compose(["~model.width"]).model
+
+
 def test_a_key_below_a_list_is_one_line() -> None:
     assert "invalid literal" in refused("model=resnet", "model.blocks.x=1").message
 

@@ -21,6 +21,7 @@ BAD_BLUEPRINT = "version: 1\nname: bad\n"
         ("tolaria.threads=0", ConfigError, "tolaria.threads must be between 1 and 1024, not 0"),
         ("tolaria.threads=100000", ConfigError, "tolaria.threads must be between 1 and 1024, not 100000"),
         ("tolaria.schedule.final=-1", ConfigError, "final must be between 0 and 1, not -1"),
+        ("tolaria.optimizer._target_=torch.optim.Nope", ConfigError, "No module named 'torch.optim.Nope'"),
         ("urza.memory_bytes=-1", ConfigError, "urza.memory_bytes must be at least 0, not -1"),
         ("allow_targets=[]", ConfigError, "not among allow_targets"),
         ("tezzeret.device=nowhere", ConfigError, "tezzeret.device=nowhere: "),

@@ -4,14 +4,15 @@ The example runs without gradients and in eval mode; train flags, buffers and ra
 afterwards. When a layer gives three axes, a second pass with twice the batch shows which of them is the
 batch: ``nn.TransformerEncoder`` puts time first unless told otherwise, and a kernel that mixes along time
 must never mix samples. Where neither of the first two axes turns out to be the batch, kernels see plain
-features, which are safe on any axis order.
+features, which are safe on any axis order; and so they do in a causal network, where a kernel that mixes
+along time would show a position the very token that it has to predict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,7 +74,32 @@ def probe(
         else:
             found = [_geometry(*hosts[name], call, axis) for call, axis in zip(made, axes, strict=True)]
             geometries[name] = _agree(name, found)
+    if any(g.layout == "tokens" for g in geometries.values()) and _is_causal(model, example, batch_axis):
+        geometries = {name: _position_by_position(g) for name, g in geometries.items()}
     return geometries
+
+
+def _position_by_position(geometry: Geometry) -> Geometry:
+    """``geometry`` for kernels that do not mix along time."""
+    tokens = geometry.layout == "tokens"
+    return replace(geometry, layout="features", time_first=False) if tokens else geometry
+
+
+def _is_causal(model: nn.Module, example: Any, batch_axis: int) -> bool:
+    """Whether the network answers each position of its input, and the last one moves no earlier answer."""
+    x = next(iter(example.values()), None) if isinstance(example, Mapping) and len(example) == 1 else example
+    time = 1 - batch_axis
+    if not isinstance(x, torch.Tensor) or x.ndim < 2 or x.shape[time] < 2:
+        return False
+    last = x.select(time, -1)
+    changed = x.clone()
+    changed.select(time, -1).copy_(last + 1 if x.is_floating_point() else torch.where(last > 0, 0, 1))
+    with _undisturbed(model):
+        before, after = call_with(model, x), call_with(model, changed)
+    if not isinstance(before, torch.Tensor) or before.ndim != 3 or before.shape[:2] != x.shape[:2]:
+        return False
+    earlier = x.shape[time] - 1
+    return torch.allclose(before.narrow(time, 0, earlier), after.narrow(time, 0, earlier), 1e-5, 1e-6)
 
 
 def _check_order(name: str, attention: nn.MultiheadAttention, axes: list[int | None]) -> None:

@@ -5,6 +5,7 @@
     DORMANT -> GERMINATED -> TRAINING -> BLENDING -> HOLDING -> FOSSILIZED
                      \\____________\\___________\\________\\-> CULLED -> EMBARGOED -> DORMANT
     any state with a kernel -> ERROR_RECOVERY -> DORMANT
+    FOSSILIZED -> DORMANT, once the kernel is folded into the host's weights
 
 What reaches the layer's output, and the gradient, by state (``y`` the host's chunk, ``k`` the kernel's)::
 
@@ -228,6 +229,9 @@ def _kept_by_held_out_loss(_: Seed, evidence: Evidence) -> bool:
     return improves and evidence["split"] == "held_out"
 
 
+FOLD_TOLERANCE = 1e-5
+"""How far a folded host may be from host and kernel, relative to the largest output."""
+
 _CULL = Gate(("reason",), "say why the seed is taken out", lambda _, e: bool(e["reason"]))
 _FAIL = Gate(("kind", "message"), "say what the kernel did", lambda _, e: bool(e["kind"]))
 
@@ -269,6 +273,11 @@ TRANSITIONS: Mapping[tuple[SeedState, SeedState], Gate] = {
     (SeedState.BLENDING, SeedState.ERROR_RECOVERY): _FAIL,
     (SeedState.HOLDING, SeedState.ERROR_RECOVERY): _FAIL,
     (SeedState.FOSSILIZED, SeedState.ERROR_RECOVERY): _FAIL,
+    (SeedState.FOSSILIZED, SeedState.DORMANT): Gate(
+        ("folded_error",),
+        f"fold the kernel into the host: the outputs must agree to {FOLD_TOLERANCE:g}",
+        lambda _, e: 0 <= _number(e, "folded_error") <= FOLD_TOLERANCE,
+    ),
     (SeedState.ERROR_RECOVERY, SeedState.DORMANT): Gate(
         (), "remove the kernel first", lambda seed, _: seed.kernel is None
     ),

@@ -35,6 +35,7 @@ def test_the_table_is_the_drawing() -> None:
     expected |= {(state, S.CULLED) for state in road[1:-1]}
     expected |= {(S.CULLED, S.EMBARGOED), (S.EMBARGOED, S.DORMANT), (S.ERROR_RECOVERY, S.DORMANT)}
     expected |= {(state, S.ERROR_RECOVERY) for state in WITH_KERNEL}
+    expected |= {(S.FOSSILIZED, S.DORMANT)}  # once folded
     assert set(TRANSITIONS) == expected
 
 

@@ -54,7 +54,7 @@ class Augment:
 
 
 class Batches:
-    """Batches of ``x`` (N, ...) and ``y`` (N,), every sample once an epoch; the last batch may be smaller.
+    """Batches of ``x`` (N, ...) and ``y`` (N, ...), each sample once an epoch; the last batch may be smaller.
 
     Raises ConfigError for a batch size below 1 and for no samples.
     """
@@ -84,7 +84,7 @@ class Batches:
         return self._cached[1]
 
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Batch ``step`` of ``epoch``, both counted from 0: new tensors (B, ...) and (B,)."""
+        """Batch ``step`` of ``epoch``, both counted from 0: new tensors of B samples."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)}")
         start = step * self.batch_size

@@ -1,4 +1,4 @@
-"""The two data sets that ship with Esper, so that every shipped experiment runs without a network."""
+"""The images that ship with Esper, so that every shipped experiment runs without a network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_digits(*, held_out: int = 240, split_seed: int = 0) -> DataSplits:
         with gzip.open(path, "rt") as stream:
             table = np.array([[int(cell) for cell in row.split(",")] for row in stream], dtype=np.int64)
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if table.shape != (1797, 65) or table.min() < 0 or table[:, :64].max() > 16 or table[:, 64].max() > 9:
         raise DataError(f"{path}: expected 1797 rows of 64 pixels 0-16 and a digit", hint=_REINSTALL)
     everything = RawImages(table[:, :64].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, 64])
@@ -54,7 +54,7 @@ def load_fashion(*, held_out: int = 1500, split_seed: int = 0) -> DataSplits:
                 for part in ("train", "test")
             )
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     for raw, count in ((pool, 10_000), (test, 2_000)):
         if raw.images.shape != (count, 1, 28, 28) or raw.images.dtype != np.uint8:
             found = f"{raw.images.dtype} {raw.images.shape}"
@@ -66,5 +66,6 @@ def load_fashion(*, held_out: int = 1500, split_seed: int = 0) -> DataSplits:
     return assemble("fashion-12k", 10, pool, test, held_out=held_out, split_seed=split_seed)
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def unreadable(path: Path, error: Exception | str) -> DataError:
+    """What to raise for a shipped file that is damaged or gone."""
     return DataError(f"{path}: cannot be read: {error}", hint=_REINSTALL)

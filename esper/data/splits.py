@@ -15,7 +15,11 @@ from esper.errors import ConfigError
 
 
 class Split(NamedTuple):
-    """Samples ``x``, float32 (N, C, H, W), and their labels ``y``, int64 (N,)."""
+    """Samples ``x`` and their labels ``y``.
+
+    Images: float32 (N, C, H, W), and int64 (N,). Text: tokens, int64 (N, T), and the token that follows each,
+    int64 (N, T).
+    """
 
     x: Tensor
     y: Tensor
@@ -36,9 +40,10 @@ class RawImages(NamedTuple):
 class DataSplits:
     """A data set ready for training.
 
-    ``train`` is trained on, ``held_out`` judges seeds and feeds decisions, ``test`` is only reported. ``x``
-    is normalised per channel with the mean and standard deviation of ``train``; ``black`` is what a zero
-    pixel became, one value per channel.
+    ``train`` is trained on, ``held_out`` judges seeds and feeds decisions, ``test`` is only reported. Images
+    are normalised per channel with the mean and standard deviation of ``train``; ``black`` is what a zero
+    pixel became, one value per channel. Text is tokens from 0 to ``vocabulary`` - 1, with as many classes;
+    where ``vocabulary`` is None the samples are images.
     """
 
     name: str
@@ -46,7 +51,8 @@ class DataSplits:
     train: Split
     held_out: Split
     test: Split
-    black: tuple[float, ...]
+    black: tuple[float, ...] = ()
+    vocabulary: int | None = None
 
     @property
     def task(self) -> str:
@@ -55,11 +61,19 @@ class DataSplits:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one sample."""
+        """(C, H, W) of one image, or (T,) of one window of text."""
         return tuple(self.train.x.shape[1:])
 
     def batches(self, batch_size: int, seed: int, *, pad: int = 0, flip: bool = False) -> Batches:
-        """Training batches in an order fixed by ``seed``, augmented where ``pad`` or ``flip`` ask for it."""
+        """Training batches in an order fixed by ``seed``, augmented where ``pad`` or ``flip`` ask for it.
+
+        Raises ConfigError where they ask for it and the samples are text.
+        """
+        if self.vocabulary is not None and (pad or flip):
+            raise ConfigError(
+                f"images can be shifted and flipped, but {self.name} is text",
+                hint="set tolaria.augment.pad=0 and tolaria.augment.flip=false",
+            )
         augment = Augment(pad, flip, self.black) if pad or flip else None
         return Batches(self.train.x, self.train.y, batch_size, seed, augment=augment)
 
@@ -71,7 +85,7 @@ class DataSplits:
         *,
         seed: int = 0,
     ) -> DataSplits:
-        """At most so many samples of each split, in the class proportions it has, chosen by ``seed``.
+        """At most so many samples of each split, chosen by ``seed``; images in the class proportions it has.
 
         ``None`` keeps a split whole. Values stay normalised by the whole training split. Raises ConfigError
         for a size below 1 or above what there is.
@@ -123,8 +137,7 @@ def assemble(
             f"data.held_out is {held_out}, but {name} has {available} samples to cut it from",
             hint=f"set data.held_out between 1 and {available - 1}",
         )
-    if not 0 <= split_seed < 2**32:
-        raise ConfigError(f"data.split_seed is {split_seed}", hint="set it between 0 and 4294967295")
+    checked_seed(split_seed)
     judged, trained = stratified(pool.labels, held_out, split_seed)
     train = pool.take(trained)
     mean, std = _statistics(train.images)
@@ -134,6 +147,12 @@ def assemble(
     ]
     black = tuple((-mean / std).tolist())
     return DataSplits(name, classes, normalised[0], normalised[1], normalised[2], black)
+
+
+def checked_seed(split_seed: int) -> None:
+    """Raise ConfigError for a ``split_seed`` that NumPy's generator does not take."""
+    if not 0 <= split_seed < 2**32:
+        raise ConfigError(f"data.split_seed is {split_seed}", hint="set it between 0 and 4294967295")
 
 
 def _statistics(images: npt.NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
@@ -160,5 +179,6 @@ def _shrink(split: Split, count: int | None, seed: int, what: str) -> Split:
         return split
     if not 1 <= count <= available:
         raise ConfigError(f"{what}: {count} samples asked for, {available} there")
-    chosen = torch.from_numpy(stratified(split.y.cpu().numpy(), count, seed)[0]).to(split.y.device)
+    labels = split.y.cpu().numpy() if split.y.ndim == 1 else np.zeros(available, dtype=np.int64)
+    chosen = torch.from_numpy(stratified(labels, count, seed)[0]).to(split.y.device)
     return Split(split.x[chosen], split.y[chosen])

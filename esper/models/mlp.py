@@ -10,16 +10,31 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them.
+    """Linear layers with ReLU between them, of ``hidden`` units each.
+
+    ``width``, where given, makes that ``depth`` layers of ``width`` units in place of ``hidden``: one number
+    that scales the network.
 
     Module names: ``hidden.0``, ``hidden.1``, ..., ``head``.
     """
 
-    def __init__(self, in_features: int, hidden: Sequence[int] = (64, 64), classes: int = 10) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int] = (64, 64),
+        classes: int = 10,
+        *,
+        width: int | None = None,
+        depth: int = 2,
+    ) -> None:
         super().__init__()
+        if width is not None:
+            if depth < 0:
+                raise ValueError(f"depth must be at least 0, not {depth}")
+            hidden = [width] * depth
         if min(in_features, classes, *hidden) < 1:
             raise ValueError(
-                "in_features, hidden and classes must be at least 1, "
+                "in_features, hidden (or width) and classes must be at least 1, "
                 f"not {in_features}, {tuple(hidden)}, {classes}"
             )
         sizes = (in_features, *hidden)

@@ -1,6 +1,8 @@
-"""A small vision transformer on image patches."""
+"""Blocks of attention and feed-forward layers, and a small vision transformer on image patches."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,34 +13,49 @@ class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv 1706.03762), (N, T, dim) to (N, T, dim).
 
     One tensor in and one out, with both projections plain ``nn.Linear`` modules that are called as such:
-    unlike ``nn.MultiheadAttention``, the whole and each of its parts can be wrapped or hooked.
+    unlike ``nn.MultiheadAttention``, the whole and each of its parts can be wrapped or hooked. A head is
+    ``head_dim`` wide, ``dim / heads`` unless given. Where ``causal``, no position sees a later one.
     """
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int, head_dim: int | None = None, *, causal: bool = False) -> None:
         super().__init__()
+        inner = dim if head_dim is None else heads * head_dim
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.causal = causal
+        self.qkv = nn.Linear(dim, 3 * inner)
+        self.proj = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, dim) to (N, T, dim)."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (N, T, 3, heads, dim / heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, T, dim / heads)
-        y = F.scaled_dot_product_attention(q, k, v)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (N, T, 3, heads, head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, T, head_dim)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
         return out
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm encoder block: ``x + attention(norm1(x))``, then ``x + ff2(gelu(ff1(norm2(x))))``."""
+    """Pre-norm block: ``x + attention(norm1(x))``, then ``x + ff2(gelu(ff1(norm2(x))))``.
 
-    def __init__(self, dim: int, heads: int, ff_ratio: int = 4) -> None:
+    Between ``ff1`` and ``ff2`` there are ``ff`` units, ``4 * dim`` unless given.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        ff: int | None = None,
+        *,
+        head_dim: int | None = None,
+        causal: bool = False,
+    ) -> None:
         super().__init__()
+        ff = 4 * dim if ff is None else ff
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = Attention(dim, heads, head_dim, causal=causal)
         self.norm2 = nn.LayerNorm(dim)
-        self.ff1 = nn.Linear(dim, ff_ratio * dim)
-        self.ff2 = nn.Linear(ff_ratio * dim, dim)
+        self.ff1 = nn.Linear(dim, ff)
+        self.ff2 = nn.Linear(ff, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, T, dim) to (N, T, dim)."""
@@ -53,6 +70,9 @@ class PatchTransformer(nn.Module):
     Patches are averaged after the last norm instead of read from a class token (Beyer et al. 2022,
     arXiv 2205.01580: as good and simpler at small scale).
 
+    ``dim`` alone scales the network. ``heads``, ``head_dim`` and ``ff`` set the inner widths apart from it:
+    see :func:`encoder_blocks`.
+
     Module names: ``embed`` (a convolution with stride ``patch``), ``blocks.0.attention``,
     ``blocks.0.attention.qkv``, ``blocks.0.attention.proj``, ``blocks.0.ff1``, ``blocks.0.ff2``, ``head``.
     """
@@ -63,20 +83,21 @@ class PatchTransformer(nn.Module):
         patch: int = 2,
         dim: int = 32,
         depth: int = 2,
-        heads: int = 4,
+        heads: int | Sequence[int] = 4,
         in_channels: int = 1,
         classes: int = 10,
+        *,
+        ff: int | Sequence[int] | None = None,
+        head_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if min(image_size, patch, dim, depth, heads, in_channels, classes) < 1:
+        if min(image_size, patch, dim, depth, in_channels, classes) < 1:
             raise ValueError("every size of a PatchTransformer must be at least 1")
         if image_size % patch:
             raise ValueError(f"patch must divide image_size, but {patch} does not divide {image_size}")
-        if dim % heads:
-            raise ValueError(f"heads must divide dim, but {heads} does not divide {dim}")
         self.embed = nn.Conv2d(in_channels, dim, patch, stride=patch)
         self.position = nn.Parameter(torch.empty(1, (image_size // patch) ** 2, dim))
-        self.blocks = nn.Sequential(*(EncoderBlock(dim, heads) for _ in range(depth)))
+        self.blocks = encoder_blocks(dim, depth, heads, ff, head_dim)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.position, std=0.02)
@@ -86,3 +107,39 @@ class PatchTransformer(nn.Module):
         x = self.embed(x).flatten(2).transpose(1, 2) + self.position  # (N, T, dim)
         logits: Tensor = self.head(self.norm(self.blocks(x)).mean(1))
         return logits
+
+
+def encoder_blocks(
+    dim: int,
+    depth: int,
+    heads: int | Sequence[int],
+    ff: int | Sequence[int] | None = None,
+    head_dim: int | None = None,
+    *,
+    causal: bool = False,
+) -> nn.Sequential:
+    """``depth`` blocks whose inner widths are those given, (N, T, dim) to (N, T, dim).
+
+    ``heads`` and ``ff`` are one number for all blocks or one a block; ``ff`` is ``4 * dim`` unless given, and
+    a head is ``head_dim`` wide, ``dim / heads`` unless given. So any shape that growth can lead to can be
+    asked for. Raises ValueError for sizes below 1, for another count than ``depth``, and where ``head_dim``
+    is not given and ``heads`` does not divide ``dim``.
+    """
+    each_heads = _one_a_block("heads", heads, depth)
+    each_ff = _one_a_block("ff", 4 * dim if ff is None else ff, depth)
+    if head_dim is not None and head_dim < 1:
+        raise ValueError(f"head_dim must be at least 1, not {head_dim}")
+    for count in each_heads:
+        if head_dim is None and dim % count:
+            raise ValueError(
+                f"heads must divide dim, but {count} does not divide {dim}, and head_dim is not given"
+            )
+    pairs = zip(each_heads, each_ff, strict=True)
+    return nn.Sequential(*(EncoderBlock(dim, h, f, head_dim=head_dim, causal=causal) for h, f in pairs))
+
+
+def _one_a_block(name: str, value: int | Sequence[int], depth: int) -> Sequence[int]:
+    values = [value] * depth if isinstance(value, int) else list(value)
+    if len(values) != depth or min(values) < 1:
+        raise ValueError(f"{name} must be a number of at least 1, or {depth} of them, one a block: {value}")
+    return values

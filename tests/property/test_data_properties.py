@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from esper.data import Augment, Batches
 from esper.data.cifar_pickle import read_pickled_batch
 from esper.data.idx import read_idx
 from esper.data.splits import stratified
+from esper.data.text import ALPHABET, STRETCH, Sizes, cut, decode, encode
 from esper.errors import DataError
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -29,6 +31,35 @@ def test_a_stratified_cut_is_a_partition_in_proportion(labels, data, seed):
     for label in np.unique(labels):
         share = count * int(np.sum(labels == label))
         assert abs(int(np.sum(labels[chosen] == label)) * len(labels) - share) < len(labels)
+
+
+@settings(deadline=None)
+@given(st.integers(5 * STRETCH, 30 * STRETCH), st.integers(64, STRETCH - 1), st.data(), SEEDS)
+def test_windows_of_a_text_are_disjoint_and_keep_inside_their_stretch(total, length, data, seed):
+    places = np.arange(total)  # a text in which each token says where it stands
+    stretches, each = total // STRETCH, (STRETCH - 1) // length
+    sizes = Sizes(each, data.draw(st.integers(1, each)), data.draw(st.integers(1, stretches // 5 * each)))
+    splits = cut("places", places, length, sizes, seed)
+    parts = (splits.train, splits.held_out, splits.test)
+    assert tuple(len(part.y) for part in parts) == sizes
+    for part in parts:
+        assert torch.equal(part.y, part.x + 1)
+        assert torch.equal(part.x, part.x[:, :1] + torch.arange(length))
+        assert torch.equal(part.x[:, 0] // STRETCH, part.y[:, -1] // STRETCH)
+    used = torch.cat([part.x.flatten() for part in parts])
+    assert len(used.unique()) == len(used)
+    homes = [set((part.x[:, 0] // STRETCH).tolist()) for part in parts]
+    assert sum(map(len, homes)) == len(set.union(*homes))
+    assert torch.equal(splits.test.x, cut("places", places, length, sizes, seed ^ 1).test.x)
+
+
+@given(st.text(ALPHABET), st.characters())
+def test_text_is_read_back_or_refused_at_the_first_foreign_character(text, character):
+    assert decode(encode(text)) == text
+    if character in ALPHABET:
+        return
+    with pytest.raises(ValueError, match=f"character {len(text)} is|surrogates not allowed"):
+        encode(text + character + text)
 
 
 @given(st.integers(1, 200), st.integers(1, 64), st.integers(0, 5), SEEDS)

@@ -98,6 +98,11 @@ def test_each_data_file_ships_with_its_licence():
     texts = {path.name: path.read_text("utf-8") for path in shipped.FILES.glob("*LICENSE*")}
     assert "fashion-12k.npz" in texts["FASHION-MNIST-LICENSE.txt"]
     assert "The MIT License" in texts["FASHION-MNIST-LICENSE.txt"]
+    assert "austen.txt.gz" in texts["AUSTEN-LICENSE.txt"]
+    assert "public domain" in texts["AUSTEN-LICENSE.txt"]
+    assert "The MIT License" in texts["AUSTEN-LICENSE.txt"]
+    files = {path.name for path in shipped.FILES.iterdir()} - texts.keys()
+    assert all(any(text.startswith(f"{name}\n") for text in texts.values()) for name in files)
     assert "digits.csv.gz" in texts["DIGITS-LICENSE.txt"]
     assert "CC BY 4.0" in texts["DIGITS-LICENSE.txt"]
     assert "BSD 3-Clause" in texts["DIGITS-LICENSE.txt"]

@@ -106,8 +106,9 @@ class FieldReport:
 
     ``gain`` is the mean over held-out samples of (loss with the seed off) - (loss with it on), in nats;
     ``gain_error`` its standard error over the paired samples; ``threshold`` what the lower bound of the gain
-    had to exceed. ``loss_before`` and ``accuracy_before`` are held-out values before the graft,
-    ``loss_after`` and ``accuracy_after`` after the verdict was carried out.
+    had to exceed. ``confidence`` is the probability of being kept that the decision gave it, None where
+    none was recorded. ``loss_before`` and ``accuracy_before`` are held-out values before the graft,
+    ``loss_after`` and ``accuracy_after`` after the verdict was carried out. ``tags`` are those of the kernel.
     """
 
     layer: str
@@ -130,6 +131,46 @@ class FieldReport:
     accuracy_before: float
     accuracy_after: float
     parameters: int
+    confidence: float | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A decision that could not be carried out; ``seed_idx`` is -1 where it was about no seed."""
+
+    epoch: int
+    layer: str
+    seed_idx: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WidthMetrics:
+    """A width of the host that can grow: its units, what they come in multiples of, and what one costs."""
+
+    size: int
+    granularity: int
+    parameters_per_unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthReport:
+    """A change of the host's own shape that was carried out: what, where, and what it did at its birth.
+
+    ``sizes`` maps each width that grew to its (old, new) units; losses (nats) and accuracies are held-out
+    values of the same weights just before and just after.
+    """
+
+    epoch: int
+    operator: str
+    target: str
+    sizes: Mapping[str, tuple[int, int]]
+    parameters: int
+    loss_before: float
+    loss_after: float
+    accuracy_before: float
+    accuracy_after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +179,10 @@ class SystemStatePacket:
 
     ``loss`` is the mean training loss (nats), ``accuracy`` and ``held_out_loss`` come from the held-out split
     that also judges seeds; the reported test split is never in a packet. ``history`` holds the epochs up to
-    and including this one, ``trials`` the finished seed trials, both oldest first.
+    and including this one, ``trials`` the finished seed trials, ``refusals`` the decisions that could not be
+    carried out, ``growths`` the changes of the host's shape, all oldest first. ``widths`` are those that can
+    grow, where the policy asks for them. ``rate_share`` is the learning rate over its peak, ``progress`` the
+    share of the run that is done.
     """
 
     epoch: int
@@ -151,6 +195,11 @@ class SystemStatePacket:
     learning_rate: float = 0.0
     history: tuple[EpochRecord, ...] = ()
     trials: tuple[FieldReport, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    growths: tuple[GrowthReport, ...] = ()
+    widths: Mapping[str, WidthMetrics] = field(default_factory=dict)
+    rate_share: float = 1.0
+    progress: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``."""
@@ -163,7 +212,8 @@ class AdaptationDecision:
 
     ``parameters`` of an ``add_seed`` decision: ``seed_idx``, ``alpha_blend``, ``site``, ``blend``, ``tags``
     and, if there are kernels that are not to be tried again, ``avoid``; ``kernel_id`` is filled in once the
-    orchestrator has picked one. ``confidence`` is a probability; ``expected_impact`` the expected fall of the
+    orchestrator has picked one. Of a ``modify_architecture`` decision: ``operator`` and, to widen, ``sizes``
+    (width to units). ``confidence`` is a probability; ``expected_impact`` the expected fall of the
     held-out loss as a share of it. ``evidence`` holds the numbers behind the decision, ``alternatives`` the
     other candidates with their scores, best first.
     """

@@ -23,6 +23,8 @@ ACTIVE_STATES = frozenset(
 )
 """States in which a seed holds a kernel, heard in the layer's output or not yet."""
 
+_REPEATED = ("history", "trials", "refusals")
+
 MAX_SEEDS = 100_000
 """No layer has more; a damaged index must not take all memory."""
 
@@ -131,7 +133,7 @@ class FaultRecord:
 
 def parse_epoch(event: Event, at: datetime) -> Epoch:
     """The Epoch of an ``epoch`` event; raises KeyError, TypeError or ValueError when it is none."""
-    packet = {name: value for name, value in event["packet"].items() if name not in ("history", "trials")}
+    packet = {name: value for name, value in event["packet"].items() if name not in _REPEATED}
     return Epoch(
         epoch=int(packet["epoch"]),
         at=at,
@@ -190,14 +192,18 @@ def parse_fault(event: Event, at: datetime) -> FaultRecord:
 
 
 def parse_report(data: Mapping[str, Any]) -> FieldReport:
-    """The FieldReport that was written as ``data``; fields of newer versions are left out.
+    """The FieldReport that was written as ``data``; fields of newer versions are left out, those that an
+    older one did not write have their defaults.
 
     Raises KeyError, TypeError or ValueError when it is none.
     """
     values: dict[str, Any] = {}
     for item in dataclasses.fields(FieldReport):
+        if item.name not in data and item.default is not dataclasses.MISSING:
+            continue  # written before there was such a field
         value = data[item.name]
         values[item.name] = number(value) if item.type == "float" else value
+    values["tags"] = tuple(map(str, data.get("tags", ())))
     slot = {item.name: data["slot"][item.name] for item in dataclasses.fields(Slot)}
     return FieldReport(**{**values, "slot": Slot(**slot)})
 

@@ -42,19 +42,33 @@ class PlateauDetector:
     """Fits the last ``window`` epochs; an improvement under ``min_improvement`` an epoch is a stall.
 
     ``window`` is in epochs (at least 3, so that the fit has an error); ``min_improvement`` is a share of the
-    curve's level.
+    curve's level. With ``window_share``, above 0 and at most 1, the window is that share of the run instead,
+    and again at least 3 epochs: patience that fits a short schedule is haste in a long one. A setting out of
+    its bounds is a ValueError.
     """
 
-    def __init__(self, window: int = 4, min_improvement: float = 0.01) -> None:
+    def __init__(
+        self, window: int = 4, min_improvement: float = 0.01, *, window_share: float | None = None
+    ) -> None:
         if window < 3:
             raise ValueError(f"a plateau needs a window of 3 epochs or more, not {window}")
+        if window_share is not None and not 0 < window_share <= 1:
+            raise ValueError(f"window_share must be above 0 and at most 1, not {window_share}")
         self.window = window
+        self.window_share = window_share
         self.min_improvement = min_improvement
 
-    def assess(self, history: Sequence[EpochRecord]) -> Plateau | None:
+    def window_of(self, total_epochs: int) -> int:
+        """The window, in epochs, of a run of ``total_epochs``."""
+        if self.window_share is None:
+            return self.window
+        return max(3, round(self.window_share * total_epochs))
+
+    def assess(self, history: Sequence[EpochRecord], total_epochs: int = 0) -> Plateau | None:
         """The trends of the last epochs, oldest first, or ``None`` before the window is full."""
-        recent = history[-self.window :]
-        if len(recent) < self.window:
+        window = self.window_of(total_epochs)
+        recent = history[-window:]
+        if len(recent) < window:
             return None
         return Plateau(
             loss=self._trend([record.loss for record in recent]),

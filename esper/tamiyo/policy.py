@@ -16,6 +16,8 @@ class Policy(Protocol):
 
     needs_kernels: bool
     """Whether the policy can ever ask for a kernel; if not, none is compiled for the run."""
+    needs_widths: bool
+    """Whether the policy reads the widths that can grow; if not, the packet has none."""
 
     def decide(self, packet: SystemStatePacket) -> AdaptationDecision | None:
         """The change to make after this epoch, or ``None``."""

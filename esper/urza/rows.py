@@ -29,7 +29,8 @@ def _names(record: type[Any], *but: str) -> tuple[str, ...]:
 
 _KERNEL = _names(KernelMetadata, "input_shape", "output_shape", "tags")
 _COMPILATION = _names(CompilationRecord, "slot")
-_REPORT = _names(FieldReport, "slot")
+# What a policy thought stays in its run's journal, and a kernel's tags are its own.
+_REPORT = _names(FieldReport, "slot", "confidence", "tags")
 
 
 def _copy(source: object, names: tuple[str, ...]) -> Values:

@@ -12,6 +12,7 @@ from esper.messages import (
     FieldReport,
     HealthSignal,
     LayerMetrics,
+    Refusal,
     SeedState,
     Slot,
     SystemStatePacket,
@@ -91,7 +92,8 @@ def test_a_plateau_grows_the_seed_with_the_largest_gradient(policy: GrowOnPlatea
     assert decision.target_component == "b"
     assert decision.parameters["seed_idx"] == 1
     assert decision.parameters["tags"] == ["linear"]
-    assert decision.confidence > 0.5
+    assert decision.evidence["plateau"] > 0.9
+    assert decision.confidence == pytest.approx(decision.evidence["plateau"] / 2)  # no trial yet: one half
     assert decision.evidence["gradient_share"] == pytest.approx(9 / 12)
     assert "b seed 1" in decision.reason
     assert [a["target_component"] for a in decision.alternatives] == ["a", "a", "b"]
@@ -140,11 +142,104 @@ def test_a_layer_that_was_not_observed_has_no_gradient(policy: GrowOnPlateau) ->
 
 
 @pytest.mark.parametrize(
-    "settings", [{"site": "sideways"}, {"blend": "mix"}, {"alpha_blend": 0.0}, {"alpha_blend": 1.5}]
+    "settings",
+    [
+        {"site": "sideways"},
+        {"blend": "mix"},
+        {"alpha_blend": 0.0},
+        {"alpha_blend": 1.5},
+        {"score": "luck"},
+        {"refusal_rest": -1},
+    ],
 )
 def test_what_no_seed_can_follow_is_refused_before_the_run(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         SeedStrategy(**settings)
+
+
+def test_confidence_is_the_chance_of_a_plateau_times_that_of_being_kept(policy: GrowOnPlateau) -> None:
+    trials = (trial("a", "kept", gain=0.1), trial("a", "culled"), trial("a", "failed"))
+    decision = policy.decide(replace(packet(a=layer([1.0, 1.0])), trials=trials))
+    assert decision is not None
+    assert decision.confidence == pytest.approx(decision.evidence["plateau"] * 2 / 5)
+
+
+def test_nothing_grows_while_the_rate_is_cooled_down(policy: GrowOnPlateau) -> None:
+    state = packet(a=layer([1.0]))
+    assert policy.decide(replace(state, rate_share=0.5)) is not None
+    assert policy.decide(replace(state, rate_share=0.49)) is None
+
+
+def test_patience_follows_the_schedule() -> None:
+    detector = PlateauDetector(window_share=0.5)
+    state = packet(epoch=8, a=layer([1.0]))
+    growing = GrowOnPlateau(detector, SeedStrategy())
+    assert growing.decide(state) is None  # 9 epochs seen, and the window is 10 of 20
+    decision = growing.decide(replace(state, total_epochs=18))
+    assert decision is not None
+    assert "over 9 epochs" in decision.reason
+    assert detector.window_of(2) == 3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_confidence": 1.5},
+        {"quiet_tail": -0.1},
+        {"min_rate_share": 1.1},
+        {"max_trials_at_once": 0},
+        {"first_epoch": -1},
+        {"prior_weight": 0.0},
+    ],
+)
+def test_a_setting_out_of_bounds_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        GrowOnPlateau(PlateauDetector(), SeedStrategy(), **settings)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5, -1.0])
+def test_a_window_share_out_of_bounds_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="window_share"):
+        PlateauDetector(window_share=share)
+
+
+@pytest.mark.parametrize(("epoch", "asked"), [(4, "b"), (5, "a"), (9, "a"), (10, "b")])
+def test_a_refused_seed_rests(epoch: int, asked: str) -> None:
+    growing = GrowOnPlateau(PlateauDetector(), SeedStrategy(refusal_rest=5))
+    refusals = (Refusal(4, "b", 0, "no kernel"),) if epoch > 4 else ()
+    state = replace(packet(epoch, a=layer([1.0]), b=layer([3.0])), refusals=refusals)
+    decision = growing.decide(state)
+    assert decision is not None
+    assert decision.target_component == asked
+
+
+def test_a_seed_refused_twice_is_never_asked_for_again() -> None:
+    strategy = SeedStrategy(refusal_rest=0)
+    state = packet(12, a=layer([1.0]), b=layer([3.0]))
+    once, again = Refusal(3, "b", 0, "no kernel"), Refusal(5, "b", 0, "no kernel")
+    assert [c.layer for c in strategy.candidates(replace(state, refusals=(once,)))] == ["b", "a"]
+    assert [c.layer for c in strategy.candidates(replace(state, refusals=(once, again)))] == ["a"]
+    other = replace(again, seed_idx=1)
+    assert len(strategy.candidates(replace(state, refusals=(once, other)))) == 2
+
+
+def test_fisher_weighs_the_gradient_by_the_variance() -> None:
+    wide = replace(layer([1.0]), signals=(HealthSignal(0, 9, 1.0, 0, 0, 1),))
+    state = packet(a=wide, b=layer([2.0]))
+    by_gradient = SeedStrategy().candidates(state)
+    by_fisher = SeedStrategy(score="fisher").candidates(state)
+    assert [(c.layer, c.share) for c in by_gradient] == [("b", 4 / 5), ("a", 1 / 5)]
+    assert [(c.layer, c.share) for c in by_fisher] == [("a", 9 / 13), ("b", 4 / 13)]
+    decision = GrowOnPlateau(PlateauDetector(), SeedStrategy(score="fisher")).decide(state)
+    assert decision is not None
+    assert decision.evidence["fisher_share"] == pytest.approx(9 / 13)
+    assert "of the Fisher score" in decision.reason
+
+
+def test_the_gradient_alone_forgets_what_was_culled() -> None:
+    state = replace(packet(a=layer([1.0]), b=layer([1.1])), trials=(trial("b", "culled"),))
+    assert SeedStrategy().candidates(state)[0].layer == "a"
+    assert SeedStrategy(use_record=False).candidates(state)[0].layer == "b"
 
 
 def test_failed_kernels_are_avoided_and_their_layer_counts_less(policy: GrowOnPlateau) -> None:

@@ -23,7 +23,7 @@ def build_model(cfg: DictConfig, data: DataSplits) -> nn.Module:
     """The host network of ``cfg.model``, unwrapped, on the CPU.
 
     Constructor arguments that are null in the configuration and named ``in_channels``, ``in_features``,
-    ``image_size`` or ``classes`` are filled in from the data.
+    ``image_size``, ``classes``, ``vocabulary`` or ``length`` are filled in from the data.
     """
     channels, *space = data.sample_shape
     facts = {
@@ -31,6 +31,8 @@ def build_model(cfg: DictConfig, data: DataSplits) -> nn.Module:
         "in_features": data.train.x[0].numel(),
         "image_size": space[-1] if space else None,
         "classes": data.classes,
+        "vocabulary": data.vocabulary,
+        "length": data.sample_shape[-1],
     }
     known = {key: facts[key] for key, value in cfg.model.items() if value is None and key in facts}
     model: nn.Module = configured(cfg, "model", **known)

@@ -27,6 +27,7 @@ from esper.tolaria.export import ExportReport, export_network
 from esper.tolaria.orchestrator import SeedOrchestrator, restore_trials
 from esper.tolaria.rng import seed_everything
 from esper.tolaria.run import Run, RunInfo
+from esper.tolaria.structure import Structure, regrow
 from esper.tolaria.trainer import Trainer, TrainerSettings
 from esper.tolaria.trial import TrialPlan
 
@@ -71,6 +72,9 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
             schedule=schedule,
             policy=policy,
             orchestrator=orchestrator,
+            structure=Structure(
+                model, optimizer, held_out, recorder, example=data.train.x[:2], seed=cfg.seed
+            ),
             checkpoints=Checkpoints(folder / "checkpoints", keep=cfg.tolaria.keep_checkpoints),
             recorder=recorder,
             settings=_trainer_settings(cfg),
@@ -90,6 +94,7 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
     data = build_data(cfg)
     model = build_host(cfg, data)
     state = Checkpoints(run / "checkpoints").load()
+    regrow(model, state["structure"], data.train.x[:2])
     trials = restore_trials(model, state["growth"], rebuilder(build_pipeline(cfg)))
     model.load_state_dict(state["model"])
     kernels = {
@@ -104,6 +109,7 @@ def _check_bounds(cfg: DictConfig) -> None:
     """Refuse numbers that no run can be made of; the parts that are instantiated check their own."""
     bounds = {
         "tolaria.epochs": (1, math.inf),
+        "tolaria.flops": (1, math.inf),
         "tolaria.observe_every": (1, math.inf),
         "tolaria.keep_checkpoints": (1, math.inf),
         "tolaria.max_grad_norm": (0, math.inf),
@@ -145,6 +151,7 @@ def _optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:
 def _trainer_settings(cfg: DictConfig) -> TrainerSettings:
     return TrainerSettings(
         epochs=cfg.tolaria.epochs,
+        flops=cfg.tolaria.flops,
         observe_every=cfg.tolaria.observe_every,
         max_grad_norm=cfg.tolaria.max_grad_norm,
         autocast=cfg.tolaria.autocast,
@@ -161,4 +168,5 @@ def _trial_plan(cfg: DictConfig, steps_per_epoch: int) -> TrialPlan:
         z=trial.z,
         min_gain=trial.min_gain,
         embargo_epochs=trial.embargo,
+        fold=trial.fold,
     )

@@ -14,7 +14,7 @@ import torch
 
 from esper.errors import CheckpointError, StorageError
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoints:

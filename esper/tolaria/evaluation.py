@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from esper.data.losses import mean_loss, sample_losses
 from esper.kasmina import seeded_layers
 
 
@@ -41,15 +42,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 500) -> Evaluation:
-    """Cross-entropy and accuracy of ``model`` on ``x`` (N, ...) and labels ``y`` (N,), in eval mode."""
+    """Cross-entropy and accuracy of ``model`` on ``x`` (N, ...), in eval mode.
+
+    Labels ``y`` are (N,), or (N, T) for sequences, of which each position counts alike.
+    """
     losses, correct = [], torch.zeros((), dtype=torch.long, device=y.device)
     with evaluating(model):
         for start in range(0, len(y), batch_size):
             labels = y[start : start + batch_size]
             logits = model(x[start : start + batch_size])
-            losses.append(F.cross_entropy(logits.float(), labels, reduction="none"))
+            losses.append(sample_losses(logits.float(), labels))
             correct += (logits.argmax(-1) == labels).sum()
-    return Evaluation(torch.cat(losses).cpu(), correct.item() / len(y))
+    return Evaluation(torch.cat(losses).cpu(), correct.item() / y.numel())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,15 @@ def count_flops(model: nn.Module, x: Tensor, y: Tensor) -> Flops:
     parameters = [p for p in model.parameters() if p.requires_grad]
     devices = {x.device} if x.is_cuda else set()
     samples = len(y)
-    with evaluating(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
+    # On the CPU the counter knows no fused attention: it would count none of it.
+    fused = sdpa_kernel(SDPBackend.MATH) if not x.is_cuda else nullcontext()
+    with evaluating(model), torch.random.fork_rng(devices=devices), torch.enable_grad(), fused:
         with FlopCounterMode(display=False) as forward:
             model(x)
         for layer in seeded_layers(model).values():
             layer.training = True
         with FlopCounterMode(display=False) as step:
-            torch.autograd.grad(F.cross_entropy(model(x), y), parameters, allow_unused=True)
+            torch.autograd.grad(mean_loss(model(x), y), parameters, allow_unused=True)
     return Flops(forward.get_total_flops() / samples, step.get_total_flops() / samples)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 
 from esper.errors import GraftError, LibraryError
 from esper.kasmina import SeedRecord, graft, pop_faults, restore_seeds, seed_off, seed_records, seeded_layers
+from esper.kasmina.operators.fold import fold
 from esper.kasmina.seed import Evidence, Seed
 from esper.messages import AdaptationDecision, FieldReport, KernelMetadata, SeedState, Slot, SystemStatePacket
 from esper.tolaria.evaluation import HeldOut
@@ -23,6 +25,9 @@ SeedKey = tuple[str, int]
 
 Rebuild = Callable[[str, Slot], nn.Module]
 """Makes the module of a kernel from its blueprint (canonical JSON) and slot; its weights come later."""
+
+_ALL = 1_000_000
+"""More kernels than any library has for one slot."""
 
 
 def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild) -> dict[SeedKey, Trial]:
@@ -109,15 +114,23 @@ class SeedOrchestrator:
         return Outcome("refused", f"{passed_over[0]}{more}", untried[0].kernel_id)
 
     def _find(self, decision: AdaptationDecision) -> tuple[Slot, list[KernelMetadata]]:
-        """The slot to fill and the kernels to choose from, best first; GraftError when there is none."""
+        """The slot to fill and the kernels to choose from, best first; GraftError when there is none.
+
+        With ``choice`` "random" they are all that fit, in an order drawn from ``choice_seed``.
+        """
         wanted = decision.parameters
         slot = self.layers[decision.target_component].slot(wanted["site"], wanted["seed_idx"])
         avoid = wanted.get("avoid", ())
-        found = self.library.find(slot, tags=wanted["tags"], limit=20 + len(avoid))
+        at_random = wanted.get("choice") == "random"
+        limit = _ALL if at_random else 20 + len(avoid)
+        found = self.library.find(slot, tags=wanted["tags"], limit=limit)
         untried = [metadata for metadata in found if metadata.kernel_id not in avoid]
         if not untried:
             tags = ", ".join(wanted["tags"]) or "any tag"
             raise GraftError(f"no untried kernel for {slot} with {tags}; {len(found)} were tried")
+        if at_random:
+            untried.sort(key=lambda metadata: metadata.kernel_id)  # the rank of a kernel is a measured one
+            random.Random(wanted["choice_seed"]).shuffle(untried)
         return slot, untried
 
     def _prepare(
@@ -141,6 +154,8 @@ class SeedOrchestrator:
             loss_before=packet.held_out_loss,
             accuracy_before=packet.accuracy,
             parameters=sum(p.numel() for p in kernel.module.parameters()),
+            confidence=decision.confidence,
+            tags=metadata.tags,
         )
         return trial, kernel.module
 
@@ -229,9 +244,22 @@ class SeedOrchestrator:
         if verdict.kept:
             trial.finished = True
             self._move(trial, SeedState.FOSSILIZED, verdict.evidence())
+            if self.plan.fold:
+                self._fold(trial)
         else:
             self._cull(trial, {**verdict.evidence(), "reason": verdict.reason})
         self._report(report(trial, self.epoch, verdict, on if verdict.kept else off))
+
+    def _fold(self, trial: Trial) -> None:
+        """Fold a kept kernel into its host where the algebra allows it; else it stays, and why is told."""
+        try:
+            growth = fold(self.layers[trial.layer], trial.seed_idx)
+        except GraftError as error:
+            self.recorder.emit("message", text=f"not folded: {error}")
+            return
+        self._forget(trial)
+        evidence = {"folded_error": growth.record["error"]}
+        self._moved(trial, SeedState.FOSSILIZED, SeedState.DORMANT, evidence)
 
     def _cull(self, trial: Trial, evidence: Evidence) -> None:
         until = self.epoch + self.plan.embargo_epochs

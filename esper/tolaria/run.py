@@ -51,10 +51,17 @@ class Run:
         a run that ended after its last epoch but before its summary is finished, another is left as it is.
         """
         self.trainer.restore(self.trainer.checkpoints.load())
-        done, epochs = self.trainer.progress.epochs_done, self.trainer.settings.epochs
-        if done > epochs or (done == epochs and (self.info.folder / SUMMARY_NAME).exists()):
+        done, settings = self.trainer.progress.epochs_done, self.trainer.settings
+        whole = (self.info.folder / SUMMARY_NAME).exists()
+        if settings.flops is not None:
+            if self.trainer.finished and whole:
+                raise RunError(
+                    f"run {self.info.run_id} has used its tolaria.flops of {settings.flops:g}",
+                    hint=f"to train on: esper train --resume {self.info.run_id} tolaria.flops=N",
+                )
+        elif done > settings.epochs or (done == settings.epochs and whole):
             raise RunError(
-                f"run {self.info.run_id} has done {done} epochs, and tolaria.epochs is {epochs}",
+                f"run {self.info.run_id} has done {done} epochs, and tolaria.epochs is {settings.epochs}",
                 hint=f"to train on: esper train --resume {self.info.run_id} tolaria.epochs=N",
             )
         self._resumed = True
@@ -97,7 +104,7 @@ class Run:
             resumed_from_epoch=last_epoch if self._resumed else None,
             parameters=self._size_at_start["parameters"],
             flops_per_sample=self._size_at_start["flops_per_sample"],
-            total_epochs=self.trainer.settings.epochs,
+            total_epochs=self.trainer.total_epochs,
             layers={
                 name: {"kind": layer.kind, "seeds": len(layer.seeds)}
                 for name, layer in self.trainer.orchestrator.layers.items()
@@ -128,7 +135,7 @@ class Run:
             "epochs": progress.epochs_done,
             "steps": progress.global_step,
             "seconds": progress.seconds,
-            "samples_per_second": progress.epochs_done * len(trainer.batches.y) / progress.seconds,
+            "samples_per_second": progress.samples / progress.seconds,
             "start": self._size_at_start,
             "end": self._size(),
             "training_flops": progress.flops,

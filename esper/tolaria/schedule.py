@@ -24,10 +24,10 @@ class HoldThenCosine:
         self.final = final
 
     def factor(self, progress: float) -> float:
-        """Learning rate over its peak at ``progress`` in [0, 1)."""
+        """Learning rate over its peak at ``progress`` in [0, 1]."""
         if progress < self.warmup:
             return max(progress / self.warmup, 0.01)
-        if progress < self.hold_until:
+        if progress < self.hold_until or self.hold_until == 1:
             return 1.0
         cooled = (progress - self.hold_until) / (1 - self.hold_until)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * cooled))

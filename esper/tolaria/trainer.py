@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from esper.data.batches import Batches
+from esper.data.losses import mean_loss
 from esper.errors import CheckpointError, GraftError
 from esper.kasmina import drain, observe
-from esper.messages import AdaptationDecision, EpochRecord, SystemStatePacket
+from esper.messages import AdaptationDecision, EpochRecord, Refusal, SystemStatePacket, WidthMetrics
 from esper.tamiyo.policy import Policy
 from esper.tolaria.checkpoint import Checkpoints
 from esper.tolaria.evaluation import Flops, HeldOut, count_flops
@@ -23,6 +24,7 @@ from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.recovery import Recovery
 from esper.tolaria.rng import rng_state, set_rng_state
 from esper.tolaria.schedule import HoldThenCosine
+from esper.tolaria.structure import Structure
 from esper.tolaria.trial import Outcome
 
 
@@ -31,10 +33,13 @@ class TrainerSettings:
     """``observe_every``: health is gathered on one step in so many; ``max_grad_norm`` None does not clip.
     The host and each kernel are clipped apart, so that a kernel in isolation leaves the host's step alone.
 
-    ``autocast`` runs the forward pass in bfloat16 where torch deems it safe.
+    ``autocast`` runs the forward pass in bfloat16 where torch deems it safe. With ``flops`` the run ends at
+    the first step after which one more held-out evaluation uses up that many, ``epochs`` does not count, and
+    the learning rate follows the share of the FLOPs that is spent.
     """
 
     epochs: int
+    flops: float | None = None
     observe_every: int = 8
     max_grad_norm: float | None = None
     autocast: bool = False
@@ -46,9 +51,11 @@ class Progress:
 
     epochs_done: int = 0
     global_step: int = 0
+    samples: int = 0
     flops: float = 0.0
     seconds: float = 0.0
     history: tuple[EpochRecord, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
 
 class Trainer:
@@ -64,6 +71,7 @@ class Trainer:
         schedule: HoldThenCosine,
         policy: Policy,
         orchestrator: SeedOrchestrator,
+        structure: Structure,
         checkpoints: Checkpoints,
         recorder: Recorder,
         settings: TrainerSettings,
@@ -75,12 +83,14 @@ class Trainer:
         self.schedule = schedule
         self.policy = policy
         self.orchestrator = orchestrator
+        self.structure = structure
         self.recovery = Recovery(model)
         self.checkpoints = checkpoints
         self.recorder = recorder
         self.settings = settings
         self.progress = Progress()
-        self._flops: tuple[int, Flops] | None = None
+        self._flops: tuple[tuple[int, int], Flops] | None = None
+        self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
 
     def fit(self) -> None:
         """Train until the last epoch is done.
@@ -90,19 +100,50 @@ class Trainer:
         """
         if self.progress.epochs_done == 0:
             self._save()
-        while self.progress.epochs_done < self.settings.epochs:
+        while not self.finished:
             packet = self.run_epoch(self.progress.epochs_done)
             self.recovery.check(packet)
             decision = self.policy.decide(packet)
-            outcome = self.orchestrator.apply(decision, packet)
+            outcome = self._apply(decision, packet)
             self._record(packet.epoch, decision, outcome)
             self.progress.epochs_done += 1
             self._save()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done, or the FLOPs are spent."""
+        if self.settings.flops is None:
+            return self.progress.epochs_done >= self.settings.epochs
+        return self._spent() >= 1
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs that the run will have had; under a budget of FLOPs as the network stands."""
+        if self.settings.flops is None:
+            return self.settings.epochs
+        epoch = len(self.batches.y) * self.flops().training + self._evaluation_flops()
+        left = max(self.settings.flops * (1 - self._spent()), 0.0)
+        return max(len(self.progress.history) + math.ceil(left / epoch), 1)
+
+    def _spent(self) -> float:
+        """The share of the budget that is gone when one more held-out evaluation ends the run."""
+        assert self.settings.flops is not None
+        return (self.progress.flops + self._evaluation_flops()) / self.settings.flops
+
+    def _evaluation_flops(self) -> float:
+        return len(self.held_out.y) * self.flops().forward
+
+    def _done(self, epoch: int, step: int) -> float:
+        """The share of the run that is done before ``step`` of ``epoch``, in [0, 1]."""
+        if self.settings.flops is None:
+            return (epoch + step / len(self.batches)) / self.settings.epochs
+        return min(self._spent(), 1.0)
 
     def run_epoch(self, epoch: int) -> SystemStatePacket:
         """Train one epoch, judge the trials that are due, and measure what a policy may know."""
         started = time.perf_counter()
         self.orchestrator.begin_epoch(epoch)
+        before = self.progress.samples
         loss = self._train(epoch)
         seconds = time.perf_counter() - started
         self.orchestrator.end_epoch()
@@ -110,13 +151,14 @@ class Trainer:
         self.progress.flops += self.held_out.take_samples() * self.flops().forward
         self.progress.seconds += time.perf_counter() - started
         packet_json = packet.to_json()
-        for repeated in ("history", "trials"):  # in earlier lines already; journals would grow as a square
+        # In earlier lines already; journals would grow as a square.
+        for repeated in ("history", "trials", "refusals", "growths"):
             del packet_json[repeated]
         self.recorder.emit(
             "epoch",
             packet=packet_json,
             seconds=seconds,
-            samples_per_second=len(self.batches.y) / seconds,
+            samples_per_second=(self.progress.samples - before) / seconds,
             training_flops=self.progress.flops,
         )
         self.recorder.emit("cache", tiers=self.orchestrator.library.cache_counts())
@@ -125,25 +167,29 @@ class Trainer:
     def _train(self, epoch: int) -> float:
         """One pass over the training data; returns the mean loss. Reads the device once, at the end."""
         self.model.train()
-        total = torch.zeros((), device=self.batches.y.device)
+        total, before = torch.zeros((), device=self.batches.y.device), self.progress.samples
         steps = len(self.batches)
         for step, (x, y) in enumerate(self.batches.epoch(epoch)):
+            done = self._done(epoch, step)
+            if done >= 1:
+                break
             watched = step % self.settings.observe_every == 0
             self.progress.flops += len(y) * self.flops().training  # may run the model, so unobserved
             observe(self.model, watched)
-            self.schedule.apply(self.optimizer, (epoch + step / steps) / self.settings.epochs)
+            self.schedule.apply(self.optimizer, done)
             loss = self._step(x, y)
             observe(self.model, False)
             total += loss * len(y)
+            self.progress.samples += len(y)
             if watched:
                 self.recorder.emit("step", epoch=epoch, step=step, steps=steps, loss=loss.item())
-        return float(total) / len(self.batches.y)
+        return float(total) / (self.progress.samples - before)
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Forward, backward, update; a kernel that fails is taken out before the update."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast):
-            loss = F.cross_entropy(self.model(x), y)
+            loss = mean_loss(self.model(x), y)
         torch.autograd.backward(loss)
         self.orchestrator.contain_faults()
         if self.settings.max_grad_norm is not None:
@@ -157,6 +203,7 @@ class Trainer:
     def _packet(self, epoch: int, loss: float) -> SystemStatePacket:
         measured = self.held_out.evaluate()
         self.orchestrator.contain_faults()
+        done = self._done(epoch + 1, 0)
         record = EpochRecord(epoch, loss, measured.loss, measured.accuracy)
         self.progress.history += (record,)
         return SystemStatePacket(
@@ -166,24 +213,49 @@ class Trainer:
             accuracy=measured.accuracy,
             layer_metrics=drain(self.model),
             held_out_loss=measured.loss,
-            total_epochs=self.settings.epochs,
+            total_epochs=self.total_epochs,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             history=self.progress.history,
             trials=tuple(self.orchestrator.reports),
+            refusals=self.progress.refusals,
+            growths=tuple(self.structure.reports),
+            widths=self._growable_widths() if self.policy.needs_widths else {},
+            rate_share=self.schedule.factor(done),
+            progress=done,
         )
 
     def flops(self) -> Flops:
         """FLOPs per sample of the network as it stands, counted again after each change of a seed."""
-        version = self.orchestrator.version
-        if self._flops is None or self._flops[0] != version:
+        if self._flops is None or self._flops[0] != self._version:
             x, y = self.batches.x[:2], self.batches.y[:2]
-            self._flops = (version, count_flops(self.model, x, y))
+            self._flops = (self._version, count_flops(self.model, x, y))
         return self._flops[1]
+
+    def _growable_widths(self) -> dict[str, WidthMetrics]:
+        if self._widths is None or self._widths[0] != self._version:
+            self._widths = (self._version, self.structure.widths())
+        return self._widths[1]
+
+    @property
+    def _version(self) -> tuple[int, int]:
+        """Another one after each change of a seed or of the host's shape."""
+        return self.orchestrator.version, self.structure.version
+
+    def _apply(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
+        if decision is not None and decision.adaptation_type == "modify_architecture":
+            outcome = self.structure.apply(decision, packet.epoch)
+            self.progress.flops += self.held_out.take_samples() * self.flops().forward
+            return outcome
+        return self.orchestrator.apply(decision, packet)
 
     def _record(self, epoch: int, decision: AdaptationDecision | None, outcome: Outcome | None) -> None:
         """Journal the decision, with the kernel that the orchestrator picked for it."""
         if decision is None or outcome is None:
             return
+        if outcome.status == "refused":
+            seed_idx = decision.parameters.get("seed_idx", -1)
+            refusal = Refusal(epoch, decision.target_component, seed_idx, outcome.reason)
+            self.progress.refusals += (refusal,)
         chosen = {**decision.parameters, "kernel_id": outcome.kernel_id}
         decided = replace(decision, parameters=chosen).to_json()
         self.recorder.emit("decision", epoch=epoch, decision=decided, outcome=outcome.to_json())
@@ -198,6 +270,7 @@ class Trainer:
         """All that the rest of the run depends on: tensors and plain data."""
         return {
             "progress": asdict(self.progress),
+            "structure": self.structure.state(),
             "growth": self.orchestrator.state(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -212,8 +285,10 @@ class Trainer:
         """
         progress = dict(state["progress"])
         progress["history"] = tuple(EpochRecord(**record) for record in progress["history"])
+        progress["refusals"] = tuple(Refusal(**record) for record in progress["refusals"])
         self.progress = Progress(**progress)
         try:
+            self.structure.restore(state["structure"])
             self.orchestrator.restore(state["growth"])
             self.model.load_state_dict(state["model"])
         except (GraftError, RuntimeError) as error:

@@ -17,7 +17,8 @@ class TrialPlan:
     """Steps spent in each stage, and when a trial's gain counts.
 
     A kernel is kept when the lower bound ``gain - z * standard error`` exceeds ``min_gain`` (nats). ``z`` of
-    1.645 makes it a one-sided test at 5 %. After a trial that failed, the seed rests ``embargo_epochs``.
+    1.645 makes it a one-sided test at 5 %. After a trial that failed, the seed rests ``embargo_epochs``. With
+    ``fold``, a kept kernel that is affine is added to its host's weights, and its seed can grow again.
     """
 
     training_steps: int
@@ -26,6 +27,7 @@ class TrialPlan:
     z: float = 1.645
     min_gain: float = 0.0
     embargo_epochs: int = 2
+    fold: bool = False
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ class Trial:
     parameters: int
     steps: int = 0
     finished: bool = False
+    confidence: float | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -67,7 +71,7 @@ class Trial:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Trial:
         """The trial that ``state`` was made from."""
-        return cls(**{**state, "slot": Slot(**state["slot"])})
+        return cls(**{**state, "slot": Slot(**state["slot"]), "tags": tuple(state.get("tags", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Verdict:
 
 def field_report_from(state: dict[str, Any]) -> FieldReport:
     """The report whose ``asdict`` is ``state``."""
-    return FieldReport(**{**state, "slot": Slot(**state["slot"])})
+    return FieldReport(**{**state, "slot": Slot(**state["slot"]), "tags": tuple(state.get("tags", ()))})
 
 
 def judge(on: Tensor, off: Tensor, plan: TrialPlan) -> Verdict:
@@ -156,6 +160,8 @@ def _context(trial: Trial, epoch: int) -> dict[str, Any]:
         "loss_before": trial.loss_before,
         "accuracy_before": trial.accuracy_before,
         "parameters": trial.parameters,
+        "confidence": trial.confidence,
+        "tags": trial.tags,
     }
 
 
@@ -163,7 +169,7 @@ def _context(trial: Trial, epoch: int) -> dict[str, Any]:
 class Outcome:
     """What became of a decision; ``kernel_id`` is the kernel that was picked for it, if one was."""
 
-    status: Literal["grafted", "refused"]
+    status: Literal["grafted", "grown", "refused"]
     reason: str
     kernel_id: str | None = None
 

@@ -37,3 +37,8 @@ def test_shares_out_of_order_are_refused() -> None:
         HoldThenCosine(warmup=0.7, hold_until=0.6)
     with pytest.raises(ValueError, match="does not hold"):
         HoldThenCosine(hold_until=1.2)
+
+
+def test_a_rate_that_is_held_to_the_end_is_at_its_peak_there():
+    assert HoldThenCosine(hold_until=1.0).factor(1.0) == 1.0
+    assert HoldThenCosine(hold_until=0.5, final=0.25).factor(1.0) == 0.25

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
-from esper_cli import compile, kernels, runs, serve, train
+from esper_cli import compile, kernels, prove, runs, serve, train
 from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
@@ -31,6 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train", epilog=train.EPILOG)(train.train)
+app.command("prove", epilog=prove.EPILOG)(prove.prove)
 app.command("compile", epilog="Example: esper compile blueprints/ --shape features:128:256")(
     compile.compile_blueprints
 )

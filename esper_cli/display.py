@@ -74,7 +74,7 @@ class QuietDisplay:
         """What to print of an event; the journal has every refusal, people are told each reason once."""
         if event == "decision":
             outcome = fields["outcome"]
-            if outcome["status"] == "grafted":
+            if outcome["status"] != "refused":
                 self._refusals.clear()
             elif outcome["reason"] in self._refusals:
                 return None

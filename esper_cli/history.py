@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from esper.nissa.calibration import calibration
 from esper.nissa.run_records import Adaptation
 from esper.nissa.runs import RunView
 from esper_cli.report import grouped, print_adaptations, sizes
@@ -26,6 +27,7 @@ def print_history(view: RunView) -> None:
     for alike in grouped(view.adaptations):
         _print_decision(number, alike)
         number += len(alike)
+    print_lines(*_calibration_words(view))
     _print_seeds(view)
     if view.fault_counts:
         faults = ", ".join(f"{number} {kind}" for kind, number in view.fault_counts.items())
@@ -79,6 +81,25 @@ def _print_decision(number: int, alike: Sequence[Adaptation]) -> None:
         *([f"  evidence: {evidence}"] if evidence else []),
         *([f"  next best: {'; '.join(others)}"] if others else []),
     )
+
+
+def _calibration_words(view: RunView) -> list[str]:
+    """What was expected of the finished trials and what they brought; nothing when there are none."""
+    found = calibration(view.trials)
+    if found is None:
+        return []
+    trials = "1 finished trial" if found.trials == 1 else f"{found.trials} finished trials"
+    lines = [
+        "",
+        f"calibration over {trials}: expected impact {100 * found.expected:.2f} %, "
+        f"realised {100 * found.realised:.2f} %, mean error {100 * found.error:+.2f} points",
+    ]
+    if found.brier is not None and found.confidence is not None:
+        lines.append(
+            f"  confidence {found.confidence:.2f} on average, {found.kept / found.trials:.2f} were kept; "
+            f"Brier score {found.brier:.3f} (0 is perfect, one half always scores 0.250)"
+        )
+    return lines
 
 
 def _print_seeds(view: RunView) -> None:

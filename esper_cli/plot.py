@@ -46,7 +46,7 @@ def plot_run(view: RunView, path: Path) -> None:
         for adaptation in view.adaptations:
             if adaptation.performed and adaptation.trial is None:
                 axes.axvline(adaptation.epoch + 1, color=TRAIN, lw=1.2, ls=":", zorder=0)
-        _dress(axes)
+        dress(axes)
     above.set_ylabel("loss (nats)")
     _scale(above, [*held_out, *(epoch.loss for epoch in view.epochs)])
     below.set_ylabel("held-out accuracy")
@@ -62,7 +62,7 @@ def plot_run(view: RunView, path: Path) -> None:
         loc="upper right",
     )
     figure.align_ylabels()
-    _save(figure, path)
+    save(figure, path)
 
 
 def _scale(axes: Axes, losses: Sequence[float]) -> None:
@@ -107,7 +107,8 @@ def _legend(trials: Iterable[FieldReport]) -> list[Line2D]:
     return handles
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """The look of every plot: a faint grid, no box."""
     axes.grid(color=GRID, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -116,7 +117,8 @@ def _dress(axes: Axes) -> None:
     axes.margins(x=0.02, y=0.08)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write the PNG file ``path``, whole or not at all; StorageError when it cannot be."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     partial = path.with_suffix(".partial")

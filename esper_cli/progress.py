@@ -144,6 +144,8 @@ def _decision(fields: Mapping[str, Any]) -> str:
     seed = decision["parameters"].get("seed_idx")
     where = decision["target_component"] + (f" seed {seed}" if seed is not None else "")
     sure = f"confidence {decision['confidence']:.2f}"
+    if outcome["status"] == "grown":
+        return f"decision  {kind} at {where}, {sure}: {decision['reason']}; {outcome['reason']}"
     if outcome["status"] != "grafted":
         return f"decision  {kind} at {where}, {sure}: {decision['reason']}; refused: {outcome['reason']}"
     kernel = kernel_name(outcome["kernel_id"])

@@ -73,7 +73,7 @@ def adaptation_cells(adaptation: Adaptation, between: str) -> list[Text]:
     if between == "\n" and len(place) > LONGEST_PLACE:
         place = "…" + place[-LONGEST_PLACE + 1 :]
     where = [place, *([adaptation.kernel_id] if adaptation.kernel_id else [])]
-    verdict = trial.verdict if trial else ("on trial" if adaptation.performed else adaptation.status)
+    verdict = trial.verdict if trial else {"grafted": "on trial"}.get(adaptation.status, adaptation.status)
     why = str(decision.get("reason", ""))
     reason = trial.reason if trial else why if adaptation.performed else adaptation.reason or why
     arrow = " -> " if between != "\n" else "\n"

@@ -247,6 +247,9 @@ def export_run(
 
 
 def _as_data(view: RunView) -> dict[str, Any]:
+    from esper.nissa.calibration import calibration
+
+    found = calibration(view.trials)
     return {
         "run_id": view.run_id,
         "status": view.status.value,
@@ -263,6 +266,7 @@ def _as_data(view: RunView) -> dict[str, Any]:
         "adaptations": [{**asdict(item), "at": item.at.isoformat()} for item in view.adaptations],
         "transitions": [{**asdict(item), "at": item.at.isoformat()} for item in view.transitions],
         "trials": [asdict(report) for report in view.trials],
+        "calibration": None if found is None else asdict(found),
         "seeds": {layer: [asdict(seed) for seed in seeds] for layer, seeds in view.seeds.items()},
         "faults": dict(view.fault_counts),
         "cache": view.cache,

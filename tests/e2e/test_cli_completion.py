@@ -72,7 +72,7 @@ def test_bash_completes_commands_experiments_groups_keys_and_runs(complete) -> N
     assert key[0] == "tolaria.epochs="
     assert len(value) == 1
     assert value[0].isdigit()
-    assert chosen == ["seed=", "seed=5"]
+    assert chosen == ["seed=", "seeds=", "seed=5"]
     assert {"never", "plateau"} <= set(options)
     assert run == ["latest"]
 

@@ -21,12 +21,13 @@ COMMANDS = sorted(set(re.findall(r"`(esper [^`]+)`", README)))
 
 
 def runnable(command: str) -> list[str]:
-    """The command's arguments, made short: training stops after composing, a server after its help."""
+    """The command's arguments, made short: training stops after composing, what is long after its help."""
     arguments = shlex.split(command)[1:]
     if arguments[0] == "train":
         swept = [a for a in arguments if a != "-m" and "," not in a and "--resume" not in a and a != "latest"]
         return swept if "--cfg" in swept else [*swept, "--cfg", "job"]
-    return [*arguments, "--help"] if arguments[0] in ("serve-metrics", "--install-completion") else arguments
+    long = ("prove", "serve-metrics", "--install-completion")
+    return [*arguments, "--help"] if arguments[0] in long else arguments
 
 
 def test_it_opens_with_two_commands_that_set_themselves_up() -> None:

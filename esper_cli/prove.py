@@ -1,0 +1,83 @@
+"""``esper prove``: the grown network beside its controls, and a verdict that can go either way."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from esper.proof.report import arm_cells, difference_cells, label
+from esper_cli.completion import complete_overrides
+from esper_cli.interrupts import interrupts_held
+from esper_cli.terminal import duration, print_json, print_lines, table
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
+    from esper.assembly.proving import Job
+
+EPILOG = "Example: esper prove +experiment=smoke seeds=5"
+
+
+def prove(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OVERRIDES",
+            help="What differs from the defaults: +experiment=NAME, seeds=N, GROUP=OPTION, KEY=VALUE.",
+            autocompletion=complete_overrides,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the proof as JSON.")] = False,
+) -> None:
+    """Train the grown network and its static controls on paired seeds, and say which does better.
+
+    Controls are the small network, one as large as the grown one, and sizes between, each also at the FLOPs
+    that the grown one spent. All lands in experiments/NAME_proof/; given again, it goes on where it stopped.
+    """
+    with interrupts_held():
+        from esper.assembly.proving import PROOF_NAME, REPORT_NAME, Proof
+        from esper_cli.config import compose
+        from esper_cli.proof_plot import plot_proof
+
+    given = list(overrides or ())
+    proof = Proof(compose(given), compose, given)
+    try:
+        found = proof.run(Progress())
+    except KeyboardInterrupt:
+        command = shlex.join(["esper", "prove", *given])
+        typer.echo(
+            f"esper: interrupted; {len(proof.results)} finished runs are kept; go on with: {command}",
+            err=True,
+        )
+        raise
+    plot_proof(found, proof.folder / "plot.png")
+    files = [str(proof.folder / name) for name in (PROOF_NAME, REPORT_NAME, "plot.png")]
+    if as_json:
+        print_json({**found, "files": files})
+        return
+    _print(found)
+    print_lines(*(f"wrote {file}" for file in files))
+
+
+@dataclass
+class Progress:
+    """A line on stderr before each run."""
+
+    def __call__(self, job: Job, number: int, of: int, left: float | None) -> None:
+        """Say which run comes, and how long all are to take."""
+        time = f", about {duration(left)} left" if left is not None else ""
+        print_lines(f"run {number} of {of}: {label(job.arm)}, seed {job.seed}{time}", stderr=True)
+
+
+def _print(proof: Mapping[str, Any]) -> None:
+    costs = ("accuracy, %", "loss", "FLOPs", "seconds", "parameters")
+    arms = table(("arm", *costs), right=costs)
+    for cells in arm_cells(proof):
+        arms.add_row(*cells)
+    differences = table(("grown minus", "points", "95 % interval"), right=("points", "95 % interval"))
+    for cells in difference_cells(proof):
+        differences.add_row(*cells)
+    print_lines(arms, "", differences, "", *proof["verdict"], "")

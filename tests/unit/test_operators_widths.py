@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from kasmina_support import grow
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from esper.errors import GraftError
 from esper.kasmina import drain, observe, seeded_layers, wrap
@@ -365,3 +366,9 @@ def test_the_same_generator_gives_the_same_network() -> None:
         torch.randn(5)
     pairs = zip(models[0].parameters(), models[1].parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_tracing_leaves_no_hook_behind() -> None:
+    before = {name: dict(value) for name, value in vars(module).items() if name.startswith("_global_forward")}
+    find_widths(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.ones(2, 3))
+    assert before == {name: vars(module)[name] for name in before}

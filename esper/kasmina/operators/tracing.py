@@ -300,6 +300,8 @@ def _hooked(found: Trace) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+            # torch 2.13 leaves this entry behind, and then warns at each call of a compiled network.
+            hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)
 
 
 def _note_unseen(found: Trace, name: str, given: Any, output: Any) -> None:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class EsperError(Exception):
@@ -42,6 +42,17 @@ class EsperError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own calls the class with args alone, and more than one here takes others.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[EsperError], args: tuple[Any, ...], fields: dict[str, Any]) -> EsperError:
+    """The error that was pickled, in another process."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class ConfigError(EsperError):

@@ -15,7 +15,7 @@ from esper_cli.interrupts import interrupts_held
 from esper_cli.terminal import duration, print_json, print_lines, table
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
-    from esper.assembly.proving import Job
+    from esper.assembly.proving.jobs import Job
 
 EPILOG = "Example: esper prove +experiment=smoke seeds=5"
 
@@ -38,7 +38,8 @@ def prove(
     that the grown one spent. All lands in experiments/NAME_proof/; given again, it goes on where it stopped.
     """
     with interrupts_held():
-        from esper.assembly.proving import PROOF_NAME, REPORT_NAME, Proof
+        from esper.assembly.proving.folder import PROOF_NAME, REPORT_NAME
+        from esper.assembly.proving.proof import Proof
         from esper_cli.config import compose
         from esper_cli.proof_plot import plot_proof
 

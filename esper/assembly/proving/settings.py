@@ -1,0 +1,102 @@
+"""The configuration of a proof: what is checked, what is replaced for an arm, what a folder is bound to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from esper.assembly.proving.jobs import Compose, Job, Task
+from esper.errors import ConfigError
+
+_APART = {"seeds", "seed", "runs"}
+"""What may differ between calls over one folder; so may the next, of ``prove``."""
+_APART_OF_PROVE = {"folder", "jobs"}
+
+
+class Settings:
+    """What the user asked for. ``given`` are the overrides from which ``compose`` made ``cfg``.
+
+    Raises ConfigError for settings that no proof can be made of.
+    """
+
+    def __init__(self, cfg: DictConfig, compose: Compose, given: Sequence[str]) -> None:
+        _check(cfg)
+        self.cfg = cfg
+        self.given = tuple(given)
+        self.experiment: str = cfg.experiment or "run"
+        self.folder = Path(cfg.prove.folder or f"experiments/{self.experiment}_proof")
+        self.seeds = range(cfg.prove.first_seed, cfg.prove.first_seed + cfg.seeds)
+        self.width_key = _width_key(cfg)
+        self.digest = _digest(cfg)
+        self._compose = compose
+
+    def compose(self, overrides: Iterable[str]) -> DictConfig:
+        """The configuration as given, but for what ``overrides`` replace: a group with all its keys."""
+        return self._compose(list(self._combined(overrides)))
+
+    def task(self, job: Job) -> Task:
+        """``job`` with every override that its run has."""
+        root = self.folder / "runs"
+        own = (f"seed={job.seed}", f"runs={quoted(str(root))}", *job.overrides)
+        return Task(job, self._compose, self._combined((*self.cfg.prove.overrides, *own)), root)
+
+    def _combined(self, overrides: Iterable[str]) -> tuple[str, ...]:
+        last = {_key(override): override for override in overrides}
+        kept = (o for o in self.given if not any(_key(o) == r or _key(o).startswith(f"{r}.") for r in last))
+        return (*kept, *last.values())
+
+
+def quoted(text: str) -> str:
+    """``text`` as a value of Hydra's override grammar."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _check(cfg: DictConfig) -> None:
+    if cfg.mode != "growth":
+        raise ConfigError(f"mode must be growth, not {cfg.mode!r}", hint="leave mode out")
+    least = {"seeds": 2, "prove.first_seed": 0, "prove.width_step": 1, "prove.jobs": 1}
+    for key, bound in least.items():
+        value = OmegaConf.select(cfg, key)
+        if value < bound:
+            raise ConfigError(f"{key} must be at least {bound}, not {value}")
+
+
+def _width_key(cfg: DictConfig) -> str:
+    known = [key for key in (cfg.prove.width_key, "model.width", "model.dim") if key]
+    for key in known[:1] if cfg.prove.width_key else known:
+        section, _, name = key.rpartition(".")
+        if section and name in (OmegaConf.select(cfg, section) or ()):
+            return str(key)
+    raise ConfigError(
+        f"the configuration has no {' and no '.join(known)}",
+        hint="name what scales the network: prove.width_key=KEY",
+    )
+
+
+def _digest(cfg: DictConfig) -> str:
+    """SHA-256 of the configuration without what may differ between calls over one folder.
+
+    What is null is left out: a key that a later version adds, and nobody uses, changes nothing.
+    """
+    plain = OmegaConf.to_container(cfg)
+    assert isinstance(plain, dict)
+    kept = {key: value for key, value in plain.items() if key not in _APART}
+    kept["prove"] = {key: value for key, value in kept["prove"].items() if key not in _APART_OF_PROVE}
+    return hashlib.sha256(json.dumps(_without_null(kept), sort_keys=True).encode()).hexdigest()
+
+
+def _without_null(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    kept = {key: _without_null(value) for key, value in node.items()}
+    return {key: value for key, value in kept.items() if value is not None and value != {}}

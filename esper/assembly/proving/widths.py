@@ -1,0 +1,57 @@
+"""Static networks by their width: how large each is, and which is as large as a grown one."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from esper.assembly.network import build_data, build_model
+from esper.assembly.proving.settings import Settings
+from esper.data.splits import DataSplits
+from esper.errors import ConfigError
+
+MAX_WIDTH = 65_536
+
+
+class Widths:
+    """The static networks that ``settings`` describe, as ``prove.width_key`` and ``prove.static`` say."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._step: int = settings.cfg.prove.width_step
+        self._data: DataSplits | None = None
+
+    def static(self, width: int) -> tuple[str, ...]:
+        """The overrides of the static network of that width."""
+        return ("tamiyo=never", f"{self.settings.width_key}={width}", *self.settings.cfg.prove.static)
+
+    def holding(self, parameters: int) -> int:
+        """The smallest width whose static network has at least as many parameters; ConfigError if none."""
+        high = 1
+        while not self._holds(high, parameters):
+            high *= 2
+            if high * self._step > MAX_WIDTH:
+                key = self.settings.width_key
+                raise ConfigError(
+                    f"no {key} up to {MAX_WIDTH} gives a network of {parameters:,} parameters",
+                    hint="name what scales the network: prove.width_key=KEY",
+                )
+        low = high // 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._holds(middle, parameters) else (middle, high)
+        return high * self._step
+
+    def between(self, large: int, count: int) -> list[int]:
+        """Up to ``count`` distinct widths between the given network's and ``large``, in a geometric row."""
+        small = self.holding(self._parameters(self.settings.cfg))
+        row = (small * (large / small) ** (i / (count + 1)) for i in range(1, count + 1))
+        rounded = {self._step * round(width / self._step) for width in row}
+        return sorted(width for width in rounded if small < width < large)
+
+    def _holds(self, steps: int, parameters: int) -> bool:
+        return self._parameters(self.settings.compose(self.static(steps * self._step))) >= parameters
+
+    def _parameters(self, cfg: DictConfig) -> int:
+        if self._data is None:
+            self._data = build_data(self.settings.cfg)
+        return sum(p.numel() for p in build_model(cfg, self._data).parameters())

@@ -159,7 +159,8 @@ class GrowthReport:
     """A change of the host's own shape that was carried out: what, where, and what it did at its birth.
 
     ``sizes`` maps each width that grew to its (old, new) units; losses (nats) and accuracies are held-out
-    values of the same weights just before and just after.
+    values of the same weights just before and just after. Of a new block, ``like`` says how it was made
+    ("residual" or "copy") and ``hidden`` how many features it has inside, where that was chosen.
     """
 
     epoch: int
@@ -171,6 +172,8 @@ class GrowthReport:
     loss_after: float
     accuracy_before: float
     accuracy_after: float
+    like: str = ""
+    hidden: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +215,11 @@ class AdaptationDecision:
 
     ``parameters`` of an ``add_seed`` decision: ``seed_idx``, ``alpha_blend``, ``site``, ``blend``, ``tags``
     and, if there are kernels that are not to be tried again, ``avoid``; ``kernel_id`` is filled in once the
-    orchestrator has picked one. Of a ``modify_architecture`` decision: ``operator`` and, to widen, ``sizes``
-    (width to units). ``confidence`` is a probability; ``expected_impact`` the expected fall of the
-    held-out loss as a share of it. ``evidence`` holds the numbers behind the decision, ``alternatives`` the
-    other candidates with their scores, best first.
+    orchestrator has picked one. Of a ``modify_architecture`` decision: ``operator``; to ``widen``, ``sizes``
+    (width to units); to ``deepen``, ``target`` (the module that a block follows), ``like`` and ``hidden``, as
+    ``esper.kasmina.operators.deepen`` takes them. ``confidence`` is a probability; ``expected_impact`` the
+    expected fall of the held-out loss as a share of it. ``evidence`` holds the numbers behind the decision,
+    ``alternatives`` the other candidates with their scores, best first.
     """
 
     adaptation_type: Literal["add_seed", "remove_seed", "modify_architecture"]

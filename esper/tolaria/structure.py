@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.errors import GraftError
-from esper.kasmina.operators import Growth, carry, find_widths, replay, uncarry, widen
+from esper.kasmina.operators import Growth, carry, deepen, find_widths, replay, uncarry, widen
 from esper.messages import AdaptationDecision, GrowthReport, WidthMetrics
 from esper.tolaria.evaluation import Evaluation, HeldOut
 from esper.tolaria.events import Recorder
@@ -20,9 +20,35 @@ from esper.tolaria.trial import Outcome
 BIRTH_TOLERANCE = 1e-3
 """Nats by which one held-out sample's loss may differ at birth: rounding, of sums in another order."""
 
+Operator = Callable[[nn.Module, Mapping[str, Any], Tensor, torch.Generator], Growth]
+"""Grows a model in place as the ``parameters`` of a decision say; GraftError when it cannot."""
+
+
+def _widen(
+    model: nn.Module, wanted: Mapping[str, Any], example: Tensor, generator: torch.Generator
+) -> Growth:
+    return widen(model, _needed(wanted, "sizes"), example=example, generator=generator)
+
+
+def _deepen(
+    model: nn.Module, wanted: Mapping[str, Any], example: Tensor, generator: torch.Generator
+) -> Growth:
+    made = {"like": wanted.get("like", "residual"), "hidden": wanted.get("hidden")}
+    return deepen(model, _needed(wanted, "target"), example=example, generator=generator, **made)
+
+
+def _needed(wanted: Mapping[str, Any], name: str) -> Any:
+    if name not in wanted:
+        raise GraftError(f"a decision to {wanted['operator']} needs the parameter {name!r}")
+    return wanted[name]
+
+
+OPERATORS: Mapping[str, Operator] = {"widen": _widen, "deepen": _deepen}
+"""The ``operator`` of a ``modify_architecture`` decision, and what carries it out."""
+
 
 class Structure:
-    """Widens the host, and the optimizer's state with it.
+    """Grows the host's own shape, and the optimizer's state with it.
 
     ``example`` is a small batch of inputs that the network is traced with, ``seed`` fixes the weights of new
     units. ``version`` grows with each change.
@@ -57,14 +83,16 @@ class Structure:
         }
 
     def apply(self, decision: AdaptationDecision, epoch: int) -> Outcome:
-        """Widen as ``decision`` says; what cannot grow, or would change the function, is refused."""
+        """Grow as ``decision`` says; what cannot grow, or would change the function, is refused."""
         wanted = decision.parameters
-        if wanted.get("operator") != "widen":
-            return Outcome("refused", f"no operator is called {wanted.get('operator')!r}; there is: widen")
+        operator = OPERATORS.get(wanted.get("operator", ""))
+        if operator is None:
+            known = ", ".join(OPERATORS)
+            return Outcome("refused", f"no operator is called {wanted.get('operator')!r}; there are: {known}")
         before = self.held_out.evaluate()
-        sizes = {name: width.size for name, width in find_widths(self.model, self.example).items()}
+        sizes = self._sizes() if "sizes" in wanted else {}
         try:
-            growth = widen(self.model, wanted["sizes"], example=self.example, generator=self._generator())
+            growth = operator(self.model, wanted, self.example, self._generator())
             self._carry(growth)
         except GraftError as error:
             return Outcome("refused", str(error))
@@ -73,13 +101,13 @@ class Structure:
         if not changed <= BIRTH_TOLERANCE:
             uncarry(self.optimizer, growth)
             growth.undo()
-            return Outcome(
-                "refused", f"widening changed a held-out loss by {changed:.2g} nats; it was undone"
-            )
-        grown = {name: (sizes[name], units) for name, units in wanted["sizes"].items()}
-        self._keep(growth, grown, epoch, before, after)
-        widths = ", ".join(f"{name} {old}->{new}" for name, (old, new) in grown.items())
-        return Outcome("grown", f"{widths}; held-out losses moved by at most {changed:.1g} nats")
+            moved = f"{growth.operator} changed a held-out loss by {changed:.2g} nats"
+            return Outcome("refused", f"{moved}; it was undone")
+        report = self._keep(growth, sizes, epoch, before, after)
+        return Outcome("grown", f"{_words(report)}; held-out losses moved by at most {changed:.1g} nats")
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: width.size for name, width in find_widths(self.model, self.example).items()}
 
     def _carry(self, growth: Growth) -> None:
         try:
@@ -91,26 +119,29 @@ class Structure:
     def _keep(
         self,
         growth: Growth,
-        sizes: Mapping[str, tuple[int, int]],
+        sizes: Mapping[str, int],
         epoch: int,
         before: Evaluation,
         after: Evaluation,
-    ) -> None:
+    ) -> GrowthReport:
         self.version += 1
         self.records.append(growth.record)
         report = GrowthReport(
             epoch=epoch,
             operator=growth.operator,
             target=growth.target,
-            sizes=sizes,
+            sizes={name: (sizes[name], new) for name, new in growth.record.get("sizes", {}).items()},
             parameters=growth.parameters_added,
             loss_before=before.loss,
             loss_after=after.loss,
             accuracy_before=before.accuracy,
             accuracy_after=after.accuracy,
+            like=growth.record.get("like", ""),
+            hidden=growth.record.get("hidden"),
         )
         self.reports.append(report)
         self.recorder.emit("growth", report=asdict(report))
+        return report
 
     def _generator(self) -> torch.Generator:
         """Of the run's seed and the number of growths, whatever else drew from other generators."""
@@ -126,11 +157,12 @@ class Structure:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Grow the fresh host as ``state`` says; its values are to be loaded afterwards.
+        """Grow the fresh host and the optimizer's groups as ``state`` says; values are loaded afterwards.
 
         Raises GraftError when the host is not the one that grew.
         """
-        regrow(self.model, state, self.example)
+        for record in state["records"]:
+            carry(self.optimizer, replay(self.model, record, example=self.example))
         self.records = list(state["records"])
         self.reports = [_report_from(report) for report in state["reports"]]
         self.version += 1
@@ -142,6 +174,15 @@ def regrow(model: nn.Module, state: Mapping[str, Any], example: Tensor) -> None:
         replay(model, record, example=example)
 
 
+def _words(report: GrowthReport) -> str:
+    """What grew, for people."""
+    if report.sizes:
+        return ", ".join(f"{name} {old}->{new}" for name, (old, new) in report.sizes.items())
+    kind = "a copy" if report.like == "copy" else f"a residual block of {report.hidden} hidden features"
+    return f"{report.target} is followed by {kind}, {report.parameters:,} parameters"
+
+
 def _report_from(state: Mapping[str, Any]) -> GrowthReport:
+    """The report whose ``asdict`` is ``state``; one of before there were new blocks has no word of them."""
     sizes = {name: (old, new) for name, (old, new) in state["sizes"].items()}
     return GrowthReport(**{**state, "sizes": sizes})

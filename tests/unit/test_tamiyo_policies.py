@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from esper.messages import (
     EpochRecord,
     FieldReport,
+    GrowthReport,
     HealthSignal,
     LayerMetrics,
     Refusal,
@@ -23,6 +24,7 @@ from esper.messages import (
     SystemStatePacket,
 )
 from esper.tamiyo.bandit import ThompsonBandit
+from esper.tamiyo.deepen_on_schedule import DeepenOnSchedule
 from esper.tamiyo.grow_on_plateau import GrowOnPlateau
 from esper.tamiyo.grow_on_schedule import GrowOnSchedule
 from esper.tamiyo.plateau import PlateauDetector
@@ -268,6 +270,72 @@ def test_other_settings_out_of_bounds_are_refused() -> None:
 def test_families_that_cannot_compete_are_refused(families: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ThompsonBandit(plateau(), families)
+
+
+def block(epoch: int, target: str) -> GrowthReport:
+    return GrowthReport(epoch, "deepen", target, {}, 10, 0.5, 0.5, 0.8, 0.8, "residual", 4)
+
+
+def lived(policy: DeepenOnSchedule, refused: tuple[str, ...] = (), epochs: int = 20) -> list[tuple[int, str]]:
+    """Epochs and targets of the decisions of a run in which blocks after ``refused`` are refused."""
+    growths: tuple[GrowthReport, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    decided = []
+    for epoch in range(epochs):
+        decision = policy.decide(replace(packet(epoch, epochs), growths=growths, refusals=refusals))
+        if decision is None:
+            continue
+        target = decision.target_component
+        assert decision.adaptation_type == "modify_architecture"
+        assert decision.parameters["target"] == target
+        decided.append((epoch, target))
+        if target in refused:
+            refusals += (Refusal(epoch, target, -1, "no"),)
+        else:
+            growths += (block(epoch, target),)
+    return decided
+
+
+def test_a_block_at_each_share_after_each_target_in_turn() -> None:
+    policy = DeepenOnSchedule([0.5, 0.2, 0.5], ["x", "y"])
+    assert lived(policy) == [(3, "x"), (9, "y"), (10, "x")]
+    assert lived(policy, refused=("x",)) == [(3, "x"), (9, "y"), (10, "x")]  # a refusal is a turn, too
+
+
+def test_without_targets_the_wrapped_layers_have_their_turns() -> None:
+    policy = DeepenOnSchedule([0.2, 0.5, 0.7])
+    assert lived(policy) == [(3, "a"), (9, "b"), (13, "a")]
+    assert policy.decide(replace(packet(), layer_metrics={})) is None
+
+
+def test_a_decision_to_deepen_is_pure_and_says_what_and_why() -> None:
+    policy = DeepenOnSchedule([0.2], ["x"], hidden=4)
+    decision = policy.decide(packet())
+    assert decision == policy.decide(packet()) == DeepenOnSchedule([0.2], ["x"], hidden=4).decide(packet())
+    assert decision is not None
+    assert decision.parameters == {"operator": "deepen", "target": "x", "like": "residual", "hidden": 4}
+    assert "residual block after x at 20% of the run" in decision.reason
+    assert decision.evidence["due_at"] == 0.2
+    assert not policy.needs_kernels
+    assert not policy.needs_widths
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"at": [1.0]}, "at must be shares"),
+        ({"at": []}, "at must be shares"),
+        ({"targets": "blocks"}, "targets must be a list of names"),
+        ({"targets": [""]}, "targets must be a list of names"),
+        ({"targets": [1]}, "targets must be a list of names"),
+        ({"like": "mirror"}, "like is one of residual, copy, not 'mirror'"),
+        ({"hidden": 0}, "hidden is a number of at least 1"),
+        ({"hidden": 4, "like": "copy"}, "of like=residual only"),
+    ],
+)
+def test_settings_that_no_block_can_be_made_of_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        DeepenOnSchedule(**{"at": [0.5], **settings})
 
 
 def test_a_packet_has_no_field_of_the_test_split() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +61,11 @@ def deepen(
 
     Raises:
         GraftError: there is no such module, the example does not run through it, its output is not one
-            tensor of these layouts, no copy is the identity, or the network cannot call a block there. The
-            model is bit for bit as it was then.
+            tensor of these layouts, no copy is the identity, the network cannot call a block there, or
+            ``like`` is another word. The model is bit for bit as it was then.
     """
+    if like not in get_args(Like):
+        raise GraftError(f"{target}: no block is like {like!r}", hint=f"one of: {', '.join(get_args(Like))}")
     place = find_place(model, target)
     if like == "copy" and isinstance(place.module, nn.Sequential) and len(place.module):
         target = f"{target}.{next(reversed(place.module._modules))}"

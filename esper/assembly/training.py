@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -16,18 +17,21 @@ from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
 from esper.assembly.network import build_data, build_host, device_of, slots
 from esper.assembly.storage import build_library
 from esper.blueprint import Blueprint
+from esper.data.splits import DataSplits
 from esper.errors import ConfigError, StorageError
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.runs import RunStore
 from esper.tezzeret.builder import build
+from esper.tezzeret.pipeline import Pipeline
 from esper.tolaria.checkpoint import Checkpoints, write_atomically
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Listener, Recorder
 from esper.tolaria.export import ExportReport, export_network
-from esper.tolaria.orchestrator import SeedOrchestrator, restore_trials
+from esper.tolaria.orchestrator import SeedOrchestrator
+from esper.tolaria.restoring import generators_kept, load_start, restore_model, restore_training
 from esper.tolaria.rng import seed_everything
 from esper.tolaria.run import Run, RunInfo
-from esper.tolaria.structure import Structure, regrow
+from esper.tolaria.structure import Structure
 from esper.tolaria.trainer import Trainer, TrainerSettings
 from esper.tolaria.trial import TrialPlan
 
@@ -40,16 +44,20 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     """
     _check_bounds(cfg)
     data = build_data(cfg).to(device_of(cfg))
+    pipeline = build_pipeline(cfg)
+    # A checkpoint of a run has what the run started from.
+    start = load_start(Path(str(cfg.tolaria.start))) if cfg.tolaria.start and not resume else None
+    fitted = _started(cfg, data, start, pipeline) if start else None
     seed_everything(cfg.seed)
     model = build_host(cfg, data)
     policy, schedule = configured(cfg, "tamiyo"), configured(cfg, "tolaria.schedule")
     batches = data.batches(cfg.tolaria.batch_size, cfg.seed, **settings(cfg, "tolaria.augment"))
     held_out = HeldOut(model, data.held_out.x, data.held_out.y)
-    optimizer, pipeline = _optimizer(cfg, model), build_pipeline(cfg)
+    optimizer = _optimizer(cfg, model)
     with ExitStack() as opened:
         library = opened.enter_context(build_library(cfg))
         if policy.needs_kernels:
-            fill_library(cfg, library, pipeline, slots(model), listeners)
+            fill_library(cfg, library, pipeline, slots(model if fitted is None else fitted), listeners)
         folder = RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
         recorder = Recorder(opened.enter_context(Journal(folder / JOURNAL_NAME)), listeners)
@@ -79,11 +87,25 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
             recorder=recorder,
             settings=_trainer_settings(cfg),
         )
+        if start is not None:
+            with generators_kept():
+                restore_training(trainer.structure, orchestrator, start, hint=_start_hint(cfg))
         run = Run(info, trainer, data.test)
         if resume:
             run.restore()
         opened.pop_all()  # the run closes them when it ends
     return run
+
+
+def _started(cfg: DictConfig, data: DataSplits, start: Mapping[str, Any], pipeline: Pipeline) -> nn.Module:
+    """The host that ``start`` makes: what does not fit is said before there is a folder."""
+    model = build_host(cfg, data)
+    restore_model(model, start, data.train.x[:2], rebuilder(pipeline), hint=_start_hint(cfg))
+    return model
+
+
+def _start_hint(cfg: DictConfig) -> str:
+    return f"tolaria.start={cfg.tolaria.start} needs the model and the seeded layers of that run"
 
 
 def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
@@ -94,9 +116,13 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
     data = build_data(cfg)
     model = build_host(cfg, data)
     state = Checkpoints(run / "checkpoints").load()
-    regrow(model, state["structure"], data.train.x[:2])
-    trials = restore_trials(model, state["growth"], rebuilder(build_pipeline(cfg)))
-    model.load_state_dict(state["model"])
+    trials = restore_model(
+        model,
+        state,
+        data.train.x[:2],
+        rebuilder(build_pipeline(cfg)),
+        hint="export with the model and the seeded layers that the run had",
+    )
     kernels = {
         key: build(Blueprint.model_validate_json(trial.blueprint), trial.slot)
         for key, trial in trials.items()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from esper.data.batches import Batches
 from esper.data.losses import mean_loss
-from esper.errors import CheckpointError, GraftError
+from esper.errors import ConfigError
 from esper.kasmina import drain, observe
 from esper.messages import AdaptationDecision, EpochRecord, Refusal, SystemStatePacket, WidthMetrics
 from esper.tamiyo.policy import Policy
@@ -22,6 +22,7 @@ from esper.tolaria.evaluation import Flops, HeldOut, count_flops
 from esper.tolaria.events import Recorder
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.recovery import Recovery
+from esper.tolaria.restoring import restore_training
 from esper.tolaria.rng import rng_state, set_rng_state
 from esper.tolaria.schedule import HoldThenCosine
 from esper.tolaria.structure import Structure
@@ -33,9 +34,9 @@ class TrainerSettings:
     """``observe_every``: health is gathered on one step in so many; ``max_grad_norm`` None does not clip.
     The host and each kernel are clipped apart, so that a kernel in isolation leaves the host's step alone.
 
-    ``autocast`` runs the forward pass in bfloat16 where torch deems it safe. With ``flops`` the run ends at
-    the first step after which one more held-out evaluation uses up that many, ``epochs`` does not count, and
-    the learning rate follows the share of the FLOPs that is spent.
+    ``autocast`` runs the forward pass in bfloat16 where torch deems it safe. With ``flops`` the run ends
+    before the step that, with the held-out evaluation after it, would take more than that many; ``epochs``
+    does not count, and the learning rate follows the share of the FLOPs that is spent.
     """
 
     epochs: int
@@ -95,10 +96,17 @@ class Trainer:
     def fit(self) -> None:
         """Train until the last epoch is done.
 
-        Raises Instability when training diverged, StorageError when nothing can be written any more; whatever
-        ends it, the newest checkpoint is that of the last epoch that was done.
+        Raises Instability when training diverged, StorageError when nothing can be written any more, and
+        ConfigError when the FLOPs do not suffice for a step; whatever ends it, the newest checkpoint is that
+        of the last epoch that was done.
         """
         if self.progress.epochs_done == 0:
+            if self.finished:
+                least = self._first_step() + self._evaluation_flops()
+                raise ConfigError(
+                    f"tolaria.flops={self.settings.flops:g} do not suffice for one step and an evaluation",
+                    hint=f"give at least {least:g}",
+                )
             self._save()
         while not self.finished:
             packet = self.run_epoch(self.progress.epochs_done)
@@ -111,10 +119,10 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last epoch is done, or the FLOPs are spent."""
+        """Whether the last epoch is done, or the FLOPs do not suffice for one more step."""
         if self.settings.flops is None:
             return self.progress.epochs_done >= self.settings.epochs
-        return self._spent() >= 1
+        return self._overspends(self._first_step())
 
     @property
     def total_epochs(self) -> int:
@@ -122,13 +130,17 @@ class Trainer:
         if self.settings.flops is None:
             return self.settings.epochs
         epoch = len(self.batches.y) * self.flops().training + self._evaluation_flops()
-        left = max(self.settings.flops * (1 - self._spent()), 0.0)
+        left = 0.0 if self.finished else self.settings.flops - self.progress.flops
         return max(len(self.progress.history) + math.ceil(left / epoch), 1)
 
-    def _spent(self) -> float:
-        """The share of the budget that is gone when one more held-out evaluation ends the run."""
-        assert self.settings.flops is not None
-        return (self.progress.flops + self._evaluation_flops()) / self.settings.flops
+    def _overspends(self, step: float) -> bool:
+        """Whether a step of that many FLOPs, and an evaluation after it, do not fit into the budget."""
+        budget = self.settings.flops
+        return budget is not None and self.progress.flops + step + self._evaluation_flops() > budget
+
+    def _first_step(self) -> float:
+        """FLOPs of the first step of an epoch."""
+        return min(self.batches.batch_size, len(self.batches.y)) * self.flops().training
 
     def _evaluation_flops(self) -> float:
         return len(self.held_out.y) * self.flops().forward
@@ -137,7 +149,9 @@ class Trainer:
         """The share of the run that is done before ``step`` of ``epoch``, in [0, 1]."""
         if self.settings.flops is None:
             return (epoch + step / len(self.batches)) / self.settings.epochs
-        return min(self._spent(), 1.0)
+        if self.finished:
+            return 1.0
+        return (self.progress.flops + self._evaluation_flops()) / self.settings.flops
 
     def run_epoch(self, epoch: int) -> SystemStatePacket:
         """Train one epoch, judge the trials that are due, and measure what a policy may know."""
@@ -170,11 +184,12 @@ class Trainer:
         total, before = torch.zeros((), device=self.batches.y.device), self.progress.samples
         steps = len(self.batches)
         for step, (x, y) in enumerate(self.batches.epoch(epoch)):
-            done = self._done(epoch, step)
-            if done >= 1:
+            cost = len(y) * self.flops().training  # may run the model, so unobserved
+            if step and self._overspends(cost):
                 break
+            done = self._done(epoch, step)
+            self.progress.flops += cost
             watched = step % self.settings.observe_every == 0
-            self.progress.flops += len(y) * self.flops().training  # may run the model, so unobserved
             observe(self.model, watched)
             self.schedule.apply(self.optimizer, done)
             loss = self._step(x, y)
@@ -287,16 +302,12 @@ class Trainer:
         progress["history"] = tuple(EpochRecord(**record) for record in progress["history"])
         progress["refusals"] = tuple(Refusal(**record) for record in progress["refusals"])
         self.progress = Progress(**progress)
-        try:
-            self.structure.restore(state["structure"])
-            self.orchestrator.restore(state["growth"])
-            self.model.load_state_dict(state["model"])
-        except (GraftError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise CheckpointError(
-                f"the checkpoint does not fit this network: {reason}",
-                hint="resume with the model and the seeded layers that the run began with",
-            ) from error
+        restore_training(
+            self.structure,
+            self.orchestrator,
+            state,
+            hint="resume with the model and the seeded layers that the run began with",
+        )
         configured = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**configured, "state": state["optimizer"]["state"]})
         set_rng_state(state["rng"])

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
-from esper.proof.report import label
+from esper.proof.growth import label
 from esper_cli.plot import dress, save
 from esper_cli.terminal import count
 

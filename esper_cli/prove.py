@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esper.proof.report import arm_cells, difference_cells, label
+from esper.proof.report import FLOPS, arm_cells, difference_cells, label
 from esper_cli.completion import complete_overrides
 from esper_cli.interrupts import interrupts_held
 from esper_cli.terminal import duration, print_json, print_lines, table
@@ -17,7 +17,9 @@ from esper_cli.terminal import duration, print_json, print_lines, table
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
     from esper.assembly.proving.jobs import Job
 
-EPILOG = "Example: esper prove +experiment=smoke seeds=5"
+EPILOG = """Examples: esper prove +experiment=smoke seeds=5
+
+esper prove +experiment=resnet tamiyo=widen mode=rescue prove.rescue.learning_rate=0.03 prove.jobs=2"""
 
 
 def prove(
@@ -35,18 +37,23 @@ def prove(
     """Train the grown network and its static controls on paired seeds, and say which does better.
 
     Controls are the small network, one as large as the grown one, and sizes between, each also at the FLOPs
-    that the grown one spent. All lands in experiments/NAME_proof/; given again, it goes on where it stopped.
+    that the grown one spent. With mode=rescue a network is trained to its end first; then it is grown, and
+    beside that, for the same further FLOPs, trained on, and a larger one started from scratch.
+
+    All lands in experiments/NAME_proof/ or experiments/NAME_rescue/; given again, it goes on where it
+    stopped. prove.jobs=N trains N runs at once.
     """
     with interrupts_held():
         from esper.assembly.proving.folder import PROOF_NAME, REPORT_NAME
         from esper.assembly.proving.proof import Proof
         from esper_cli.config import compose
         from esper_cli.proof_plot import plot_proof
+        from esper_cli.rescue_plot import plot_rescue
 
     given = list(overrides or ())
     proof = Proof(compose(given), compose, given)
     try:
-        found = proof.run(Progress())
+        found = proof.run(Progress(proof.settings.cfg.mode))
     except KeyboardInterrupt:
         command = shlex.join(["esper", "prove", *given])
         typer.echo(
@@ -54,7 +61,8 @@ def prove(
             err=True,
         )
         raise
-    plot_proof(found, proof.folder / "plot.png")
+    plot = plot_rescue if found["mode"] == "rescue" else plot_proof
+    plot(found, proof.folder / "plot.png")
     files = [str(proof.folder / name) for name in (PROOF_NAME, REPORT_NAME, "plot.png")]
     if as_json:
         print_json({**found, "files": files})
@@ -65,16 +73,18 @@ def prove(
 
 @dataclass
 class Progress:
-    """A line on stderr before each run."""
+    """A line on stderr before each run of a proof in ``mode``."""
+
+    mode: str
 
     def __call__(self, job: Job, number: int, of: int, left: float | None) -> None:
         """Say which run comes, and how long all are to take."""
         time = f", about {duration(left)} left" if left is not None else ""
-        print_lines(f"run {number} of {of}: {label(job.arm)}, seed {job.seed}{time}", stderr=True)
+        print_lines(f"run {number} of {of}: {label(job.arm, self.mode)}, seed {job.seed}{time}", stderr=True)
 
 
 def _print(proof: Mapping[str, Any]) -> None:
-    costs = ("accuracy, %", "loss", "FLOPs", "seconds", "parameters")
+    costs = ("accuracy, %", "loss", FLOPS[proof["mode"]], "seconds", "parameters")
     arms = table(("arm", *costs), right=costs)
     for cells in arm_cells(proof):
         arms.add_row(*cells)

@@ -1,6 +1,8 @@
 import pytest
 
-from esper.proof.report import Result, analyse, markdown
+from esper.proof.growth import analyse
+from esper.proof.report import markdown
+from esper.proof.results import Result
 
 
 def result(arm, seed, accuracy):
@@ -48,6 +50,7 @@ def test_the_report_holds_every_arm_the_verdict_and_the_command():
     found = analyse(results(grown=[84.0, 85.1, 85.9], small_flops=[85.0, 86.0, 87.0], **BASE))
     more = {
         "experiment": "e",
+        "mode": "growth",
         "seeds": [0, 2],
         "command": "esper prove +experiment=e",
         "versions": {"torch": "2"},

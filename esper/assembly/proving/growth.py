@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from esper.assembly.proving.jobs import Job
 from esper.assembly.proving.settings import Settings
 from esper.assembly.proving.widths import Widths
-from esper.proof.report import Result
+from esper.proof.results import Result
 
 SWEEP = 5
 """Widths between the small network and the large one."""
@@ -22,7 +22,7 @@ class GrowthArms:
 
     @property
     def policies(self) -> list[str]:
-        """Overrides that the controls need; what cannot be composed is then said before hours are spent."""
+        """Overrides that the arms need; what cannot be composed is said before hours are spent."""
         random = self.settings.cfg.prove.random
         return ["tamiyo=never", *([f"tamiyo={random}"] if random else [])]
 

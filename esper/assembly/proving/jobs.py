@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import connection
 from pathlib import Path
@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from esper.assembly.training import build_training
 from esper.errors import RunError
 from esper.nissa.runs import RunStore
-from esper.proof.report import Result
+from esper.proof.results import Result
 
 Compose = Callable[[list[str]], DictConfig]
 """From overrides to a checked configuration; raises ConfigError. Picklable, for more than one process."""
@@ -33,22 +33,30 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run to be made: ``overrides`` are those of its arm; ``width`` where it is asked for by width."""
+    """One run to be made: ``overrides`` are those of its arm; ``width`` where it is asked for by width.
+
+    It starts from the network of the job ``start``, which says where that is and not what this one is.
+    """
 
     arm: str
     seed: int
     overrides: tuple[str, ...]
     width: int | None = None
+    start: Job | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A job with all that training it takes: every override, and the folder that its run goes into."""
+    """A job with all that training it takes: every override, and the folder that its run goes into.
+
+    With ``curve`` its result has the accuracy after each epoch.
+    """
 
     job: Job
     compose: Compose
     overrides: tuple[str, ...]
     root: Path
+    curve: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +86,7 @@ def train(task: Task) -> Finished:
         parameters=summary["end"]["parameters"],
         width=task.job.width,
         adapted_at=tuple(epochs / summary["epochs"] for epochs in adapted),
+        curve=tuple((epoch.training_flops, epoch.accuracy) for epoch in view.epochs) if task.curve else (),
     )
     return Finished(task.job, result, time.perf_counter() - began)
 

@@ -15,8 +15,11 @@ from omegaconf import DictConfig
 from esper.assembly.proving.folder import ProofFolder
 from esper.assembly.proving.growth import GrowthArms
 from esper.assembly.proving.jobs import Compose, Job, Task, Workers
+from esper.assembly.proving.rescue import RescueArms
 from esper.assembly.proving.settings import Settings
-from esper.proof.report import Result, analyse, markdown
+from esper.proof import growth, rescue
+from esper.proof.report import markdown
+from esper.proof.results import Result
 
 Watcher = Callable[[Job, int, int, float | None], None]
 """Told each job before it starts: its number from 1, of how many, and the seconds left if known."""
@@ -33,7 +36,9 @@ class Proof:
 
     def __init__(self, cfg: DictConfig, compose: Compose, given: Sequence[str]) -> None:
         self.settings = Settings(cfg, compose, given)
-        self.arms = GrowthArms(self.settings)
+        rescued = cfg.mode == "rescue"
+        self.arms = RescueArms(self.settings) if rescued else GrowthArms(self.settings)
+        self._analyse = rescue.analyse if rescued else growth.analyse
         self._files = ProofFolder(self.settings.folder, self.settings.digest)
         self.results = self._files.load()
         self._walls: list[float] = []  # seconds of the runs of this call, compiling included
@@ -67,7 +72,7 @@ class Proof:
             if job not in self.results:
                 left = sum(other not in self.results for other in jobs) + after
                 watch(job, number, len(jobs) + after, self._seconds(left))
-                yield self.settings.task(job)
+                yield self.settings.task(job, self.results[job.start].run if job.start else None)
 
     def _seconds(self, runs: int) -> float | None:
         """About how long ``runs`` more take; what is under way counts as not begun."""
@@ -80,6 +85,7 @@ class Proof:
     def _write(self, results: Sequence[Result]) -> dict[str, Any]:
         proof = {
             "experiment": self.settings.experiment,
+            "mode": self.settings.cfg.mode,
             "command": shlex.join(["esper", "prove", *self.settings.given]),
             "overrides": list(self.settings.given),
             "configuration": self.settings.digest,
@@ -89,7 +95,7 @@ class Proof:
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
-            **analyse(results),
+            **self._analyse(results),
             "runs": [result.to_json() for result in results],
         }
         self._files.write(proof, markdown(proof))

@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from esper.assembly.proving.jobs import Compose, Job, Task
 from esper.errors import ConfigError
 
+MODES = {"growth": "proof", "rescue": "rescue"}
+"""What ``mode`` may be, and how the folder of such a proof ends."""
+
 _APART = {"seeds", "seed", "runs"}
 """What may differ between calls over one folder; so may the next, of ``prove``."""
 _APART_OF_PROVE = {"folder", "jobs"}
@@ -29,7 +32,7 @@ class Settings:
         self.cfg = cfg
         self.given = tuple(given)
         self.experiment: str = cfg.experiment or "run"
-        self.folder = Path(cfg.prove.folder or f"experiments/{self.experiment}_proof")
+        self.folder = Path(cfg.prove.folder or f"experiments/{self.experiment}_{MODES[cfg.mode]}")
         self.seeds = range(cfg.prove.first_seed, cfg.prove.first_seed + cfg.seeds)
         self.width_key = _width_key(cfg)
         self.digest = _digest(cfg)
@@ -39,11 +42,14 @@ class Settings:
         """The configuration as given, but for what ``overrides`` replace: a group with all its keys."""
         return self._compose(list(self._combined(overrides)))
 
-    def task(self, job: Job) -> Task:
-        """``job`` with every override that its run has."""
+    def task(self, job: Job, start: str | None) -> Task:
+        """``job`` with every override that its run has; ``start`` is a run's folder below the proof's."""
         root = self.folder / "runs"
-        own = (f"seed={job.seed}", f"runs={quoted(str(root))}", *job.overrides)
-        return Task(job, self._compose, self._combined((*self.cfg.prove.overrides, *own)), root)
+        own = [f"seed={job.seed}", f"runs={quoted(str(root))}", *job.overrides]
+        if start is not None:
+            own.append(f"tolaria.start={quoted(str(self.folder / start))}")
+        overrides = self._combined((*self.cfg.prove.overrides, *own))
+        return Task(job, self._compose, overrides, root, curve=self.cfg.mode == "rescue")
 
     def _combined(self, overrides: Iterable[str]) -> tuple[str, ...]:
         last = {_key(override): override for override in overrides}
@@ -62,8 +68,21 @@ def _key(override: str) -> str:
 
 
 def _check(cfg: DictConfig) -> None:
-    if cfg.mode != "growth":
-        raise ConfigError(f"mode must be growth, not {cfg.mode!r}", hint="leave mode out")
+    if cfg.mode not in MODES:
+        raise ConfigError(
+            f"mode must be {' or '.join(MODES)}, not {cfg.mode!r}", hint="see: esper prove --help"
+        )
+    if cfg.tolaria.start:
+        raise ConfigError(
+            "tolaria.start has no meaning here: every run of a proof starts as its arm says",
+            hint="leave it out; mode=rescue trains the network that it starts from",
+        )
+    for key, whole in (("epochs", True), ("learning_rate", False)):
+        value = cfg.prove.rescue[key]
+        fits = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if value is not None and not (fits and value > 0):
+            kind = "whole number" if whole else "number"
+            raise ConfigError(f"prove.rescue.{key} must be null or a {kind} above 0, not {value!r}")
     least = {"seeds": 2, "prove.first_seed": 0, "prove.width_step": 1, "prove.jobs": 1}
     for key, bound in least.items():
         value = OmegaConf.select(cfg, key)

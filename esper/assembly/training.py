@@ -27,6 +27,7 @@ from esper.tolaria.checkpoint import Checkpoints, write_atomically
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Listener, Recorder
 from esper.tolaria.export import ExportReport, export_network
+from esper.tolaria.kernel_start import SteepestStart
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.restoring import generators_kept, load_start, restore_model, restore_training
 from esper.tolaria.rng import seed_everything
@@ -70,6 +71,7 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
             _trial_plan(cfg, len(batches)),
             rebuild=rebuilder(pipeline),
             kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
+            start=SteepestStart(model, batches) if cfg.tolaria.trial.init == "gradmax" else None,
             run=(info.run_id, info.task),
         )
         trainer = Trainer(
@@ -132,7 +134,10 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
 
 
 def _check_bounds(cfg: DictConfig) -> None:
-    """Refuse numbers that no run can be made of; the parts that are instantiated check their own."""
+    """Refuse settings that no run can be made of; the parts that are instantiated check their own."""
+    init = OmegaConf.select(cfg, "tolaria.trial.init")
+    if init not in ("default", "gradmax"):
+        raise ConfigError(f"tolaria.trial.init must be default or gradmax, not {init}")
     bounds = {
         "tolaria.epochs": (1, math.inf),
         "tolaria.flops": (1, math.inf),

@@ -64,6 +64,15 @@ class Flops:
     training: float
 
 
+@contextmanager
+def counting_flops(device: torch.device) -> Iterator[FlopCounterMode]:
+    """Count what runs inside, on ``device``, with torch's own counter."""
+    # On the CPU the counter knows no fused attention: it would count none of it.
+    fused = nullcontext() if device.type == "cuda" else sdpa_kernel(SDPBackend.MATH)
+    with fused, FlopCounterMode(display=False) as counter:
+        yield counter
+
+
 def count_flops(model: nn.Module, x: Tensor, y: Tensor) -> Flops:
     """Count with torch's own counter on the batch ``x``, ``y``; no gradient, buffer or RNG state changes.
 
@@ -73,14 +82,12 @@ def count_flops(model: nn.Module, x: Tensor, y: Tensor) -> Flops:
     parameters = [p for p in model.parameters() if p.requires_grad]
     devices = {x.device} if x.is_cuda else set()
     samples = len(y)
-    # On the CPU the counter knows no fused attention: it would count none of it.
-    fused = sdpa_kernel(SDPBackend.MATH) if not x.is_cuda else nullcontext()
-    with evaluating(model), torch.random.fork_rng(devices=devices), torch.enable_grad(), fused:
-        with FlopCounterMode(display=False) as forward:
+    with evaluating(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
+        with counting_flops(x.device) as forward:
             model(x)
         for layer in seeded_layers(model).values():
             layer.training = True
-        with FlopCounterMode(display=False) as step:
+        with counting_flops(x.device) as step:
             torch.autograd.grad(mean_loss(model(x), y), parameters, allow_unused=True)
     return Flops(forward.get_total_flops() / samples, step.get_total_flops() / samples)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,8 +14,10 @@ from esper.kasmina import SeedRecord, graft, pop_faults, restore_seeds, seed_off
 from esper.kasmina.operators.fold import fold
 from esper.kasmina.seed import Evidence, Seed
 from esper.messages import AdaptationDecision, FieldReport, KernelMetadata, SeedState, Slot, SystemStatePacket
+from esper.tolaria.choice import begin_trial, untried_kernels
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Recorder
+from esper.tolaria.kernel_start import SteepestStart
 from esper.tolaria.trial import Outcome, Trial, TrialPlan, failure_report, field_report_from, judge, report
 from esper.urza.library import KernelLibrary
 
@@ -25,9 +26,6 @@ SeedKey = tuple[str, int]
 
 Rebuild = Callable[[str, Slot], nn.Module]
 """Makes the module of a kernel from its blueprint (canonical JSON) and slot; its weights come later."""
-
-_ALL = 1_000_000
-"""More kernels than any library has for one slot."""
 
 
 def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild) -> dict[SeedKey, Trial]:
@@ -47,7 +45,8 @@ class SeedOrchestrator:
 
     ``rebuild`` makes the module of a kernel from its blueprint when a checkpoint is restored. ``run`` is the
     id and the task that trials are filed under. ``kernel_lr_scale`` is the peak learning rate of grafted
-    parameters over that of the host. ``version`` grows with each change of a seed.
+    parameters over that of the host. ``start`` sets weights of grafted kernels; None leaves them as they come
+    from the library. ``version`` grows with each change of a seed.
     """
 
     def __init__(
@@ -62,6 +61,7 @@ class SeedOrchestrator:
         rebuild: Rebuild,
         run: tuple[str, str],
         kernel_lr_scale: float = 1.0,
+        start: SteepestStart | None = None,
     ) -> None:
         self.model = model
         self.layers = seeded_layers(model)
@@ -73,6 +73,7 @@ class SeedOrchestrator:
         self.rebuild = rebuild
         self.run_id, self.task = run
         self.kernel_lr_scale = kernel_lr_scale
+        self.start = start
         self.trials: dict[SeedKey, Trial] = {}
         self.reports: list[FieldReport] = []
         self.resting: dict[SeedKey, int] = {}
@@ -106,7 +107,11 @@ class SeedOrchestrator:
                 passed_over.append(f"{chosen.kernel_id}: {error}")
                 self.recorder.emit("message", text=f"passed over {passed_over[-1]}")
                 continue
-            evidence: Evidence = {"kernel_id": chosen.kernel_id, "candidates": len(untried)}
+            evidence: Evidence = {
+                "kernel_id": chosen.kernel_id,
+                "candidates": len(untried),
+                **self._started(trial),
+            }
             self._moved(trial, SeedState.DORMANT, SeedState.GERMINATED, evidence)
             place = f"{chosen.name}, number {len(passed_over) + 1} of {len(untried)} for {slot}"
             return Outcome("grafted", "; passed over ".join([place, *passed_over]), chosen.kernel_id)
@@ -114,50 +119,17 @@ class SeedOrchestrator:
         return Outcome("refused", f"{passed_over[0]}{more}", untried[0].kernel_id)
 
     def _find(self, decision: AdaptationDecision) -> tuple[Slot, list[KernelMetadata]]:
-        """The slot to fill and the kernels to choose from, best first; GraftError when there is none.
-
-        With ``choice`` "random" they are all that fit, in an order drawn from ``choice_seed``.
-        """
+        """The slot to fill and the kernels to choose from, best first; GraftError when there is none."""
         wanted = decision.parameters
         slot = self.layers[decision.target_component].slot(wanted["site"], wanted["seed_idx"])
-        avoid = wanted.get("avoid", ())
-        at_random = wanted.get("choice") == "random"
-        limit = _ALL if at_random else 20 + len(avoid)
-        found = self.library.find(slot, tags=wanted["tags"], limit=limit)
-        untried = [metadata for metadata in found if metadata.kernel_id not in avoid]
-        if not untried:
-            tags = ", ".join(wanted["tags"]) or "any tag"
-            raise GraftError(f"no untried kernel for {slot} with {tags}; {len(found)} were tried")
-        if at_random:
-            untried.sort(key=lambda metadata: metadata.kernel_id)  # the rank of a kernel is a measured one
-            random.Random(wanted["choice_seed"]).shuffle(untried)
-        return slot, untried
+        return slot, untried_kernels(self.library, slot, wanted)
 
     def _prepare(
         self, decision: AdaptationDecision, metadata: KernelMetadata, slot: Slot, packet: SystemStatePacket
     ) -> tuple[Trial, nn.Module]:
         kernel = self.library.fetch(metadata.kernel_id)
-        wanted = decision.parameters
-        trial = Trial(
-            layer=decision.target_component,
-            layer_kind=self.layers[decision.target_component].kind,
-            seed_idx=wanted["seed_idx"],
-            slot=slot,
-            site=wanted["site"],
-            blend=wanted["blend"],
-            kernel_id=metadata.kernel_id,
-            blueprint_id=metadata.blueprint_id,
-            blueprint=kernel.blueprint,
-            alpha_blend=wanted["alpha_blend"],
-            expected_impact=decision.expected_impact,
-            started_epoch=packet.epoch,
-            loss_before=packet.held_out_loss,
-            accuracy_before=packet.accuracy,
-            parameters=sum(p.numel() for p in kernel.module.parameters()),
-            confidence=decision.confidence,
-            tags=metadata.tags,
-        )
-        return trial, kernel.module
+        kind = self.layers[decision.target_component].kind
+        return begin_trial(decision, packet, slot, kind, kernel), kernel.module
 
     def _graft(self, trial: Trial, module: nn.Module) -> None:
         graft(
@@ -170,6 +142,21 @@ class SeedOrchestrator:
         )
         self.trials[trial.key] = trial
         self._own(trial)
+
+    def _started(self, trial: Trial) -> Evidence:
+        """Set the kernel's weights, where that is asked for, and what of it the journal is to say."""
+        if self.start is None:
+            return {}
+        try:
+            set_to = self.start(self.layers[trial.layer], trial.seed_idx, trial.started_epoch + 1)
+        except GraftError as error:
+            text = f"gradmax left the weights as they were: {error}"
+            self.recorder.emit("message", text=f"{trial.name}: {text}")
+            return {"start": text}
+        finally:
+            self.contain_faults()  # of kernels elsewhere, which ran as well
+        slopes = {"slope_before": set_to.before, "slope": set_to.after}
+        return {"start": f"gradmax set {set_to.weight}", **slopes}
 
     def _own(self, trial: Trial) -> None:
         """Give the kernel's parameters to the optimizer, in a group of their own."""

@@ -21,6 +21,7 @@ from esper.tolaria.checkpoint import Checkpoints
 from esper.tolaria.evaluation import Flops, HeldOut, count_flops
 from esper.tolaria.events import Recorder
 from esper.tolaria.orchestrator import SeedOrchestrator
+from esper.tolaria.progress import Progress
 from esper.tolaria.recovery import Recovery
 from esper.tolaria.restoring import restore_training
 from esper.tolaria.rng import rng_state, set_rng_state
@@ -44,19 +45,6 @@ class TrainerSettings:
     observe_every: int = 8
     max_grad_norm: float | None = None
     autocast: bool = False
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run has come; all of it goes into a checkpoint. FLOPs include held-out evaluations."""
-
-    epochs_done: int = 0
-    global_step: int = 0
-    samples: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    history: tuple[EpochRecord, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
 
 
 class Trainer:
@@ -258,10 +246,13 @@ class Trainer:
 
     def _apply(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
         if decision is not None and decision.adaptation_type == "modify_architecture":
-            outcome = self.structure.apply(decision, packet.epoch)
+            changed = self.structure.apply(decision, packet.epoch)
             self.progress.flops += self.held_out.take_samples() * self.flops().forward
-            return outcome
-        return self.orchestrator.apply(decision, packet)
+            return changed
+        outcome = self.orchestrator.apply(decision, packet)
+        if self.orchestrator.start is not None:
+            self.progress.flops += self.orchestrator.start.take_flops()
+        return outcome
 
     def _record(self, epoch: int, decision: AdaptationDecision | None, outcome: Outcome | None) -> None:
         """Journal the decision, with the kernel that the orchestrator picked for it."""
@@ -298,10 +289,7 @@ class Trainer:
         Of the optimizer only the moments are put back: its settings are those of the configuration, so what
         the user overrides on resuming counts. Raises CheckpointError when the network is another one.
         """
-        progress = dict(state["progress"])
-        progress["history"] = tuple(EpochRecord(**record) for record in progress["history"])
-        progress["refusals"] = tuple(Refusal(**record) for record in progress["refusals"])
-        self.progress = Progress(**progress)
+        self.progress = Progress.from_state(state["progress"])
         restore_training(
             self.structure,
             self.orchestrator,

@@ -106,12 +106,16 @@ def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor, Tensor]
 
 
 @contextmanager
-def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The given mode, no gradients, no fused paths, no kernels, no observation; all is put back after."""
+def undisturbed(model: nn.Module, *, training: bool, kernels: bool = False) -> Iterator[None]:
+    """The given mode, no gradients, no fused paths, no observation; all is put back after.
+
+    Kernels are off, unless ``kernels``: one that fails then is off for good, as it would be in training.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = list(_buffers(model))
     layers = [m for m in model.modules() if isinstance(m, SeededLayer)]
-    seeded = [(layer, layer.observing, list(layer.running)) for layer in layers]
+    observing = [(layer, layer.observing) for layer in layers]
+    running = [] if kernels else [(layer, list(layer.running)) for layer in layers]
     fused = torch.backends.mha.get_fastpath_enabled()
     devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     torch.backends.mha.set_fastpath_enabled(False)  # it reads the layers' weights and never calls them
@@ -119,14 +123,16 @@ def undisturbed(model: nn.Module, *, training: bool) -> Iterator[None]:
         model.train(training)
         for layer in layers:
             layer.observing = False
+        for layer, _ in running:
             layer.running.clear()
         with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for layer, observing, running in seeded:
-            layer.observing = observing
-            layer.running[:] = running
+        for layer, observed in observing:
+            layer.observing = observed
+        for layer, ran in running:
+            layer.running[:] = ran
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():

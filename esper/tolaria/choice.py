@@ -1,0 +1,61 @@
+"""Which kernels a decision comes to, and the trial of the one that is taken."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from esper.errors import GraftError
+from esper.messages import AdaptationDecision, KernelMetadata, Slot, SystemStatePacket
+from esper.tolaria.trial import Trial
+from esper.urza.library import Kernel, KernelLibrary
+
+_ALL = 1_000_000
+"""More kernels than any library has for one slot."""
+
+
+def untried_kernels(library: KernelLibrary, slot: Slot, wanted: Mapping[str, Any]) -> list[KernelMetadata]:
+    """The kernels for ``slot`` that the parameters ``wanted`` of a decision leave to choose from, best first.
+
+    With ``choice`` "random" they are all that fit, in an order drawn from ``choice_seed``. Raises GraftError
+    when there is none.
+    """
+    avoid = wanted.get("avoid", ())
+    at_random = wanted.get("choice") == "random"
+    limit = _ALL if at_random else 20 + len(avoid)
+    found = library.find(slot, tags=wanted["tags"], limit=limit)
+    untried = [metadata for metadata in found if metadata.kernel_id not in avoid]
+    if not untried:
+        tags = ", ".join(wanted["tags"]) or "any tag"
+        raise GraftError(f"no untried kernel for {slot} with {tags}; {len(found)} were tried")
+    if at_random:
+        untried.sort(key=lambda metadata: metadata.kernel_id)  # the rank of a kernel is a measured one
+        random.Random(wanted["choice_seed"]).shuffle(untried)
+    return untried
+
+
+def begin_trial(
+    decision: AdaptationDecision, packet: SystemStatePacket, slot: Slot, layer_kind: str, kernel: Kernel
+) -> Trial:
+    """The trial of ``kernel`` in ``slot`` of a layer of that kind, as ``decision`` asks after ``packet``."""
+    wanted, metadata = decision.parameters, kernel.metadata
+    return Trial(
+        layer=decision.target_component,
+        layer_kind=layer_kind,
+        seed_idx=wanted["seed_idx"],
+        slot=slot,
+        site=wanted["site"],
+        blend=wanted["blend"],
+        kernel_id=metadata.kernel_id,
+        blueprint_id=metadata.blueprint_id,
+        blueprint=kernel.blueprint,
+        alpha_blend=wanted["alpha_blend"],
+        expected_impact=decision.expected_impact,
+        started_epoch=packet.epoch,
+        loss_before=packet.held_out_loss,
+        accuracy_before=packet.accuracy,
+        parameters=sum(p.numel() for p in kernel.module.parameters()),
+        confidence=decision.confidence,
+        tags=metadata.tags,
+    )

@@ -36,12 +36,13 @@ def prove(
 ) -> None:
     """Train the grown network and its static controls on paired seeds, and say which does better.
 
-    Controls are the small network, one as large as the grown one, and sizes between, each also at the FLOPs
-    that the grown one spent. With mode=rescue a network is trained to its end first; then it is grown, and
-    beside that, for the same further FLOPs, trained on, and a larger one started from scratch.
+    Controls are the small network, one as large as the grown one, and sizes
+    between, each also at the FLOPs that the grown one spent. With mode=rescue a
+    network is trained first; then it is grown, and beside that, for the same
+    further FLOPs, trained on, and a larger one started from scratch.
 
-    All lands in experiments/NAME_proof/ or experiments/NAME_rescue/; given again, it goes on where it
-    stopped. prove.jobs=N trains N runs at once.
+    All lands in experiments/NAME_proof/ or experiments/NAME_rescue/; given
+    again, it goes on where it stopped. prove.jobs=N trains N runs at once.
     """
     with interrupts_held():
         from esper.assembly.proving.folder import PROOF_NAME, REPORT_NAME

@@ -14,7 +14,8 @@ _NOTES = {
     "growth": "That of the share of the gap is Fieller's. The best static size is chosen on these same runs, "
     "which favours it.",
     "rescue": "FLOPs are those spent after the base, which the trained-on and the grown network start from. "
-    "The large network is the smallest static one with at least as many parameters as the grown one ends with.",
+    "The large network is the smallest static one with at least as many parameters as the grown one ends "
+    "with.",
 }
 _PLOTS = {
     "growth": "Accuracy against training FLOPs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.network import build_data, build_model
 from esper.assembly.proving.settings import Settings
@@ -19,6 +19,7 @@ class Widths:
         self.settings = settings
         self._step: int = settings.cfg.prove.width_step
         self._data: DataSplits | None = None
+        self._static: DictConfig | None = None
 
     def static(self, width: int) -> tuple[str, ...]:
         """The overrides of the static network of that width."""
@@ -49,7 +50,10 @@ class Widths:
         return sorted(width for width in rounded if small < width < large)
 
     def _holds(self, steps: int, parameters: int) -> bool:
-        return self._parameters(self.settings.compose(self.static(steps * self._step))) >= parameters
+        if self._static is None:  # composing takes longer than building
+            self._static = self.settings.compose(self.static(self._step))
+        OmegaConf.update(self._static, self.settings.width_key, steps * self._step)
+        return self._parameters(self._static) >= parameters
 
     def _parameters(self, cfg: DictConfig) -> int:
         if self._data is None:

@@ -114,7 +114,9 @@ class SeedOrchestrator:
             }
             self._moved(trial, SeedState.DORMANT, SeedState.GERMINATED, evidence)
             place = f"{chosen.name}, number {len(passed_over) + 1} of {len(untried)} for {slot}"
-            return Outcome("grafted", "; passed over ".join([place, *passed_over]), chosen.kernel_id)
+            start = f"; {evidence['start']}" if "start" in evidence else ""
+            reason = "; passed over ".join([place, *passed_over]) + start
+            return Outcome("grafted", reason, chosen.kernel_id)
         more = f"; {len(untried) - 1} more failed too" if len(untried) > 1 else ""
         return Outcome("refused", f"{passed_over[0]}{more}", untried[0].kernel_id)
 

@@ -12,7 +12,9 @@ import torch
 from esper.assembly.training import build_training
 from esper.data.batches import Batches
 from esper.errors import ConfigError
+from esper.nissa.runs import RunStore
 from esper_cli.config import compose
+from esper_cli.history import print_history
 
 SHIPPED = Path(__file__).parents[2] / "blueprints"
 AT = ["urza=memory", "tamiyo=schedule", "tamiyo.at=[0.2,0.4]", "tolaria.trial.init=gradmax"]
@@ -43,13 +45,17 @@ def started(request: Any, tmp_path_factory: Any) -> tuple[str, Path, dict[str, A
     return request.param, folder, _build(folder, request.param).run()
 
 
-def test_the_journal_says_what_was_set_and_how_steep_it_is(started: Any) -> None:
+def test_the_journal_says_what_was_set_and_how_steep_it_is(
+    started: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, folder, summary = started
     grafts = _grafts(folder, summary["run_id"])
     assert len(grafts) == 2
     for evidence in grafts:
         assert evidence["start"].startswith("gradmax set ")
         assert evidence["slope"] < min(0.0, evidence["slope_before"])
+    print_history(RunStore(folder).open(summary["run_id"]))
+    assert capsys.readouterr().out.count("gradmax set ") == 2
 
 
 def test_a_run_that_stopped_after_a_graft_ends_as_one_that_did_not(started: Any, tmp_path: Path) -> None:

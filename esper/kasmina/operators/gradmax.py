@@ -4,9 +4,9 @@ A kernel in a seed has no effect at its birth, since its blending weight alpha i
 With ``delta`` the gradient of the loss at the seed's chunk of the layer's output and ``k`` what the kernel
 gives, the loss falls along alpha at the rate ``-<delta, k>``. Where ``k`` is affine in a weight W, as it is
 in that of the kernel's last layer, ``<delta, k> = c + <W, G>`` with ``G = d<delta, k> / dW``, which of all W
-of one norm is least at ``W = -|W| G / |G|`` (Evci et al. 2022, "GradMax", arXiv 2201.05125, section 3: of
-all new weights of one norm those that maximise the gradient; what is zero there, the other side of the new
-units, is here alpha).
+of one norm is least at ``W = -|W| G / |G|``. This is the principle of Evci et al. 2022, "GradMax", arXiv
+2201.05125: of all new weights of one norm, those that maximise the gradient of what is zero at birth. There
+that is a matrix of incoming weights, and a singular value decomposition is needed; here it is one number.
 """
 
 from __future__ import annotations

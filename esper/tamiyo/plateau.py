@@ -71,26 +71,28 @@ class PlateauDetector:
         if len(recent) < window:
             return None
         return Plateau(
-            loss=self._trend([record.loss for record in recent]),
-            error=self._trend([1.0 - record.accuracy for record in recent]),
+            loss=fit_trend([record.loss for record in recent], self.min_improvement),
+            error=fit_trend([1.0 - record.accuracy for record in recent], self.min_improvement),
         )
 
-    def _trend(self, values: Sequence[float]) -> Trend:
-        n = len(values)
-        if not all(map(math.isfinite, values)):
-            return Trend(0.0, 0.0)
-        level = math.fsum(values) / n
-        if level <= 0:  # nothing is left to gain by growing
-            return Trend(0.0, 0.0)
-        centre = (n - 1) / 2
-        spread = math.fsum((i - centre) ** 2 for i in range(n))
-        slope = math.fsum((i - centre) * (v - level) for i, v in enumerate(values)) / spread
-        residual = math.fsum((v - level - slope * (i - centre)) ** 2 for i, v in enumerate(values))
-        error = math.sqrt(residual / (n - 2) / spread)
-        distance = self.min_improvement * level + slope
-        if error == 0.0:
-            return Trend(-slope / level, float(distance > 0))
-        return Trend(-slope / level, student_t_cdf(distance / error, n - 2))
+
+def fit_trend(values: Sequence[float], min_improvement: float) -> Trend:
+    """The line through ``values``, three or more, oldest first; does it fall by ``min_improvement``?"""
+    n = len(values)
+    if not all(map(math.isfinite, values)):
+        return Trend(0.0, 0.0)
+    level = math.fsum(values) / n
+    if level <= 0:  # nothing is left to gain by growing
+        return Trend(0.0, 0.0)
+    centre = (n - 1) / 2
+    spread = math.fsum((i - centre) ** 2 for i in range(n))
+    slope = math.fsum((i - centre) * (v - level) for i, v in enumerate(values)) / spread
+    residual = math.fsum((v - level - slope * (i - centre)) ** 2 for i, v in enumerate(values))
+    error = math.sqrt(residual / (n - 2) / spread)
+    distance = min_improvement * level + slope
+    if error == 0.0:
+        return Trend(-slope / level, float(distance > 0))
+    return Trend(-slope / level, student_t_cdf(distance / error, n - 2))
 
 
 def student_t_cdf(t: float, dof: int) -> float:

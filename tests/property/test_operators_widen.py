@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import random
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 
-from esper.kasmina.operators import Growth, carry, find_widths, replay, uncarry, widen
+from esper.kasmina.operators import Growth, Start, carry, find_widths, replay, uncarry, widen
 
 torch.set_num_threads(1)
 
 NETWORKS = 200
 PER_TEST = 10
+STARTS = get_args(Start)
 
 
 def call(model: nn.Module, x: Any) -> Tensor:
@@ -104,7 +105,8 @@ def check(model: nn.Module, x: Any, sizes: dict[str, int], fresh: nn.Module, see
     born = outputs(model, x)
     before = frozen(model, optimizer)
     for again in (True, False):
-        growth = widen(model, sizes, example=x, generator=torch.Generator().manual_seed(seed))
+        generator, start = torch.Generator().manual_seed(seed), STARTS[seed % 4 < 2]
+        growth = widen(model, sizes, example=x, generator=generator, start=start)
         carry(optimizer, growth)
         assert growth.parameters_added > 0
         assert worst(born, outputs(model, x)) <= 1e-12
@@ -150,7 +152,7 @@ def test_whole_numbers_stay_exact(first: int) -> None:
                 parameter.copy_((3 * parameter).round())
         x = model.example()
         before = outputs(model, x)
-        widen(model, choose(model, x, random.Random(seed)), example=x)
+        widen(model, choose(model, x, random.Random(seed)), example=x, start="zeros")
         after = outputs(model, x)
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), seed
 

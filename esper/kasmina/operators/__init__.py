@@ -1,5 +1,6 @@
 """Growth operators: each changes a network in place, without changing its function, and can be undone."""
 
+from esper.kasmina.operators.birth import Start
 from esper.kasmina.operators.deepen import deepen
 from esper.kasmina.operators.moments import carry, uncarry
 from esper.kasmina.operators.operator import Growth, Resize
@@ -10,6 +11,7 @@ from esper.kasmina.operators.widths import Width, find_widths
 __all__ = [
     "Growth",
     "Resize",
+    "Start",
     "Width",
     "carry",
     "deepen",

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from esper.kasmina.operators.labels import Variable, expand, new_size, positions, variables
+from esper.kasmina.operators.labels import Variable, expand, new_size, positions, twins, variables
 from esper.kasmina.operators.operator import Kept
 from esper.kasmina.operators.tracing import Place, Trace
 from esper.kasmina.operators.widths import Demands
 
 Sizes = Callable[[Variable], int]
 
+Start = Literal["zeros", "pairs"]
+"""How new units are kept from changing anything: read by zeros, or in pairs that cancel."""
+
 
 class Birth:
     """Makes grown tensors.
 
-    New rows of a weight are drawn with the standard deviation of its old entries, so that new units differ;
-    what reads them is zero, so that nothing changes. Numbers that stand for a unit each (biases, positions)
-    are the mean of the old ones. Where a norm takes statistics over the width, its demand goes first, and
-    what reads behind the norm, where new units are zero, is drawn.
+    Rows of new units are drawn with the standard deviation of the old entries, so that they differ. With
+    ``start`` "zeros" what reads them is zero; the rows then get no gradient until the readers have moved.
+    With "pairs" new units come in pairs that compute the same and are read with opposite signs: nothing
+    changes, and yet every new weight has a gradient of full size at once. The two of a pair part at the
+    first step, since their gradients are opposite; the last of an odd number is read by zeros.
+
+    Numbers that stand for a unit each (biases, positions) are the mean of the old ones. Where a norm takes
+    statistics over the width, its demand goes first, and what reads behind the norm, where new units are
+    zero, is drawn.
     """
 
     def __init__(
-        self, found: Trace, sizes: Sizes, demands: Demands, generator: torch.Generator | None
+        self,
+        found: Trace,
+        sizes: Sizes,
+        demands: Demands,
+        generator: torch.Generator | None,
+        start: Start = "zeros",
     ) -> None:
         self.found, self.sizes, self.demands, self.generator = found, sizes, demands, generator
+        self.start = start
 
     def grown(self, name: str) -> tuple[Tensor, tuple[Kept, ...]] | None:
         """The grown data of a tensor and where its old entries stand, or None when it does not grow."""
@@ -42,6 +57,9 @@ class Birth:
         for d in sorted(changed, key=lambda d: self._rank((name, d))):
             kept[d] = positions(axes[d].dim, self.sizes)
             data = self._extend(data, (name, d), kept[d] or (), spread)
+        for d in changed:
+            if self.start == "pairs" and (name, d) in self.found.writes:
+                self._pair(data, (name, d), 1.0, variables(axes[d].dim))
         return data, tuple(kept)
 
     def _rank(self, place: Place) -> int:
@@ -55,8 +73,7 @@ class Birth:
         shape = [*data.shape[:dim], size, *data.shape[dim + 1 :]]
         grown = torch.empty(shape, dtype=data.dtype, device=data.device)
         grown[...] = self._fresh(data, place, shape, spread)
-        for silent in self._unread(place, size):
-            grown.select(dim, silent).zero_()
+        self._silence(grown, place, size)
         index = torch.tensor(kept, device=data.device)
         return grown.index_copy_(dim, index, data)
 
@@ -76,14 +93,28 @@ class Birth:
         scale = spread or 1 / math.sqrt(max(1, data.numel() // data.shape[0]))
         return (drawn * scale).to(data.device, data.dtype)
 
-    def _unread(self, place: Place, size: int) -> list[int]:
-        """Positions whose entries must be zero because what they read is new and not zero itself."""
+    def _silence(self, grown: Tensor, place: Place, size: int) -> None:
+        """Let entries that read new units, unless those are zero, cancel in pairs, or be zero."""
         loud = [r for r in self.found.readings.get(place, []) if not r.silent]
         if not loud:
-            return []
-        summed = {v for r in loud for v in variables(r.dim)}
-        old = set(positions(expand(self.found.width_of(place)), self.sizes, summed.__contains__))
-        return [i for i in range(size) if i not in old]
+            return
+        summed = list(dict.fromkeys(v for r in loud for v in variables(r.dim)))
+        dim = self.found.width_of(place)
+        unread = set(range(size)) - set(positions(expand(dim), self.sizes, summed.__contains__))
+        # What is written too, as a tied weight, cannot have two signs.
+        if self.start == "pairs" and place not in self.found.writes:
+            unread -= set(self._pair(grown, place, -1.0, summed))
+        for position in unread:
+            grown.select(place[1], position).zero_()
+
+    def _pair(self, grown: Tensor, place: Place, sign: float, among: list[Variable]) -> list[int]:
+        """Make the second of each pair of new units ``sign`` times the first; the positions of both."""
+        paired: list[int] = []
+        for variable in among:
+            for second, first in twins(self.found.width_of(place), self.sizes, variable):
+                grown.select(place[1], second).copy_(grown.select(place[1], first) * sign)
+                paired += (second, first)
+        return paired
 
 
 def _spread(data: Tensor) -> float:

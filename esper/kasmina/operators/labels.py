@@ -234,3 +234,24 @@ def positions(
         ]
         start += math.prod(sizes(v) for v in segment)
     return tuple(found)
+
+
+def twins(dim: Dim, sizes: Callable[[Variable], int], variable: Variable) -> list[tuple[int, int]]:
+    """Along the grown ``dim``: each second new unit of ``variable`` and the new unit before it."""
+    found: list[tuple[int, int]] = []
+    start = 0
+    for segment in expand(dim):
+        shape = [sizes(v) for v in segment]
+        strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+        for i, v in enumerate(segment):
+            if v is not variable:
+                continue
+            others = [range(1) if j == i else range(size) for j, size in enumerate(shape)]
+            for index in itertools.product(*others):
+                place = start + sum(a * stride for a, stride in zip(index, strides, strict=True))
+                found += [
+                    (place + c * strides[i], place + (c - 1) * strides[i])
+                    for c in range(v.size + 1, sizes(v), 2)
+                ]
+        start += math.prod(shape)
+    return found

@@ -1,10 +1,10 @@
 """Widen: more channels, units, heads or feed-forward width, in any network.
 
-New units compute something from the start, and what reads them starts at zero, so the network's function is
-the one before (Chen et al. 2016, "Net2Net", arXiv 1511.05641, keep the function by copies instead; identical
-copies get identical gradients). Over a layer norm of d channels that grows to d', new channels are the mean
-of the old ones for every input: the mean stays, the variance shrinks by d / d', and weight and eps make up
-for it. Over an RMS norm they are zero.
+New units compute something from the start, and what reads them is zero or cancels, so the network's function
+is the one before (Chen et al. 2016, "Net2Net", arXiv 1511.05641, keep the function by copies that share what
+reads them instead; identical copies get identical gradients). Over a layer norm of d channels that grows to
+d', new channels are the mean of the old ones for every input: the mean stays, the variance shrinks by d / d',
+and weight and eps make up for it. Over an RMS norm they are zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from esper.errors import GraftError
 from esper.kasmina.counters import HealthCounters
 from esper.kasmina.layer import Geometry, SeededLayer, chunk_sizes
-from esper.kasmina.operators.birth import Birth
+from esper.kasmina.operators.birth import Birth, Start
 from esper.kasmina.operators.following import Setting, settle
 from esper.kasmina.operators.labels import Variable, new_size, size_of
 from esper.kasmina.operators.operator import Growth, Resize, replays, resize, shrink
@@ -34,6 +34,7 @@ def widen(
     *,
     example: Any,
     generator: torch.Generator | None = None,
+    start: Start = "zeros",
 ) -> Growth:
     """Grow widths of ``model`` to ``sizes``, in place, without changing what it computes.
 
@@ -42,6 +43,7 @@ def widen(
         sizes: the new size of each width, by the names of ``find_widths``.
         example: two samples or more: a tensor, a tuple of positional or a dict of keyword arguments.
         generator: draws the values of new units; torch's own by default.
+        start: "zeros" or "pairs", see ``esper.kasmina.operators.birth.Birth``.
 
     Raises:
         GraftError: a width does not exist or cannot grow so, or the grown network does not give what it gave
@@ -52,7 +54,7 @@ def widen(
     before = {training: run(model, example, training=training) for training in (False, True)}
     change = _Change(found, targets)
     try:
-        change.apply(generator)
+        change.apply(generator, start)
         settle(found, change.sizes, example, change.settings)
         for training, outputs in before.items():
             if differs := difference(outputs, run(model, example, training=training)):
@@ -158,9 +160,9 @@ class _Change:
         """The size of a variable after growth."""
         return self.targets.get(variable, variable.size)
 
-    def apply(self, generator: torch.Generator | None) -> None:
+    def apply(self, generator: torch.Generator | None, start: Start) -> None:
         """Grow tensors, attributes, norms and seeded layers."""
-        birth = Birth(self.found, self.sizes, demands_of(self.found), generator)
+        birth = Birth(self.found, self.sizes, demands_of(self.found), generator, start)
         norms = self._norms()
         for name, tensor in self.found.tensors.items():
             grown = birth.grown(name)

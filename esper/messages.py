@@ -215,8 +215,9 @@ class AdaptationDecision:
 
     ``parameters`` of an ``add_seed`` decision: ``seed_idx``, ``alpha_blend``, ``site``, ``blend``, ``tags``
     and, if there are kernels that are not to be tried again, ``avoid``; ``kernel_id`` is filled in once the
-    orchestrator has picked one. Of a ``modify_architecture`` decision: ``operator``; to ``widen``, ``sizes``
-    (width to units); to ``deepen``, ``target`` (the module that a block follows), ``like`` and ``hidden``, as
+    orchestrator has picked one. Of a ``modify_architecture`` decision: ``operator``, and words for
+    ``moments`` and ``rates`` unless as by default; to ``widen``, ``sizes`` (width to units) and ``start``; to
+    ``deepen``, ``target`` (the module that a block follows), ``like`` and ``hidden``, as
     ``esper.kasmina.operators.deepen`` takes them. ``confidence`` is a probability; ``expected_impact`` the
     expected fall of the held-out loss as a share of it. ``evidence`` holds the numbers behind the decision,
     ``alternatives`` the other candidates with their scores, best first.

@@ -44,9 +44,9 @@ def restore_training(
 def load_start(run: Path) -> dict[str, Any]:
     """The network of the newest checkpoint of the run in the folder ``run``, for a run that begins with it.
 
-    What was learned of growth is left out. Kernels on trial stay on trial, their epochs counted anew; seeds
-    that rest wake after the first epoch. Raises RunError when there is no such run, CheckpointError when its
-    checkpoint is damaged.
+    What was learned of growth is left out, and all of the network counts as old. Kernels on trial stay on
+    trial, their epochs counted anew; seeds that rest wake after the first epoch. Raises RunError when there
+    is no such run, CheckpointError when its checkpoint is damaged.
     """
     if not run.is_dir():
         raise RunError(
@@ -56,7 +56,7 @@ def load_start(run: Path) -> dict[str, Any]:
     growth = state["growth"]
     seeds = [{**seed, "embargoed_until": seed["embargoed_until"] and 0} for seed in growth["seeds"]]
     return {
-        "structure": {**state["structure"], "reports": []},
+        "structure": {**state["structure"], "matched": [], "reports": []},
         "growth": {
             "seeds": seeds,
             "trials": [{**trial, "started_epoch": 0} for trial in growth["trials"]],

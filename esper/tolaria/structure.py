@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.errors import GraftError
-from esper.kasmina.operators import Growth, carry, deepen, find_widths, replay, uncarry, widen
+from esper.kasmina.operators import Growth, Start, carry, deepen, find_widths, replay, uncarry, widen
+from esper.kasmina.operators.rates import BlockRates, Rates
 from esper.messages import AdaptationDecision, GrowthReport, WidthMetrics
 from esper.tolaria.evaluation import Evaluation, HeldOut
 from esper.tolaria.events import Recorder
@@ -27,7 +28,8 @@ Operator = Callable[[nn.Module, Mapping[str, Any], Tensor, torch.Generator], Gro
 def _widen(
     model: nn.Module, wanted: Mapping[str, Any], example: Tensor, generator: torch.Generator
 ) -> Growth:
-    return widen(model, _needed(wanted, "sizes"), example=example, generator=generator)
+    start = _one_of(wanted, "start", get_args(Start))
+    return widen(model, _needed(wanted, "sizes"), example=example, generator=generator, start=start)
 
 
 def _deepen(
@@ -35,6 +37,14 @@ def _deepen(
 ) -> Growth:
     made = {"like": wanted.get("like", "residual"), "hidden": wanted.get("hidden")}
     return deepen(model, _needed(wanted, "target"), example=example, generator=generator, **made)
+
+
+def _one_of(wanted: Mapping[str, Any], name: str, known: Sequence[str]) -> Any:
+    """The word that ``wanted`` has for ``name``, the first of ``known`` unless it has one."""
+    word = wanted.get(name, known[0])
+    if word not in known:
+        raise GraftError(f"{name} is {word!r}, and not one of: {', '.join(known)}")
+    return word
 
 
 def _needed(wanted: Mapping[str, Any], name: str) -> Any:
@@ -45,6 +55,10 @@ def _needed(wanted: Mapping[str, Any], name: str) -> Any:
 
 OPERATORS: Mapping[str, Operator] = {"widen": _widen, "deepen": _deepen}
 """The ``operator`` of a ``modify_architecture`` decision, and what carries it out."""
+
+
+Moments = Literal["carry", "reset"]
+"""What the optimizer knows after a growth: what it knew, padded, or nothing."""
 
 
 class Structure:
@@ -71,8 +85,14 @@ class Structure:
         self.example = example
         self.seed = seed
         self.records: list[Mapping[str, Any]] = []
+        self.matched: list[int] = []  # those of ``records`` whose new entries have rates of their own
         self.reports: list[GrowthReport] = []
+        self.block_rates = BlockRates(optimizer)
         self.version = 0
+
+    def begin_epoch(self) -> None:
+        """Set the rates of grown parts for an epoch, by the weights as they are."""
+        self.block_rates.measure()
 
     def widths(self) -> dict[str, WidthMetrics]:
         """The widths that can grow as the network stands."""
@@ -92,8 +112,10 @@ class Structure:
         before = self.held_out.evaluate()
         sizes = self._sizes() if "sizes" in wanted else {}
         try:
+            moments = _one_of(wanted, "moments", get_args(Moments))
+            matched = _one_of(wanted, "rates", get_args(Rates)) == "matched"
             growth = operator(self.model, wanted, self.example, self._generator())
-            self._carry(growth)
+            self._carry(growth, matched=matched)
         except GraftError as error:
             return Outcome("refused", str(error))
         after = self.held_out.evaluate()
@@ -103,18 +125,29 @@ class Structure:
             growth.undo()
             moved = f"{growth.operator} changed a held-out loss by {changed:.2g} nats"
             return Outcome("refused", f"{moved}; it was undone")
+        if moments == "reset":
+            self.optimizer.state.clear()
+        self._follow(growth, matched=matched)
         report = self._keep(growth, sizes, epoch, before, after)
         return Outcome("grown", f"{_words(report)}; held-out losses moved by at most {changed:.1g} nats")
 
     def _sizes(self) -> dict[str, int]:
         return {name: width.size for name, width in find_widths(self.model, self.example).items()}
 
-    def _carry(self, growth: Growth) -> None:
+    def _carry(self, growth: Growth, *, matched: bool) -> None:
         try:
+            if matched:
+                self.block_rates.check(growth)
             carry(self.optimizer, growth)
         except GraftError:
             growth.undo()
             raise
+
+    def _follow(self, growth: Growth, *, matched: bool) -> None:
+        """Let the rates of grown parts know of a growth that is kept; ``records`` gets it next."""
+        self.block_rates.follow(growth, matched=matched)
+        if matched:
+            self.matched.append(len(self.records))
 
     def _keep(
         self,
@@ -153,6 +186,7 @@ class Structure:
         """Plain data from which ``restore`` gives a fresh host the same shape."""
         return {
             "records": [dict(record) for record in self.records],
+            "matched": list(self.matched),
             "reports": [asdict(report) for report in self.reports],
         }
 
@@ -161,9 +195,12 @@ class Structure:
 
         Raises GraftError when the host is not the one that grew.
         """
+        matched = state.get("matched", ())  # checkpoints of before there were such rates have none
         for record in state["records"]:
-            carry(self.optimizer, replay(self.model, record, example=self.example))
-        self.records = list(state["records"])
+            growth = replay(self.model, record, example=self.example)
+            carry(self.optimizer, growth)
+            self._follow(growth, matched=len(self.records) in matched)
+            self.records.append(record)
         self.reports = [_report_from(report) for report in state["reports"]]
         self.version += 1
 

@@ -145,6 +145,7 @@ class Trainer:
         """Train one epoch, judge the trials that are due, and measure what a policy may know."""
         started = time.perf_counter()
         self.orchestrator.begin_epoch(epoch)
+        self.structure.begin_epoch()
         before = self.progress.samples
         loss = self._train(epoch)
         seconds = time.perf_counter() - started

@@ -184,8 +184,8 @@ class SystemStatePacket:
     that also judges seeds; the reported test split is never in a packet. ``history`` holds the epochs up to
     and including this one, ``trials`` the finished seed trials, ``refusals`` the decisions that could not be
     carried out, ``growths`` the changes of the host's shape, all oldest first. ``widths`` are those that can
-    grow, where the policy asks for them. ``rate_share`` is the learning rate over its peak, ``progress`` the
-    share of the run that is done.
+    grow, where the policy asks for them. ``rate_share`` is the learning rate, over its peak, that what grows
+    now would learn with, ``progress`` the share of the run that is done.
     """
 
     epoch: int

@@ -13,7 +13,8 @@ from esper.messages import EpochRecord, Refusal
 class Progress:
     """How far a run has come; all of it goes into a checkpoint.
 
-    FLOPs include held-out evaluations and what growth costs at its birth.
+    FLOPs include held-out evaluations and what growth costs at its birth. ``grown_at`` is the share of the
+    run that was done at its last growth.
     """
 
     epochs_done: int = 0
@@ -23,6 +24,7 @@ class Progress:
     seconds: float = 0.0
     history: tuple[EpochRecord, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    grown_at: float | None = None
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:

@@ -180,7 +180,7 @@ class Trainer:
             self.progress.flops += cost
             watched = step % self.settings.observe_every == 0
             observe(self.model, watched)
-            self.schedule.apply(self.optimizer, done)
+            self.schedule.apply(self.optimizer, done, self.progress.grown_at)
             loss = self._step(x, y)
             observe(self.model, False)
             total += loss * len(y)
@@ -224,7 +224,7 @@ class Trainer:
             refusals=self.progress.refusals,
             growths=tuple(self.structure.reports),
             widths=self._growable_widths() if self.policy.needs_widths else {},
-            rate_share=self.schedule.factor(done),
+            rate_share=max(self.schedule.factor(done, self.progress.grown_at), self.schedule.rewarm),
             progress=done,
         )
 
@@ -259,6 +259,8 @@ class Trainer:
         """Journal the decision, with the kernel that the orchestrator picked for it."""
         if decision is None or outcome is None:
             return
+        if outcome.status != "refused":
+            self.progress.grown_at = self._done(epoch + 1, 0)
         if outcome.status == "refused":
             seed_idx = decision.parameters.get("seed_idx", -1)
             refusal = Refusal(epoch, decision.target_component, seed_idx, outcome.reason)

@@ -53,5 +53,11 @@ class GrowthArms:
             for seed in seeds:
                 yield Job(f"sweep-{width}", seed, (*static(width), flops[seed]), width)
         for run in grown if self.settings.cfg.prove.random else ():
-            at = ",".join(f"{share:.6g}" for share in run.adapted_at)
-            yield Job("random", run.seed, (f"tamiyo={self.settings.cfg.prove.random}", f"tamiyo.at=[{at}]"))
+            yield Job("random", run.seed, self._at_random(run))
+
+    def _at_random(self, run: Result) -> tuple[str, ...]:
+        """As often as ``run`` adapted, and then; a run that never did has no other chance either."""
+        if not run.adapted_at:
+            return ("tamiyo=never",)
+        at = ",".join(f"{share:.6g}" for share in run.adapted_at)
+        return (f"tamiyo={self.settings.cfg.prove.random}", f"tamiyo.at=[{at}]")

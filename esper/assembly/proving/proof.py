@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.proving.folder import ProofFolder
 from esper.assembly.proving.growth import GrowthArms
@@ -55,7 +55,7 @@ class Proof:
         """
         for policy in self.arms.policies:
             self.settings.compose([*self.settings.cfg.prove.overrides, policy])
-        self._files.prepare()
+        self._files.prepare(OmegaConf.to_yaml(self.settings.cfg))
         jobs: list[Job] = []
         with Workers(self.settings.cfg.prove.jobs) as workers:
             for phase, after in self.arms.phases(self.results):

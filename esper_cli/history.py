@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from esper.nissa.calibration import calibration
+from esper.nissa.calibration import calibration, growth_impact
 from esper.nissa.run_records import Adaptation
 from esper.nissa.runs import RunView
 from esper_cli.report import grouped, print_adaptations, sizes
@@ -26,6 +26,7 @@ def print_history(view: RunView) -> None:
     number = 1
     for alike in grouped(view.adaptations):
         _print_decision(number, alike)
+        print_lines(*_afterwards(view, alike[0]))
         number += len(alike)
     print_lines(*_calibration_words(view))
     _print_seeds(view)
@@ -81,6 +82,20 @@ def _print_decision(number: int, alike: Sequence[Adaptation]) -> None:
         *([f"  evidence: {evidence}"] if evidence else []),
         *([f"  next best: {'; '.join(others)}"] if others else []),
     )
+
+
+def _afterwards(view: RunView, adaptation: Adaptation) -> list[str]:
+    """What the held-out loss did after the host's own shape grew."""
+    if adaptation.status != "grown":
+        return []
+    found = growth_impact({item.epoch: item.held_out_loss for item in view.epochs}, adaptation.epoch)
+    if found is None:
+        return []
+    epochs = "epoch" if found.epochs == 1 else f"{found.epochs} epochs"
+    return [
+        f"  afterwards: the held-out loss changed by {-100 * found.after:+.1f} % in the next {epochs}, "
+        f"and by {-100 * found.before:+.1f} % in as many before"
+    ]
 
 
 def _calibration_words(view: RunView) -> list[str]:

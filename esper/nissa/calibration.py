@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from esper.messages import FieldReport
@@ -51,6 +51,31 @@ def calibration(trials: Sequence[FieldReport]) -> Calibration | None:
 def realised_impact(trial: FieldReport) -> float:
     """The gain as a share of the loss before the graft; a kernel that was taken out gained nothing."""
     return trial.gain / trial.loss_before if trial.verdict == "kept" and trial.loss_before else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthImpact:
+    """What the held-out loss did after the host grew, beside what it did before: no seed can be turned off.
+
+    ``after`` and ``before`` are its falls in ``epochs`` epochs, as shares of the loss that each began with.
+    Host and new parts learn together, so that only the difference can be the growth's, and a rate that cools
+    down in the meantime is in it too.
+    """
+
+    epochs: int
+    after: float
+    before: float
+
+
+def growth_impact(losses: Mapping[int, float], epoch: int, horizon: int = 5) -> GrowthImpact | None:
+    """The impact of a growth at the end of ``epoch``, from held-out ``losses`` by epoch, over up to
+    ``horizon`` epochs; None before an epoch is done on either side.
+    """
+    span = min(horizon, epoch - min(losses, default=epoch), max(losses, default=epoch) - epoch)
+    if span < 1:
+        return None
+    first, then, last = (losses.get(at, math.nan) for at in (epoch - span, epoch, epoch + span))
+    return GrowthImpact(span, 1 - last / then, 1 - then / first)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from esper.messages import FieldReport, Slot
-from esper.nissa.calibration import calibration
+from esper.nissa.calibration import calibration, growth_impact
 from esper.nissa.run_records import parse_report
 from esper.nissa.run_view import RunView
 from esper_cli.history import _calibration_words
@@ -87,3 +87,16 @@ def test_a_run_shows_its_calibration_once_it_has_trials(tmp_path: Path) -> None:
     assert "confidence 0.60 on average, 0.50 were kept; Brier score 0.100" in confidence
     view.trials = [replace(KEPT, confidence=None)]
     assert "1 finished trial:" in _calibration_words(view)[-1]
+
+
+def test_a_growth_is_told_beside_what_the_loss_did_before() -> None:
+    losses = {0: 2.0, 1: 1.6, 2: 1.0, 3: 0.8, 4: 0.5}
+    found = growth_impact(losses, 2)
+    assert found is not None
+    assert (found.epochs, found.after, found.before) == (2, pytest.approx(0.5), pytest.approx(0.5))
+    short = growth_impact(losses, 3)
+    assert short is not None
+    assert (short.epochs, short.after, short.before) == (1, pytest.approx(0.375), pytest.approx(0.2))
+    assert growth_impact(losses, 4) is None
+    assert growth_impact(losses, 0) is None
+    assert growth_impact({}, 3) is None

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.errors import GraftError
-from esper.kasmina.operators import Growth, Start, carry, deepen, find_widths, replay, uncarry, widen
+from esper.kasmina.operators import (
+    Growth,
+    Start,
+    begin_anew,
+    carry,
+    deepen,
+    find_widths,
+    replay,
+    uncarry,
+    widen,
+)
 from esper.kasmina.operators.rates import BlockRates, Rates
 from esper.messages import AdaptationDecision, GrowthReport, WidthMetrics
 from esper.tolaria.evaluation import Evaluation, HeldOut
@@ -126,7 +136,7 @@ class Structure:
             moved = f"{growth.operator} changed a held-out loss by {changed:.2g} nats"
             return Outcome("refused", f"{moved}; it was undone")
         if moments == "reset":
-            self.optimizer.state.clear()
+            begin_anew(self.optimizer)
         self._follow(growth, matched=matched)
         report = self._keep(growth, sizes, epoch, before, after)
         return Outcome("grown", f"{_words(report)}; held-out losses moved by at most {changed:.1g} nats")

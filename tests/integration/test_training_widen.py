@@ -10,9 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from esper.assembly.training import build_training, export_run
+from esper.errors import ConfigError
 from esper_cli.config import compose, compose_from
 
-BASE = ["+experiment=smoke", "tamiyo=widen", "urza=memory", "tamiyo.at=[0.2,0.5]"]
+BASE = [
+    "+experiment=smoke",
+    "tamiyo=widen",
+    "tamiyo.widening.factor=1.5",
+    "urza=memory",
+    "tamiyo.at=[0.2,0.5]",
+]
 
 
 def _build(folder: Path, *overrides: str, resume: str | None = None):
@@ -51,13 +58,17 @@ def test_new_units_learn(widened):
     assert bool((head[:, 16:].abs().amax(0) > 1e-4).all())
 
 
-def test_a_run_that_stopped_after_growth_ends_as_one_that_did_not(widened, tmp_path):
-    _, whole = widened
-    run = _build(tmp_path)
+OTHERWISE = ("tamiyo.widening.start=pairs", "tamiyo.widening.moments=reset", "tolaria/optimizer=adamw")
+
+
+@pytest.mark.parametrize("overrides", [(), OTHERWISE])
+def test_a_run_that_stopped_after_growth_ends_as_one_that_did_not(overrides, widened, tmp_path):
+    whole = widened[1] if not overrides else _build(tmp_path / "whole", *overrides).run()
+    run = _build(tmp_path, *overrides)
     run.trainer.policy = _StopAfter(run.trainer.policy, 3)
     with pytest.raises(KeyboardInterrupt):
         run.run()
-    resumed = _build(tmp_path, resume=run.info.run_id).run()
+    resumed = _build(tmp_path, *overrides, resume=run.info.run_id).run()
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert resumed["training_flops"] == whole["training_flops"]
 
@@ -78,6 +89,20 @@ def test_what_cannot_grow_is_refused_and_training_goes_on(tmp_path):
     assert {outcome["status"] for outcome in outcomes} == {"refused"}
     assert "hidden.9" in outcomes[0]["reason"]
     assert summary["end"] == summary["start"]
+
+
+def test_new_units_in_pairs_move_no_answer_either(tmp_path):
+    summary = _build(tmp_path, "tamiyo.widening.start=pairs").run()
+    reports = [event["report"] for event in _events(tmp_path, summary["run_id"], "growth")]
+    assert len(reports) == 2
+    assert all(report["accuracy_after"] == report["accuracy_before"] for report in reports)
+    assert all(report["loss_after"] == pytest.approx(report["loss_before"], abs=1e-5) for report in reports)
+
+
+@pytest.mark.parametrize("name", ["start", "moments", "rates"])
+def test_a_word_that_no_operator_knows_is_refused_at_once(name, tmp_path):
+    with pytest.raises(ConfigError, match=f"{name} is one of"):
+        _build(tmp_path, f"tamiyo.widening.{name}=nonsense")
 
 
 class _StopAfter:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from esper.errors import GraftError
-from esper.kasmina.operators.moments import carry, uncarry
+from esper.kasmina.operators.moments import begin_anew, carry, uncarry
 from esper.kasmina.operators.operator import Growth, resize, shrink
 
 torch.set_num_threads(1)
@@ -183,3 +183,20 @@ def test_channels_last_stays_channels_last() -> None:
     shrink(change)
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(convolution.weight, before)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
+def test_an_optimizer_that_begins_anew_steps_as_a_new_one(kind) -> None:
+    weights = torch.nn.Parameter(torch.ones(3))
+    momentum = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind([weights], lr=0.1, **momentum)
+    for gradient in (5.0, -3.0):
+        weights.grad = torch.full((3,), gradient)
+        optimizer.step()
+    begin_anew(optimizer)
+    other = torch.nn.Parameter(weights.detach().clone())
+    fresh = kind([other], lr=0.1, **momentum)
+    for parameter, one in ((weights, optimizer), (other, fresh)):
+        parameter.grad = torch.ones(3)
+        one.step()
+    assert torch.equal(weights, other)

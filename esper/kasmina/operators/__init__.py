@@ -2,7 +2,7 @@
 
 from esper.kasmina.operators.birth import Start
 from esper.kasmina.operators.deepen import deepen
-from esper.kasmina.operators.moments import carry, uncarry
+from esper.kasmina.operators.moments import begin_anew, carry, uncarry
 from esper.kasmina.operators.operator import Growth, Resize
 from esper.kasmina.operators.replay import replay
 from esper.kasmina.operators.widen import try_widths, widen
@@ -13,6 +13,7 @@ __all__ = [
     "Resize",
     "Start",
     "Width",
+    "begin_anew",
     "carry",
     "deepen",
     "find_widths",

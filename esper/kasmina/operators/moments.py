@@ -7,7 +7,7 @@ of old ones (a second moment of zero would make them huge). Scalars such as ``st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def carry(optimizer: torch.optim.Optimizer, growth: Growth, *, group: int | Mapp
         optimizer.add_param_group({**group, "params": list(growth.added)})
         created = optimizer.param_groups[-1]
     if isinstance(optimizer, torch.optim.Adagrad):
-        _begin_adagrad(optimizer, growth)
+        _begin_adagrad(optimizer, growth.added)
     growth.held = [created, held]
 
 
@@ -92,6 +92,14 @@ def uncarry(optimizer: torch.optim.Optimizer, growth: Growth) -> None:
     growth.held = []
 
 
+def begin_anew(optimizer: torch.optim.Optimizer) -> None:
+    """Forget what ``optimizer`` knows of every parameter, as if it had just been made."""
+    optimizer.state.clear()
+    if isinstance(optimizer, torch.optim.Adagrad):
+        every = [p for group in optimizer.param_groups for p in group["params"]]
+        _begin_adagrad(optimizer, every)
+
+
 def _shaped(state: Mapping[str, Any], parameter: Tensor, shape: tuple[int, ...]) -> list[tuple[str, Tensor]]:
     """The state tensors that have the parameter's shape.
 
@@ -118,9 +126,9 @@ def _fill(name: str, value: Tensor, parameter: Tensor) -> float | Tensor:
     return value.mean() if name in MEAN else 0.0
 
 
-def _begin_adagrad(optimizer: torch.optim.Adagrad, growth: Growth) -> None:
-    """Give added parameters their state: alone among torch's optimizers, Adagrad makes it at construction."""
-    added = {id(p) for p in growth.added}
+def _begin_adagrad(optimizer: torch.optim.Adagrad, parameters: Iterable[Tensor]) -> None:
+    """Give ``parameters`` their state: alone among torch's optimizers, Adagrad makes it at construction."""
+    added = {id(p) for p in parameters}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if id(parameter) in added:

@@ -19,6 +19,7 @@ from esper.nissa.runs import RunView
 
 # Okabe and Ito's palette, which stays apart for the colour-blind.
 TRAIN, HELD_OUT = "#999999", "#0072B2"
+GROWN = "#D55E00"
 VERDICTS = {"kept": ("#009E73", "o"), "culled": ("#D55E00", "X"), "failed": ("#CC3311", "P")}
 GRID = "#e6e6e6"
 
@@ -27,7 +28,7 @@ def plot_run(view: RunView, path: Path) -> None:
     """Draw ``view`` into the PNG file ``path``; the file appears whole or not at all.
 
     A dotted line marks the epoch after which a kernel was grafted (grey while its trial goes on), the marker
-    on the curve where its trial ended and how.
+    on the curve where its trial ended and how. A dashed line marks growth of the host's own shape.
 
     Raises:
         StorageError: the file cannot be written.
@@ -44,7 +45,9 @@ def plot_run(view: RunView, path: Path) -> None:
     for axes, values in ((above, held_out), (below, accuracy)):
         _mark_trials(axes, epochs, values, view.trials)
         for adaptation in view.adaptations:
-            if adaptation.performed and adaptation.trial is None:
+            if adaptation.status == "grown":
+                axes.axvline(adaptation.epoch + 1, color=GROWN, lw=1.4, ls="--", zorder=0)
+            elif adaptation.performed and adaptation.trial is None:
                 axes.axvline(adaptation.epoch + 1, color=TRAIN, lw=1.2, ls=":", zorder=0)
         dress(axes)
     above.set_ylabel("loss (nats)")
@@ -56,7 +59,7 @@ def plot_run(view: RunView, path: Path) -> None:
     above.set_title(f"{view.experiment or 'run'} on {view.task}", loc="left", fontweight="bold", pad=10)
     above.set_title(view.run_id, loc="right", fontsize=8, color="#666666", pad=10)
     above.legend(
-        handles=[*above.get_legend_handles_labels()[0], *_legend(view.trials)],
+        handles=[*above.get_legend_handles_labels()[0], *_legend(view.trials), *_growths(view)],
         frameon=False,
         fontsize=9,
         loc="upper right",
@@ -105,6 +108,13 @@ def _legend(trials: Iterable[FieldReport]) -> list[Line2D]:
         handle.set_markeredgecolor("white")
         handle.set_markersize(8)
     return handles
+
+
+def _growths(view: RunView) -> list[Line2D]:
+    sizes = [item.decision.get("parameters", {}) for item in view.adaptations if item.status == "grown"]
+    words = {"widen": "widened", "deepen": "deepened"}
+    done = dict.fromkeys(words.get(str(item.get("operator")), "grown") for item in sizes)
+    return [Line2D([], [], color=GROWN, lw=1.4, ls="--", label=f"host {', '.join(done)}")] if done else []
 
 
 def dress(axes: Axes) -> None:

@@ -28,7 +28,7 @@ class RunSummary:
     """A run in one line. ``loss``, ``held_out_loss`` and ``accuracy`` are those of its latest epoch.
 
     ``epochs`` counts those that are done, ``adaptations`` the changes of the network, ``kept`` the seeds that
-    passed their trial; ``started`` is ISO 8601 in UTC.
+    passed their trial and the growths of the host's own shape; ``started`` is ISO 8601 in UTC.
     """
 
     run_id: str
@@ -68,7 +68,8 @@ def summarize(view: RunView) -> RunSummary:
         held_out_loss=last.held_out_loss if last else None,
         accuracy=last.accuracy if last else None,
         adaptations=sum(adaptation.performed for adaptation in view.adaptations),
-        kept=sum(trial.verdict == "kept" for trial in view.trials),
+        kept=sum(trial.verdict == "kept" for trial in view.trials)
+        + sum(item.status == "grown" for item in view.adaptations),
         faults=view.fault_counts.total(),
         path=str(view.folder),
     )

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from operators_support import HOSTS, assert_same, call, outputs, public_network, worst
 from random_networks import RandomNetwork
 from torch import Tensor, nn
 
@@ -18,34 +19,6 @@ torch.set_num_threads(1)
 NETWORKS = 200
 PER_TEST = 10
 STARTS = get_args(Start)
-
-
-def call(model: nn.Module, x: Any) -> Tensor:
-    y = model(*x) if isinstance(x, tuple) else model(x)
-    return y[0] if isinstance(y, tuple | list) else y
-
-
-def outputs(model: nn.Module, x: Any) -> list[Tensor]:
-    """In eval and in train mode, without dropout; buffers stay."""
-    buffers = {name: b.clone() for name, b in model.named_buffers()}
-    dropouts = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    found = []
-    with torch.no_grad():
-        for training in (False, True):
-            model.train(training)
-            for dropout in dropouts:
-                dropout.training = False
-            for m in model.modules():
-                if isinstance(m, nn.MultiheadAttention):
-                    m.dropout = 0.0
-            found.append(call(model, x).clone())
-        for name, b in model.named_buffers():
-            b.copy_(buffers[name])
-    return found
-
-
-def worst(a: list[Tensor], b: list[Tensor]) -> float:
-    return max(float((x - y).abs().max() / x.abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def choose(model: nn.Module, x: Any, rng: random.Random) -> dict[str, int]:
@@ -59,21 +32,6 @@ def frozen(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     state = {name: (t.clone(), t.stride()) for name, t in model.state_dict().items()}
     grads = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
     return state, grads, copy.deepcopy(optimizer.state_dict()), repr(model)
-
-
-def assert_same(a: Any, b: Any) -> None:
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Any, seed: int = 0) -> None:
@@ -157,70 +115,12 @@ def test_whole_numbers_stay_exact(first: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), seed
 
 
-def encoder() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(8, 2, 12, norm_first=True, batch_first=True)
-    stack = nn.TransformerEncoder(layer, 2, nn.LayerNorm(8), enable_nested_tensor=False)
-    return nn.Sequential(nn.Linear(3, 8), stack, nn.Linear(8, 2))
-
-
-def densenet() -> nn.Module:
-    from monai.networks.nets import DenseNet
-
-    return DenseNet(2, 1, 3, init_features=8, growth_rate=4, block_config=(2, 2), bn_size=2)
-
-
-def segresnet() -> nn.Module:
-    from monai.networks.nets import SegResNet
-
-    return SegResNet(2, 8, 1, 2, blocks_down=(1, 1), blocks_up=(1,))
-
-
-def unet() -> nn.Module:
-    from monai.networks.nets import UNet
-
-    return UNet(2, 1, 2, (4, 8, 16), (2, 2), num_res_units=1)
-
-
-def ft_transformer() -> nn.Module:
-    from rtdl_revisiting_models import FTTransformer
-
-    return FTTransformer(
-        n_cont_features=4,
-        cat_cardinalities=[3],
-        d_out=2,
-        n_blocks=2,
-        d_block=16,
-        attention_n_heads=4,
-        attention_dropout=0.0,
-        ffn_d_hidden=None,
-        ffn_d_hidden_multiplier=1.5,
-        ffn_dropout=0.0,
-        residual_dropout=0.0,
-    )
-
-
-IMAGE = (2, 1, 16, 16)
-HOSTS = {
-    "torch TransformerEncoder": (encoder, (2, 5, 3)),
-    "MONAI DenseNet": (densenet, IMAGE),
-    "MONAI SegResNet": (segresnet, IMAGE),
-    "MONAI UNet": (unet, IMAGE),
-    "FT-Transformer": (ft_transformer, (3, 4)),
-}
-
-
 @pytest.mark.parametrize("name", HOSTS)
 def test_networks_that_this_project_did_not_write(name: str) -> None:
-    make, shape = HOSTS[name]
-
     def build() -> nn.Module:
-        torch.manual_seed(0)
-        return make().double()
+        return public_network(name)[0]
 
-    generator = torch.Generator().manual_seed(0)
-    x: Any = torch.randn(shape, generator=generator, dtype=torch.float64)
-    if name == "FT-Transformer":
-        x = (x, torch.tensor([[0], [1], [2]]))
+    _, x = public_network(name)
     growable = [w for w in find_widths(build(), x).values() if w.growable]
     assert len(growable) >= 3
     for seed, width in enumerate(growable):

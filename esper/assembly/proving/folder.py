@@ -13,7 +13,6 @@ from esper.proof.results import Result
 from esper.tolaria.checkpoint import write_atomically
 
 STATE_NAME, PROOF_NAME, REPORT_NAME = "state.json", "proof.json", "report.md"
-CONFIG_NAME = "config.yaml"
 
 
 class ProofFolder:
@@ -47,10 +46,9 @@ class ProofFolder:
             )
         return {Job(r.arm, r.seed, r.overrides, r.width): r for r in found}
 
-    def prepare(self, config: str) -> None:
-        """Make it, with ``config``, the configuration as YAML; runs are large, and none of git's business."""
+    def prepare(self) -> None:
+        """Make it; runs are large, and none of git's business."""
         self._write(self.path / "runs" / ".gitignore", "*\n")
-        self._write(self.path / CONFIG_NAME, config)
 
     def save(self, finished: Iterable[Result]) -> None:
         """Replace what ``load`` returns."""

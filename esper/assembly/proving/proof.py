@@ -55,7 +55,7 @@ class Proof:
         """
         for policy in self.arms.policies:
             self.settings.compose([*self.settings.cfg.prove.overrides, policy])
-        self._files.prepare(OmegaConf.to_yaml(self.settings.cfg))
+        self._files.prepare()
         jobs: list[Job] = []
         with Workers(self.settings.cfg.prove.jobs) as workers:
             for phase, after in self.arms.phases(self.results):
@@ -89,6 +89,7 @@ class Proof:
             "command": shlex.join(["esper", "prove", *self.settings.given]),
             "overrides": list(self.settings.given),
             "configuration": self.settings.digest,
+            "config": OmegaConf.to_container(self.settings.cfg),
             "seeds": list(self.settings.seeds),
             "versions": {
                 "esper-morph": version("esper-morph"),

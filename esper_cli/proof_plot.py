@@ -93,7 +93,7 @@ def _places(arms: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     order = ["small_flops", *(a for a in at_grown if a.startswith("sweep-")), "large_flops", "random"]
     beside = [arm for arm in order if arm in at_grown]
     beside.insert(len(beside) // 2, "grown")
-    step = (max(places.values()) / min(places.values())) ** (1 / 40)
+    step = (max(places.values()) / min(places.values())) ** (1 / 28)
     for index, arm in enumerate(beside):
         places[arm] = places["grown"] * step ** (index - beside.index("grown"))
     return places

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from esper.assembly.proving.folder import ProofFolder
 from esper.assembly.proving.growth import GrowthArms
@@ -89,7 +89,7 @@ class Proof:
             "command": shlex.join(["esper", "prove", *self.settings.given]),
             "overrides": list(self.settings.given),
             "configuration": self.settings.digest,
-            "config": OmegaConf.to_container(self.settings.cfg),
+            "config": self.settings.config,
             "seeds": list(self.settings.seeds),
             "versions": {
                 "esper-morph": version("esper-morph"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ _APART_OF_PROVE = {"folder", "jobs"}
 class Settings:
     """What the user asked for. ``given`` are the overrides from which ``compose`` made ``cfg``.
 
+    ``config`` is what a folder is bound to, ``digest`` its SHA-256.
+
     Raises ConfigError for settings that no proof can be made of.
     """
 
@@ -35,7 +37,8 @@ class Settings:
         self.folder = Path(cfg.prove.folder or f"experiments/{self.experiment}_{MODES[cfg.mode]}")
         self.seeds = range(cfg.prove.first_seed, cfg.prove.first_seed + cfg.seeds)
         self.width_key = _width_key(cfg)
-        self.digest = _digest(cfg)
+        self.config = _bound(cfg)
+        self.digest = _digest(self.config)
         self._compose = compose
 
     def compose(self, overrides: Iterable[str]) -> DictConfig:
@@ -102,16 +105,21 @@ def _width_key(cfg: DictConfig) -> str:
     )
 
 
-def _digest(cfg: DictConfig) -> str:
-    """SHA-256 of the configuration without what may differ between calls over one folder.
+def _bound(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration without what may differ between calls over one folder, as plain data.
 
     What is null is left out: a key that a later version adds, and nobody uses, changes nothing.
     """
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
-    kept = {key: value for key, value in plain.items() if key not in _APART}
+    kept = {str(key): value for key, value in plain.items() if key not in _APART}
     kept["prove"] = {key: value for key, value in kept["prove"].items() if key not in _APART_OF_PROVE}
-    return hashlib.sha256(json.dumps(_without_null(kept), sort_keys=True).encode()).hexdigest()
+    found: dict[str, Any] = _without_null(kept)
+    return found
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _without_null(node: Any) -> Any:

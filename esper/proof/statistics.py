@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from esper.student import student_t_cdf
+
 CONFIDENCE = 0.95
 """Of every two-sided interval here."""
 
@@ -73,24 +75,11 @@ def t_quantile(p: float, dof: int) -> float:
     if not 0 < p < 1 or dof < 1:
         raise ValueError(f"p must lie between 0 and 1 and dof be at least 1, not {p} and {dof}")
     low, high = -1.0, 1.0
-    while _t_cdf(low, dof) > p:
+    while student_t_cdf(low, dof) > p:
         low *= 2
-    while _t_cdf(high, dof) < p:
+    while student_t_cdf(high, dof) < p:
         high *= 2
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if _t_cdf(middle, dof) < p else (low, middle)
+        low, high = (middle, high) if student_t_cdf(middle, dof) < p else (low, middle)
     return (low + high) / 2
-
-
-def _t_cdf(t: float, dof: int) -> float:
-    """P(T <= t) as a finite sum (Abramowitz & Stegun 1964, 26.7.3 for odd ``dof``, 26.7.4 for even)."""
-    angle = math.atan2(t, math.sqrt(dof))
-    odd = dof % 2
-    factor = math.cos(angle) if odd else 1.0
-    total = factor if dof > 1 else 0.0
-    for k in range(2 + odd, dof - 1, 2):
-        factor *= math.cos(angle) ** 2 * (k - 1) / k
-        total += factor
-    within = math.sin(angle) * total
-    return 0.5 + (angle + within) / math.pi if odd else 0.5 + within / 2

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.messages import EpochRecord
-from esper.tamiyo.plateau import PlateauDetector, student_t_cdf
+from esper.student import student_t_cdf
+from esper.tamiyo.plateau import PlateauDetector
 
 
 def history(losses: list[float], accuracies: list[float] | None = None) -> list[EpochRecord]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +79,8 @@ def layer_norm(call: Call) -> Axes:
     eps = call.get(3 if rms else 4, "eps", None if rms else 1e-5)
     eps = torch.finfo(call.result.dtype).eps if eps is None else eps
     path = call.trace.stack[-1][0]
-    demand = "zero" if rms else "mean"
-    call.trace.norms.append(Norm(path, call.owner, demand, axis.dim, writers, eps))  # type: ignore[arg-type]
+    demand: Literal["mean", "zero"] = "zero" if rms else "mean"
+    call.trace.norms.append(Norm(path, call.owner, demand, axis.dim, writers, eps))
     call.attribute("normalized_shape", axis.dim)
     return (*keeping(given[:-1]), Axis(axis.dim, zero=Writers()))
 

@@ -11,7 +11,7 @@ import esper
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| (\w+) \| (.+?) \| `(esper/\w+)` \|$", re.MULTILINE)
-NOT_CODENAMES = {"assembly", "blueprint", "data", "models", "proof"}
+NOT_CODENAMES = {"assembly", "blueprint", "data", "models", "proof", "security"}
 
 
 def glossary() -> dict[str, tuple[str, str]]:

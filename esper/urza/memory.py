@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
 from esper.urza.tiers import MISSING, Missing
 
@@ -55,6 +56,15 @@ class MemoryTier:
                 self._drop(next(iter(self._entries)))
             self._entries[key] = value
             self._held += weight
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """The values of those of ``keys`` that are held, which are now the most recently used."""
+        return {key: value for key in keys if (value := self.get(key)) is not MISSING}
+
+    def put_many(self, items: Mapping[str, bytes]) -> None:
+        """As :meth:`put` for each, in the order of ``items``."""
+        for key, value in items.items():
+            self.put(key, value)
 
     def delete(self, key: str) -> None:
         """Hold nothing under ``key``."""

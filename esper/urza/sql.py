@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sqlalchemy import Connection, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
@@ -32,6 +34,18 @@ class SqlTier:
         """Store ``value`` under ``key``, in place of any other."""
         with self._database.writing() as connection:
             write_blob(connection, key, value)
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """The values of those of ``keys`` that are on record, by one statement."""
+        statement = select(BlobRow.digest, BlobRow.data).where(BlobRow.digest.in_(keys))
+        with self._database.reading() as connection:
+            return {digest: data for digest, data in connection.execute(statement)}
+
+    def put_many(self, items: Mapping[str, bytes]) -> None:
+        """Store all of ``items`` or nothing; in the order of the keys, so that two calls cannot deadlock."""
+        with self._database.writing() as connection:
+            for key in sorted(items):
+                write_blob(connection, key, items[key])
 
     def delete(self, key: str) -> None:
         """Remove ``key``; refused with a ``LibraryError`` while a kernel refers to it."""

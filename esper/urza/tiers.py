@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
@@ -47,6 +47,14 @@ class Tier(Protocol):
 
     def put(self, key: str, value: bytes) -> None:
         """Hold ``value`` under ``key``, in place of any other. A cache may drop it at any time."""
+        ...
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """The values of those of ``keys`` that are held, asked for at once; the others are absent."""
+        ...
+
+    def put_many(self, items: Mapping[str, bytes]) -> None:
+        """As :meth:`put` for each, at once. After an error a record holds none of them, a cache any."""
         ...
 
     def delete(self, key: str) -> None:

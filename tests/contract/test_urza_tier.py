@@ -54,6 +54,26 @@ def test_deleting_what_is_not_there_is_no_error(tier: Tier) -> None:
     assert tier.get(key(0)) is MISSING
 
 
+def test_of_many_keys_those_held_come_back_and_the_others_are_absent(tier: Tier) -> None:
+    tier.put(key(0), b"zero")
+    tier.put(key(1), b"")
+    tier.put(key(2), b"two")
+    assert tier.get_many([key(0), key(9), key(1), key(0)]) == {key(0): b"zero", key(1): b""}
+    assert tier.get_many([key(8), key(9)]) == {}
+    assert tier.get_many([]) == {}
+
+
+def test_many_put_at_once_come_back_one_by_one_and_at_once(tier: Tier) -> None:
+    items = {key(number): bytes([number]) * number for number in range(150)}
+    tier.put(key(3), b"older")
+    tier.put_many(items)
+    tier.put_many({})
+    assert {name: tier.get(name) for name in items} == items
+    assert tier.get_many(list(items)) == items
+    tier.delete(key(3))
+    assert tier.get_many([key(3), key(4)]) == {key(4): items[key(4)]}
+
+
 def test_it_has_a_name_to_be_counted_under(tier: Tier) -> None:
     assert tier.name
     assert tier.name == tier.name.lower().strip()

@@ -16,7 +16,10 @@
     │                                         lifecycle transition that is not allowed
     ├── Instability                       9   training diverged and could not be recovered
     ├── StorageError                     10   disk full, read-only folder, I/O error
-    └── ServerError                      11   the HTTP server cannot start (port in use)
+    ├── ServerError                      11   the HTTP server cannot start (port in use)
+    └── SecurityError                    12   keys that cannot be had or used
+        ├── UnknownKey                   12   bytes sealed with a key that is not at hand
+        └── SealBroken                   12   sealed bytes or a record that a holder of the key did not write
 
 Exit code 0 is success; 130 is an interruption by the user (Ctrl-C) and 143 a SIGTERM, both after a clean
 save.
@@ -145,3 +148,24 @@ class ServerError(EsperError):
     """The HTTP server cannot start."""
 
     exit_code = 11
+
+
+class SecurityError(EsperError):
+    """Keys that cannot be had or used: missing, damaged, open to others, not ours to change."""
+
+    exit_code = 12
+
+
+class UnknownKey(SecurityError):
+    """Bytes sealed, or a record signed, with the key ``key_id``, which is not among those of ``origin``."""
+
+    def __init__(self, key_id: str, origin: str) -> None:
+        super().__init__(
+            f"key {key_id} is needed and is not among those of {origin}",
+            hint="put your copy of the keys back there; esper keys ls shows those that are there",
+        )
+        self.key_id = key_id
+
+
+class SealBroken(SecurityError):
+    """Sealed bytes or a record were changed, cut or put under another name; no byte of them was used."""

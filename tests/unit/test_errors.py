@@ -4,11 +4,12 @@ import pickle
 import pytest
 
 from esper import errors
-from esper.errors import CompilationError, EsperError, KernelNotFound, StorageError
+from esper.errors import CompilationError, EsperError, KernelNotFound, StorageError, UnknownKey
 
 OTHERS = {
     CompilationError: CompilationError("it failed", stage="build", hint="look"),
     KernelNotFound: KernelNotFound("kernel_1"),
+    UnknownKey: UnknownKey("0123456789abcdef", "keys.json"),
 }
 TREE = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, EsperError)]
 

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron."""
+"""A multi-layer perceptron, with batch norm where it is asked for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class MLP(nn.Module):
     """Linear layers with ReLU between them, of ``hidden`` units each.
 
     ``width``, where given, makes that ``depth`` layers of ``width`` units in place of ``hidden``: one number
-    that scales the network.
+    that scales the network. With ``norm`` a BatchNorm stands before each ReLU.
 
-    Module names: ``hidden.0``, ``hidden.1``, ..., ``head``.
+    Module names: ``hidden.0``, ``hidden.1``, ..., ``head``; ``norms.0``, ``norms.1``, ... with ``norm``.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class MLP(nn.Module):
         *,
         width: int | None = None,
         depth: int = 2,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         if width is not None:
@@ -39,12 +40,16 @@ class MLP(nn.Module):
             )
         sizes = (in_features, *hidden)
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in hidden if norm)
         self.head = nn.Linear(sizes[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples (N, ...) of ``in_features`` values each, flattened here, to logits (N, classes)."""
         x = x.flatten(1)
-        for layer in self.hidden:
-            x = F.relu(layer(x))
+        for index, layer in enumerate(self.hidden):
+            x = layer(x)
+            if self.norms:
+                x = self.norms[index](x)
+            x = F.relu(x)
         logits: Tensor = self.head(x)
         return logits

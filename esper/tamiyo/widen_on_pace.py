@@ -98,7 +98,7 @@ class WidenOnPace:
             reason=(
                 f"at the pace of {pace.epochs} epochs the training loss would fall by {pace.value:.2f} of "
                 f"itself over a run (less than {self.min_pace:g} has p={pace.slow:.2f}); it is {ratio:.2f} "
-                f"of the held-out loss; every width grows {self.widening.factor:g} times"
+                f"of the held-out loss; every width grows by a factor of {self.widening.factor:g}"
             ),
             evidence={
                 "progress": packet.progress,

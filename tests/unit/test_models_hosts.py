@@ -21,6 +21,7 @@ HOSTS = {
     ),
     "mlp": (lambda: MLP(64, (32, 16)), (1, 8, 8)),
     "mlp-linear": (lambda: MLP(64, ()), (1, 8, 8)),
+    "mlp-norm": (lambda: MLP(64, (32, 16), norm=True), (1, 8, 8)),
     "mlp-width": (lambda: MLP(64, (3,), width=12, depth=3), (1, 8, 8)),
     "transformer": (lambda: PatchTransformer(8, 2, 16, 2, 4), (1, 8, 8)),
     "transformer-28": (lambda: PatchTransformer(28, 7, 16, 1, 2, in_channels=3, classes=7), (3, 28, 28)),

@@ -9,7 +9,8 @@
     ├── CompilationError                  5   a valid blueprint that failed in a stage of its compilation
     ├── LibraryError                      6   the kernel library cannot be used
     │   ├── KernelNotFound                6   no kernel of that id
-    │   └── CorruptKernel                 6   stored bytes do not match their digest
+    │   ├── CorruptKernel                 6   stored bytes do not match their digest
+    │   └── TierUnavailable               6   a cache that does not answer in time, or not as it should
     ├── RunError                          7   a run that cannot be found, resumed or exported
     │   └── CheckpointError               7   a checkpoint that is missing, damaged or of another network
     ├── GraftError                        8   a layer that cannot be wrapped, a kernel that does not fit, a
@@ -102,6 +103,10 @@ class KernelNotFound(LibraryError):
 
 class CorruptKernel(LibraryError):
     """The stored bytes of a kernel do not match their digest; nothing was loaded."""
+
+
+class TierUnavailable(LibraryError):
+    """A tier, such as a Redis cache, does not answer in time, or not as it should."""
 
 
 class RunError(EsperError):

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest_plugins = ["servers.redis"]
+
 torch.set_num_threads(1)
 
 

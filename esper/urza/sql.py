@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, delete, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects import postgresql, sqlite
 
 from esper.urza.database import Database
 from esper.urza.schema import BlobRow
@@ -27,7 +27,7 @@ class SqlTier:
 
     def get(self, key: str) -> bytes | Missing:
         """The value under ``key``, or ``MISSING``."""
-        with self._database.reading() as connection:
+        with self._database.reading("statement") as connection:
             return read_blob(connection, key)
 
     def put(self, key: str, value: bytes) -> None:
@@ -39,7 +39,7 @@ class SqlTier:
         """The values of those of ``keys`` that are on record, by one statement."""
         statement = select(BlobRow.digest, BlobRow.data).where(BlobRow.digest.in_(keys))
         with self._database.reading() as connection:
-            return {digest: data for digest, data in connection.execute(statement)}
+            return {row.digest: row.data for row in connection.execute(statement)}
 
     def put_many(self, items: Mapping[str, bytes]) -> None:
         """Store all of ``items`` or nothing; in the order of the keys, so that two calls cannot deadlock."""
@@ -64,6 +64,7 @@ def write_blob(connection: Connection, digest: str, data: bytes) -> None:
 
     Equal bytes are left as they are, so a second put writes nothing; a damaged copy is replaced.
     """
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(BlobRow).values(digest=digest, data=data)
     new = statement.excluded.data
     connection.execute(

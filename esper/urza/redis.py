@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.connection import Connection, UnixDomainSocketConnection, parse_url
 from redis.exceptions import RedisError, TimeoutError
 from redis.retry import Retry
 
@@ -50,7 +51,7 @@ class RedisTier:
         max_value_bytes: int = MAX_VALUE_BYTES,
         name: str = "redis",
     ) -> None:
-        """``url``: ``redis://[:password@]host:port/db``, ``rediss://`` for TLS, or ``unix:///path`` of a socket.
+        """``url``: ``redis://[:password@]host:port/db``, ``rediss://`` for TLS or ``unix:///path``, a socket.
 
         Over TLS the certificate and its host name are always verified, with the system's authorities or
         ``?ssl_ca_certs=FILE``. ``prefix`` keeps libraries that share a server apart. Connects to nothing yet.
@@ -168,21 +169,21 @@ _call = _Call()
 class _BoundedSocket:
     """A socket whose every wait ends with the call: a time-out for each read lets many small ones add up."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("connected",)
 
     def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
+        self.connected = connected
 
     def recv_into(self, buffer: bytearray) -> int:
-        self._socket.settimeout(_call.left())
-        return self._socket.recv_into(buffer)
+        self.connected.settimeout(_call.left())
+        return self.connected.recv_into(buffer)
 
     def sendall(self, data: bytes) -> None:
-        self._socket.settimeout(_call.left())
-        self._socket.sendall(data)
+        self.connected.settimeout(_call.left())
+        self.connected.sendall(data)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
+        return getattr(self.connected, name)
 
 
 class _Bounded(Connection):
@@ -192,8 +193,21 @@ class _Bounded(Connection):
         return _BoundedSocket(super()._connect())  # type: ignore[no-untyped-call]
 
 
-class _BoundedTls(_Bounded, SSLConnection):
-    pass
+class _BoundedTls(_Bounded):
+    """With one context for all connections: the driver makes one for each, which takes half a call's time."""
+
+    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._context = context
+
+    def _connect(self) -> Any:
+        plain = super()._connect()
+        try:
+            plain.settimeout(_call.left())
+            return _BoundedSocket(self._context.wrap_socket(plain.connected, server_hostname=self.host))
+        except BaseException:
+            plain.close()
+            raise
 
 
 class _BoundedUnix(UnixDomainSocketConnection):
@@ -216,9 +230,11 @@ def _client(url: str, seconds: float) -> tuple[Redis, str, tuple[str, ...]]:
             hint="it may set db and ssl_ca_certs",
         )
     kinds: dict[str, type[Any]] = {"redis": _Bounded, "rediss": _BoundedTls, "unix": _BoundedUnix}
-    options.pop("connection_class", None)
+    options["connection_class"] = kinds[parts.scheme]
+    authorities = options.pop("ssl_ca_certs", None)
+    if parts.scheme == "rediss":
+        options["context"] = _context(authorities)
     pool = ConnectionPool(
-        connection_class=kinds[parts.scheme],
         protocol=2,  # no greeting to wait for, and any data between two calls shows a connection gone wrong
         socket_timeout=seconds,
         socket_connect_timeout=seconds,
@@ -230,3 +246,13 @@ def _client(url: str, seconds: float) -> tuple[Redis, str, tuple[str, ...]]:
     password = parts.password or ""
     secrets = tuple(sorted({password, unquote(password)} - {""}, key=len, reverse=True))
     return Redis(connection_pool=pool), where, secrets
+
+
+def _context(authorities: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the authorities of the Redis cache, {authorities}: {error.strerror or error}",
+            hint="ssl_ca_certs names a file of certificates in PEM",
+        ) from error

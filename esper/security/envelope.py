@@ -15,15 +15,15 @@ import hmac
 import io
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final, NamedTuple, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from esper.errors import SealBroken, UnknownKey
-from esper.security.keys import KEY_BYTES, Key, KeyRing
+from esper.errors import SealBroken
+from esper.security.keys import KEY_BYTES, Key, Keys
 
 MAGIC: Final = b"ESPRSEAL"
 VERSION: Final = 1
@@ -38,13 +38,12 @@ _RECORD_TAG: Final = re.compile("([0-9a-f]{16}):([0-9a-f]{64})")
 class Envelope:
     """Seals bytes under an identity, and opens what was sealed under the same one.
 
-    Threads may share one. Every method may raise ``UnknownKey``.
+    Threads may share one. Every method may raise what its keys raise: ``UnknownKey``, ``SecurityError`` or
+    ``StorageError``.
     """
 
-    def __init__(self, keys: KeyRing, *, reload: Callable[[], KeyRing] | None = None) -> None:
-        """``reload`` reads the keys anew; it is called when one is met that another process has added."""
+    def __init__(self, keys: Keys) -> None:
         self._keys = keys
-        self._reload = reload
         self._used: dict[str, _Derived] = {}
 
     def seal(self, data: bytes, identity: str) -> bytes:
@@ -74,8 +73,6 @@ class Envelope:
 
     def rewrap(self, sealed: bytes, identity: str) -> bytes:
         """``sealed`` with a header of the primary key; the chunks are the same, and are not looked at."""
-        if self.key_id(sealed) == self._keys.primary.id:
-            return sealed
         header = self._header(self._data_key(sealed, identity), identity)
         return b"".join((header, memoryview(sealed)[HEADER_BYTES:]))
 
@@ -113,17 +110,8 @@ class Envelope:
     def _derived(self, key_id: str) -> _Derived:
         known = self._used.get(key_id)
         if known is None:
-            known = self._used[key_id] = _Derived(self._key(key_id))
+            known = self._used[key_id] = _Derived(self._keys.key(key_id))
         return known
-
-    def _key(self, key_id: str) -> Key:
-        try:
-            return self._keys.key(key_id)
-        except UnknownKey:
-            if self._reload is None:
-                raise
-            self._keys = self._reload()
-            return self._keys.key(key_id)
 
 
 class _Derived:

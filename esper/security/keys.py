@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -38,6 +38,19 @@ class Key:
 def new_key() -> Key:
     """A random key."""
     return Key(secrets.token_bytes(KEY_BYTES), datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+class Keys(Protocol):
+    """What seals and what opens; both may raise ``SecurityError`` or ``StorageError``."""
+
+    @property
+    def primary(self) -> Key:
+        """The key that seals."""
+        ...
+
+    def key(self, key_id: str) -> Key:
+        """The key of that id, or ``UnknownKey``."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,24 @@
+"""The keys of a configuration. Importing this does not import PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from omegaconf import DictConfig
+
+from esper.assembly.configured import configured
+from esper.security import Envelope, KeySource, StoredKeys
+
+
+def build_key_source(cfg: DictConfig) -> KeySource:
+    """The place of keys that ``cfg.security`` describes; raises ConfigError."""
+    source: KeySource = configured(cfg, "security")
+    return source
+
+
+def build_envelope(cfg: DictConfig, on_made: Callable[[str], None] = lambda _: None) -> Envelope:
+    """What seals and opens with the keys of ``cfg.security``, which are read when the first is needed.
+
+    ``on_made`` is told the place of a key that was made, for whoever is to keep a copy of it.
+    """
+    return Envelope(StoredKeys(build_key_source(cfg), on_made))

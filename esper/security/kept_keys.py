@@ -1,0 +1,84 @@
+"""Keys that Esper keeps as one text, wherever that text lies."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from esper.errors import SecurityError, StorageError
+from esper.security.encoding import from_text, to_text
+from esper.security.keys import KeyRing, new_key
+
+
+class KeptKeys(ABC):
+    """A :class:`esper.security.sources.KeySource` over a text that can be read and replaced.
+
+    ``lock`` is a file that is locked for a change. What cannot be read is never written over.
+    """
+
+    def __init__(self, origin: str, lock: Path) -> None:
+        self._origin = origin
+        self._lock = lock
+
+    @property
+    def origin(self) -> str:
+        """The place, as a person calls it."""
+        return self._origin
+
+    def load(self) -> KeyRing:
+        """The keys that are there, or ``SecurityError``."""
+        ring = self._read()
+        if ring is None:
+            raise SecurityError(f"there are no keys in {self.origin}", hint="put your copy of them there")
+        return ring
+
+    def load_or_make(self) -> tuple[KeyRing, bool]:
+        """The keys that are there, else a new one; and whether this call made it."""
+        ring = self._read()
+        if ring is not None:
+            return ring, False
+        with _locked(self._lock):
+            ring = self._read()  # another process may have been first
+            if ring is not None:
+                return ring, False
+            ring = KeyRing((new_key(),), self.origin)
+            self._write_text(to_text(ring))
+            return ring, True
+
+    def change(self, change: Callable[[KeyRing], KeyRing], /) -> KeyRing:
+        """Put ``change`` of the keys in their place, and return it."""
+        with _locked(self._lock):
+            ring = change(self.load())
+            self._write_text(to_text(ring))
+            return ring
+
+    @abstractmethod
+    def _read_text(self) -> str | None:
+        """The text, if there is any."""
+
+    @abstractmethod
+    def _write_text(self, text: str) -> None:
+        """Replace the text, whole or not at all."""
+
+    def _read(self) -> KeyRing | None:
+        text = self._read_text()
+        return None if text is None else from_text(text, self.origin)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends; the folder is made if it is not there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError.from_os(error, path, "cannot write") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

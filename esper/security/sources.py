@@ -1,0 +1,62 @@
+"""Where keys lie, and keys that are read from there when the first of them is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from esper.errors import UnknownKey
+from esper.security.keys import Key, KeyRing
+
+
+class KeySource(Protocol):
+    """A place of keys that processes share. Each method may raise ``SecurityError`` or ``StorageError``."""
+
+    @property
+    def origin(self) -> str:
+        """The place, as a person calls it."""
+        ...
+
+    def load(self) -> KeyRing:
+        """The keys that are there; ``SecurityError`` if there are none, or they cannot be trusted."""
+        ...
+
+    def load_or_make(self) -> tuple[KeyRing, bool]:
+        """The keys that are there, else a new one; and whether this call made it. Of many, one call does."""
+        ...
+
+    def change(self, change: Callable[[KeyRing], KeyRing], /) -> KeyRing:
+        """Put ``change`` of the keys in their place, and return it; no other change falls in between."""
+        ...
+
+
+class StoredKeys:
+    """The keys of a source: read when first needed, made when the first is to seal, read again for a new one.
+
+    Threads may share it.
+    """
+
+    def __init__(self, source: KeySource, on_made: Callable[[str], None] = lambda _: None) -> None:
+        """``on_made`` is told the place of a key that was made."""
+        self._source = source
+        self._on_made = on_made
+        self._ring: KeyRing | None = None
+
+    @property
+    def primary(self) -> Key:
+        """The key that seals, made if the source has none."""
+        if self._ring is None:
+            self._ring, made = self._source.load_or_make()
+            if made:
+                self._on_made(self._source.origin)
+        return self._ring.primary
+
+    def key(self, key_id: str) -> Key:
+        """The key of that id, or ``UnknownKey``; another process may have added it since the last look."""
+        if self._ring is not None:
+            try:
+                return self._ring.key(key_id)
+            except UnknownKey:
+                pass
+        self._ring = self._source.load()
+        return self._ring.key(key_id)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest_plugins = ["servers.redis"]
+pytest_plugins = ["servers.redis", "servers.postgres"]  # postgres imports redis
 
 torch.set_num_threads(1)
 

@@ -96,17 +96,29 @@ def test_a_library_in_memory_lives_until_it_is_closed(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["", "kernels.db", "sqlite", "postgresql://host/x", "sqlite://host/x"])
+@pytest.mark.parametrize("url", ["", "kernels.db", "sqlite", "mysql://host/x", "sqlite://host/x"])
 def test_a_url_that_is_no_library_is_a_mistake_in_the_configuration(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         open_library(url, never_load)
     assert "sqlite:///" in (caught.value.hint or "")
 
 
-def test_a_password_is_not_repeated_in_the_error() -> None:
-    with pytest.raises(ConfigError) as caught:
-        open_library("postgresql://me:secret@host/kernels", never_load)
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("mysql://me:secret@host/kernels", ConfigError),
+        ("postgresql://me:secret@127.0.0.1:1/kernels", LibraryError),
+        ("postgresql://me:secret@127.0.0.1:x/kernels", LibraryError),
+        ("postgresql://me:sec@ret@:::/kernels?secret=secret", ConfigError),
+        ("postgresql://me:secret@host.invalid/kernels?sslmode=require", ConfigError),
+    ],
+)
+def test_a_password_is_not_repeated_in_the_error(url: str, error: type[EsperError]) -> None:
+    with pytest.raises(error) as caught:
+        open_library(url, never_load)
     assert "secret" not in str(caught.value)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("journal", ["DELETE", "WAL"])

@@ -37,7 +37,7 @@ sys.stdin.readline()
 
 def start(path: Path, number: int, code: str) -> subprocess.Popen[str]:
     """A process that has imported everything and waits for a line on its standard input."""
-    preamble = PREAMBLE.format(support=str(Path(__file__).parent), url=f"sqlite:///{path}")
+    preamble = PREAMBLE.format(support=str(Path(__file__).parents[1]), url=f"sqlite:///{path}")
     return subprocess.Popen(
         [sys.executable, "-c", preamble + code, str(number)],
         stdin=subprocess.PIPE,

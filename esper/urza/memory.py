@@ -14,6 +14,9 @@ class MemoryTier:
 
     An entry weighs its key and its value, so that many empty values are bounded too. One that weighs more
     than the whole bound is not kept, rather than emptying the cache for something that will not fit.
+
+    Reading takes no lock: each step is one call into C, which the lock of CPython's interpreter makes whole.
+    So this is not made for a build without that lock.
     """
 
     def __init__(self, max_bytes: int, *, name: str = "memory") -> None:
@@ -38,12 +41,13 @@ class MemoryTier:
 
     def get(self, key: str) -> bytes | Missing:
         """The value under ``key``, which is now the most recently used, or ``MISSING``."""
-        with self._lock:
-            value = self._entries.get(key)
-            if value is None:
-                return MISSING
-            self._entries.move_to_end(key)
-            return value
+        value = self._entries.get(key, MISSING)
+        if value is not MISSING:
+            try:
+                self._entries.move_to_end(key)
+            except KeyError:  # another thread has dropped it since; it was held when it was asked for
+                return value
+        return value
 
     def put(self, key: str, value: bytes) -> None:
         """Hold ``value`` under ``key``, dropping the least recently used until everything fits."""
@@ -53,7 +57,8 @@ class MemoryTier:
             if weight > self._max_bytes:
                 return
             while self._held + weight > self._max_bytes:
-                self._drop(next(iter(self._entries)))
+                oldest, dropped = self._entries.popitem(last=False)
+                self._held -= len(oldest) + len(dropped)
             self._entries[key] = value
             self._held += weight
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -104,3 +106,43 @@ def test_threads_in_the_middle_of_an_update_leave_the_sum_right() -> None:
         list(pool.map(churn, range(1, 5)))
     values = [tier.get(key) for key in "abcdefg"]
     assert tier.held_bytes == sum(1 + len(value) for value in values if value is not MISSING) <= 30
+
+
+def test_readers_without_a_lock_never_see_what_was_not_put() -> None:
+    tier = MemoryTier(40 * 110)
+    keys = [f"{number:010}" for number in range(100)]
+    start = threading.Barrier(8)
+
+    def value(key: str, step: int) -> bytes:
+        return key.encode() * (1 + step % 20)
+
+    def write(seed: int) -> None:
+        start.wait()
+        for step in range(4000):
+            key = keys[(step * 7 + seed) % 100]
+            tier.put(key, value(key, step))
+            if step % 11 == 0:
+                tier.delete(keys[(step + seed) % 100])
+
+    def read(seed: int) -> list[str]:
+        start.wait()
+        wrong = []
+        for step in range(8000):
+            key = keys[(step * 3 + seed) % 100]
+            seen = tier.get(key)
+            if seen is not MISSING and (not seen or seen != key.encode() * (len(seen) // 10)):
+                wrong.append(f"{key}: {seen[:20]!r}")
+        return wrong
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads change places as often as they can
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            writers = [pool.submit(write, seed) for seed in range(4)]
+            readers = [pool.submit(read, seed) for seed in range(4)]
+            assert [writer.result() for writer in writers] == [None] * 4
+            assert [wrong for reader in readers for wrong in reader.result()] == []
+    finally:
+        sys.setswitchinterval(interval)
+    values = tier.get_many(keys)
+    assert 0 < tier.held_bytes == sum(len(key) + len(value) for key, value in values.items()) <= 4400

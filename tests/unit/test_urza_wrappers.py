@@ -1,0 +1,443 @@
+"""The tiers that wrap another: what each adds. That they are tiers still, the contract suite shows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from esper.errors import CorruptKernel, LibraryError, StorageError, TierUnavailable, UnknownKey
+from esper.security.envelope import Envelope
+from esper.security.keys import KeyRing, new_key
+from esper.urza.breaker import BreakerCounts, CircuitBroken
+from esper.urza.encrypted import Encrypted
+from esper.urza.measured import BOUNDS, Measured
+from esper.urza.memory import MemoryTier
+from esper.urza.singleflight import SingleFlight
+from esper.urza.tiers import MISSING, Missing, Tier
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FickleTier(MemoryTier):
+    """Raises ``error`` if there is one, and runs ``before`` each call."""
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        super().__init__(2**20)
+        self.error: BaseException | None = None
+        self.before = before
+        self.calls = 0
+
+    def get(self, key: str) -> bytes | Missing:
+        self._step()
+        return super().get(key)
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        self._step()
+        return {key: value for key in keys if (value := MemoryTier.get(self, key)) is not MISSING}
+
+    def put(self, key: str, value: bytes) -> None:
+        self._step()
+        super().put(key, value)
+
+    def _step(self) -> None:
+        self.calls += 1
+        self.before()
+        if self.error is not None:
+            raise self.error
+
+
+def failing(tier: FickleTier, error: BaseException, wrapped: Tier, times: int = 1) -> None:
+    tier.error = error
+    for _ in range(times):
+        with pytest.raises(type(error)):
+            wrapped.get("a")
+    tier.error = None
+
+
+# Measured
+
+
+def test_calls_hits_and_misses_are_counted_by_operation() -> None:
+    tier = Measured(MemoryTier(2**20))
+    tier.put("a", b"1")
+    tier.put_many({"b": b"2", "c": b"3"})
+    assert tier.get("a") == b"1"
+    assert tier.get("z") is MISSING
+    assert tier.get_many(["a", "b", "y", "a"]) == {"a": b"1", "b": b"2"}
+    tier.delete("a")
+    calls = {name: times.calls for name, times in tier.times().items()}
+    assert calls == {"put": 1, "put_many": 1, "get": 2, "get_many": 1, "delete": 1}
+    assert (tier.hits, tier.misses) == (3, 2)
+    assert {times.errors for times in tier.times().values()} == {0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [(0.0, 0), (BOUNDS[0], 0), (1.5e-6, 1), (BOUNDS[1], 1), (BOUNDS[10], 10), (0.003, 12), (60.0, 24)],
+)
+def test_a_latency_is_counted_under_the_first_bound_that_it_does_not_exceed(
+    seconds: float, bucket: int
+) -> None:
+    clock = Clock()
+    clock.now = 0.0
+    tier = Measured(FickleTier(lambda: setattr(clock, "now", clock.now + seconds)), clock=clock)
+    tier.get("a")
+    times = tier.times()["get"]
+    assert [index for index, count in enumerate(times.buckets) if count] == [bucket]
+    assert times.seconds == seconds
+
+
+def test_a_call_that_raises_is_counted_and_timed_as_an_error_and_as_no_miss() -> None:
+    inner = FickleTier()
+    tier = Measured(inner)
+    failing(inner, LibraryError("no"), tier)
+    assert (tier.times()["get"].calls, tier.times()["get"].errors) == (1, 1)
+    assert sum(tier.times()["get"].buckets) == 1
+    assert tier.misses == 0
+
+
+def test_no_measurement_is_lost_between_threads() -> None:
+    tier = Measured(MemoryTier(2**20))
+    tier.put("a", b"1")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: [tier.get("a") for _ in range(300)], range(8)))
+    assert tier.hits == tier.times()["get"].calls == sum(tier.times()["get"].buckets) == 2400
+
+
+# CircuitBroken
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def inner() -> FickleTier:
+    return FickleTier()
+
+
+@pytest.fixture
+def breaker(inner: FickleTier, clock: Clock) -> CircuitBroken:
+    return CircuitBroken(inner, failures=3, slow_seconds=0.04, cooldown=1.0, clock=clock)
+
+
+def refused(breaker: CircuitBroken) -> TierUnavailable:
+    with pytest.raises(TierUnavailable) as caught:
+        breaker.get("a")
+    return caught.value
+
+
+@pytest.mark.parametrize("error", [LibraryError("gone"), StorageError("full"), TierUnavailable("late")])
+def test_failures_in_a_row_open_the_circuit(
+    inner: FickleTier, breaker: CircuitBroken, error: LibraryError
+) -> None:
+    failing(inner, error, breaker, times=2)
+    assert breaker.state == "closed"
+    failing(inner, error, breaker)
+    assert breaker.state == "open"
+    calls = inner.calls
+    assert "'memory'" in str(refused(breaker))
+    assert inner.calls == calls
+    assert breaker.counts() == BreakerCounts(failures=3, refused=1, opened=1)
+
+
+def test_a_success_in_between_starts_the_count_anew(inner: FickleTier, breaker: CircuitBroken) -> None:
+    for _ in range(4):
+        failing(inner, LibraryError("gone"), breaker, times=2)
+        breaker.get("a")
+    assert breaker.state == "closed"
+
+
+def test_every_operation_is_refused_while_it_is_open(inner: FickleTier, breaker: CircuitBroken) -> None:
+    failing(inner, LibraryError("gone"), breaker, times=3)
+    calls: list[Callable[[], object]] = [
+        lambda: breaker.get_many(["a"]),
+        lambda: breaker.put("a", b""),
+        lambda: breaker.put_many({"a": b""}),
+        lambda: breaker.delete("a"),
+    ]
+    for call in calls:
+        with pytest.raises(TierUnavailable):
+            call()
+
+
+def test_one_slow_call_opens_it_and_its_value_is_still_good(
+    inner: FickleTier, breaker: CircuitBroken, clock: Clock
+) -> None:
+    breaker.put("a", b"1")
+    inner.before = lambda: setattr(clock, "now", clock.now + 0.05)
+    assert breaker.get("a") == b"1"
+    assert breaker.state == "open"
+
+
+def test_many_keys_may_take_longer_unless_they_fail(
+    inner: FickleTier, breaker: CircuitBroken, clock: Clock
+) -> None:
+    inner.before = lambda: setattr(clock, "now", clock.now + 0.05)
+    breaker.get_many(["a"])
+    assert breaker.state == "closed"
+    inner.error = TierUnavailable("late")
+    with pytest.raises(TierUnavailable):
+        breaker.get_many(["a"])
+    assert breaker.state == "open"
+
+
+def test_after_the_cooldown_a_success_closes_it(
+    inner: FickleTier, breaker: CircuitBroken, clock: Clock
+) -> None:
+    failing(inner, LibraryError("gone"), breaker, times=3)
+    clock.now += 0.99
+    refused(breaker)
+    clock.now += 0.02
+    assert breaker.get("a") is MISSING
+    assert breaker.state == "closed"
+
+
+def test_after_the_cooldown_one_failure_opens_it_for_another(
+    inner: FickleTier, breaker: CircuitBroken, clock: Clock
+) -> None:
+    failing(inner, LibraryError("gone"), breaker, times=3)
+    clock.now += 1.01
+    failing(inner, LibraryError("gone"), breaker)
+    clock.now += 0.99
+    refused(breaker)
+    assert breaker.counts() == BreakerCounts(failures=4, refused=1, opened=2)
+
+
+def test_one_caller_alone_tries_a_half_open_circuit(
+    inner: FickleTier, breaker: CircuitBroken, clock: Clock
+) -> None:
+    failing(inner, LibraryError("gone"), breaker, times=3)
+    clock.now += 1.01
+    inside, go = threading.Event(), threading.Event()
+    inner.before = lambda: (inside.set(), go.wait(10), None)[-1]
+    with ThreadPoolExecutor(1) as pool:
+        probe = pool.submit(breaker.get, "a")
+        assert inside.wait(10)
+        assert breaker.state == "half-open"
+        calls = inner.calls
+        refused(breaker)
+        assert inner.calls == calls
+        go.set()
+        assert probe.result(10) is MISSING
+    assert breaker.state == "closed"
+
+
+def test_an_interrupted_probe_leaves_the_next_caller_to_try(
+    inner: FickleTier, breaker: CircuitBroken, clock: Clock
+) -> None:
+    failing(inner, LibraryError("gone"), breaker, times=3)
+    clock.now += 1.01
+    failing(inner, KeyboardInterrupt(), breaker)
+    assert breaker.state == "open"
+    breaker.get("a")
+    assert breaker.state == "closed"
+
+
+def test_a_call_begun_before_it_opened_does_not_close_it(inner: FickleTier, breaker: CircuitBroken) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def wait_once() -> None:
+        inner.before = lambda: None
+        inside.set()
+        go.wait(10)
+
+    inner.before = wait_once
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(breaker.get_many, ["a"])
+        assert inside.wait(10)
+        failing(inner, LibraryError("gone"), breaker, times=3)
+        go.set()
+        early.result(10)
+    assert breaker.state == "open"
+
+
+def test_the_state_shows_through_what_is_wrapped_around_it(breaker: CircuitBroken, inner: FickleTier) -> None:
+    assert SingleFlight(Measured(breaker)).state == "closed"
+    failing(inner, LibraryError("gone"), breaker, times=3)
+    assert SingleFlight(Measured(breaker)).state == "open"
+    assert Measured(inner).state is None
+
+
+# SingleFlight
+
+
+class GatedTier(FickleTier):
+    """Holds every fetch until ``gate`` is open."""
+
+    def __init__(self) -> None:
+        super().__init__(self.wait)
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+
+    def wait(self) -> None:
+        self.entered.release()
+        assert self.gate.wait(10)
+
+
+@pytest.fixture
+def gated() -> Iterator[GatedTier]:
+    tier = GatedTier()
+    yield tier
+    tier.gate.set()
+
+
+def waiting(flights: SingleFlight, pool: ThreadPoolExecutor, gated: GatedTier, count: int) -> list[object]:
+    """``count`` calls of ``get("a")`` at once: one inside the tier, the others behind it."""
+    ready = threading.Barrier(count)
+
+    def ask() -> bytes | Missing:
+        ready.wait(10)
+        return flights.get("a")
+
+    calls = [pool.submit(ask) for _ in range(count)]
+    assert gated.entered.acquire(timeout=10)
+    time.sleep(0.05)  # for the others to get as far as they can
+    gated.gate.set()
+    return [call.exception(10) or call.result(10) for call in calls]
+
+
+def test_a_hundred_at_once_make_one_fetch(gated: GatedTier) -> None:
+    MemoryTier.put(gated, "a", b"1")
+    flights = SingleFlight(gated)
+    with ThreadPoolExecutor(100) as pool:
+        assert waiting(flights, pool, gated, 100) == [b"1"] * 100
+    assert gated.calls == 1
+
+
+def test_an_error_reaches_everybody_who_waits_and_is_not_kept(gated: GatedTier) -> None:
+    gated.error = LibraryError("gone")
+    flights = SingleFlight(gated)
+    with ThreadPoolExecutor(20) as pool:
+        assert waiting(flights, pool, gated, 20) == [gated.error] * 20
+    assert gated.calls == 1
+    gated.error = None
+    assert flights.get("a") is MISSING
+
+
+def test_a_miss_is_shared_too_and_is_not_kept(gated: GatedTier) -> None:
+    flights = SingleFlight(gated)
+    with ThreadPoolExecutor(20) as pool:
+        assert waiting(flights, pool, gated, 20) == [MISSING] * 20
+    flights.put("a", b"1")
+    assert flights.get("a") == b"1"
+
+
+def test_different_keys_do_not_wait_for_each_other(gated: GatedTier) -> None:
+    flights = SingleFlight(gated)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(flights.get, "a"), pool.submit(flights.get, "b")
+        assert gated.entered.acquire(timeout=10)
+        assert gated.entered.acquire(timeout=10)
+        gated.gate.set()
+        assert first.result(10) is second.result(10) is MISSING
+
+
+def test_of_many_keys_those_under_way_are_waited_for_and_the_others_fetched(gated: GatedTier) -> None:
+    for key in "abc":
+        MemoryTier.put(gated, key, key.encode())
+    flights = SingleFlight(gated)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(flights.get_many, ["a", "b"])
+        assert gated.entered.acquire(timeout=10)
+        other = pool.submit(flights.get_many, ["b", "c", "x"])
+        assert gated.entered.acquire(timeout=10)
+        gated.gate.set()
+        assert one.result(10) == {"a": b"a", "b": b"b"}
+        assert other.result(10) == {"b": b"b", "c": b"c"}
+    assert gated.calls == 2
+
+
+def test_after_a_put_nobody_is_given_what_was_fetched_before_it(gated: GatedTier) -> None:
+    flights = SingleFlight(gated)
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(flights.get, "a")
+        assert gated.entered.acquire(timeout=10)
+        gated.before = lambda: None
+        flights.put("a", b"new")
+        assert flights.get("a") == b"new"
+        gated.gate.set()
+        early.result(10)
+
+
+def test_who_waits_for_an_interrupted_fetch_fetches_for_itself(gated: GatedTier) -> None:
+    MemoryTier.put(gated, "a", b"1")
+    flights = SingleFlight(gated)
+
+    def interrupted() -> None:
+        gated.before = lambda: None
+        gated.wait()
+        raise KeyboardInterrupt
+
+    gated.before = interrupted
+    with ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(flights.get, "a")
+        assert gated.entered.acquire(timeout=10)
+        follower = pool.submit(flights.get, "a")
+        time.sleep(0.05)  # for it to get as far as it can
+        gated.gate.set()
+        assert type(leader.exception(10)) is KeyboardInterrupt
+        assert follower.result(10) == b"1"
+    assert gated.calls == 2
+
+
+# Encrypted
+
+
+def sealed(inner: Tier, *, record: bool = False) -> Encrypted:
+    return Encrypted(inner, Envelope(KeyRing((new_key(),), "this test")), record=record)
+
+
+def test_nothing_of_the_value_is_in_the_tier() -> None:
+    inner = MemoryTier(2**20)
+    sealed(inner).put_many({"a": b"a kernel's weights", "b": b"a kernel's weights"})
+    held = inner.get_many(["a", "b"])
+    assert b"kernel" not in held["a"] + held["b"]
+    assert held["a"] != held["b"]
+
+
+def changed(values: Mapping[str, bytes], change: str) -> Mapping[str, bytes]:
+    if change == "flipped":
+        return values | {"a": values["a"][:-1] + bytes([values["a"][-1] ^ 1])}
+    if change == "cut":
+        return values | {"a": values["a"][:-1]}
+    if change == "plain":
+        return values | {"a": b"never sealed"}
+    return values | {"a": values["b"]}
+
+
+@pytest.mark.parametrize("change", ["flipped", "cut", "plain", "moved from another key"])
+def test_what_is_not_what_was_sealed_is_a_miss_in_a_cache_and_an_error_in_the_record(change: str) -> None:
+    inner = MemoryTier(2**20)
+    envelope = Envelope(KeyRing((new_key(),), "this test"))
+    cache, record = Encrypted(inner, envelope), Encrypted(inner, envelope, record=True)
+    cache.put_many({"a": b"1", "b": b"2"})
+    inner.put_many(changed(inner.get_many(["a", "b"]), change))
+    assert cache.get("a") is MISSING
+    assert cache.get_many(["a", "b"]) == {"b": b"2"}
+    assert record.get("b") == b"2"
+    with pytest.raises(CorruptKernel, match="sha256:a"):
+        record.get("a")
+    with pytest.raises(CorruptKernel):
+        record.get_many(["b", "a"])
+
+
+def test_a_key_that_is_not_at_hand_is_a_miss_in_a_cache_and_named_by_the_record() -> None:
+    inner = MemoryTier(2**20)
+    sealed(inner).put("a", b"1")
+    assert sealed(inner).get("a") is MISSING
+    with pytest.raises(UnknownKey):
+        sealed(inner, record=True).get("a")

@@ -39,9 +39,11 @@ def prove(
     Controls are the small network, one as large as the grown one, and sizes
     between, each also at the FLOPs that the grown one spent. With mode=rescue a
     network is trained first; then it is grown, and beside that, for the same
-    further FLOPs, trained on, and a larger one started from scratch.
+    further FLOPs, trained on, and a larger one started from scratch. With
+    mode=size a row of static widths shows which is enough, and whether growth
+    ends there.
 
-    All lands in experiments/NAME_proof/ or experiments/NAME_rescue/; given
+    All lands in experiments/NAME_proof/, NAME_rescue/ or NAME_size/; given
     again, it goes on where it stopped. prove.jobs=N trains N runs at once.
     """
     with interrupts_held():
@@ -50,6 +52,7 @@ def prove(
         from esper_cli.config import compose
         from esper_cli.proof_plot import plot_proof
         from esper_cli.rescue_plot import plot_rescue
+        from esper_cli.size_plot import plot_size
 
     given = list(overrides or ())
     proof = Proof(compose(given), compose, given)
@@ -62,8 +65,8 @@ def prove(
             err=True,
         )
         raise
-    plot = plot_rescue if found["mode"] == "rescue" else plot_proof
-    plot(found, proof.folder / "plot.png")
+    plots = {"growth": plot_proof, "rescue": plot_rescue, "size": plot_size}
+    plots[found["mode"]](found, proof.folder / "plot.png")
     files = [str(proof.folder / name) for name in (PROOF_NAME, REPORT_NAME, "plot.png")]
     if as_json:
         print_json({**found, "files": files})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from esper.proof import growth, rescue
+from esper.proof import growth, rescue, size
 
 _INTERVALS = (
     "Intervals are two-sided, 95 %, Student's t over paired differences. None is corrected for their number."
@@ -16,18 +16,22 @@ _NOTES = {
     "rescue": "FLOPs are those spent after the base, which the trained-on and the grown network start from. "
     "The large network is the smallest static one with at least as many parameters as the grown one ends "
     "with.",
+    "size": "All networks are trained for the same epochs. Which width is best, and which is enough, is "
+    "found on these same runs.",
 }
 _PLOTS = {
     "growth": "Accuracy against training FLOPs",
     "rescue": "Held-out accuracy against further FLOPs, and test accuracy at the end, paired by seed",
+    "size": "Accuracy against parameters",
 }
-FLOPS = {"growth": "training FLOPs", "rescue": "further FLOPs"}
+FLOPS = {"growth": "training FLOPs", "rescue": "further FLOPs", "size": "training FLOPs"}
 """What FLOPs are called, by mode."""
 
 
 def label(arm: str, mode: str) -> str:
     """The name of an arm for people."""
-    return rescue.LABELS[arm] if mode == "rescue" else growth.label(arm)
+    labels = {"growth": growth.label, "rescue": rescue.LABELS.__getitem__, "size": size.label}
+    return labels[mode](arm)
 
 
 def markdown(proof: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Widen the host when training slows down, as long as it is too small for its training data."""
+"""Widen the host when training slows down, as long as it has not solved its training data."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ class WidenOnPace:
     are counted in epochs or in FLOPs. The training loss is looked at, because capacity is what it shows, and
     because it is far less noisy than the held-out one while the rate is high.
 
-    Nothing grows unless the network is too small for its training data: where the training loss is below
-    ``underfit`` times the held-out loss, more capacity would fit what does not carry over. Nor before the
-    pace is slow with at least ``min_confidence``, after ``latest`` of the run, more than ``max_growths``
-    times, or while the learning rate is below ``min_rate_share`` of its peak. The pace is that of the last
-    ``window_share`` of the run, or three epochs, since the last growth. A setting out of its bounds is a
-    ValueError.
+    Nothing grows once the training loss is below ``solved`` (nats): more capacity has nothing to add to
+    training data that are solved. Nor before the pace is slow with at least ``min_confidence``, after
+    ``latest`` of the run, more than ``max_growths`` times, or while the learning rate is below
+    ``min_rate_share`` of its peak. The pace is that of the last ``window_share`` of the run, or three epochs,
+    since the last growth. A setting out of its bounds is a ValueError.
     """
 
     needs_kernels = False
@@ -53,7 +52,7 @@ class WidenOnPace:
         min_pace: float = 1.0,
         min_confidence: float = 0.5,
         window_share: float = 0.05,
-        underfit: float = 0.7,
+        solved: float = 0.1,
         latest: float = 0.5,
         max_growths: int = 3,
         min_rate_share: float = 0.9,
@@ -67,16 +66,16 @@ class WidenOnPace:
         for name, value in shares.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, not {value}")
-        if not (min_pace > 0 and underfit >= 0 and max_growths >= 0):
+        if not (min_pace > 0 and solved >= 0 and max_growths >= 0):
             raise ValueError(
-                f"min_pace must be above 0, underfit and max_growths at least 0, "
-                f"not {min_pace}, {underfit} and {max_growths}"
+                f"min_pace must be above 0, solved and max_growths at least 0, "
+                f"not {min_pace}, {solved} and {max_growths}"
             )
         self.widening = widening
         self.min_pace = min_pace
         self.min_confidence = min_confidence
         self.window_share = window_share
-        self.underfit = underfit
+        self.solved = solved
         self.latest = latest
         self.max_growths = max_growths
         self.min_rate_share = min_rate_share
@@ -88,7 +87,6 @@ class WidenOnPace:
         pace = self.pace(packet)
         if pace is None or pace.slow < self.min_confidence:
             return None
-        ratio = packet.loss / packet.held_out_loss
         return AdaptationDecision(
             adaptation_type="modify_architecture",
             target_component="host",
@@ -97,14 +95,15 @@ class WidenOnPace:
             expected_impact=0.0,
             reason=(
                 f"at the pace of {pace.epochs} epochs the training loss would fall by {pace.value:.2f} of "
-                f"itself over a run (less than {self.min_pace:g} has p={pace.slow:.2f}); it is {ratio:.2f} "
-                f"of the held-out loss; every width grows by a factor of {self.widening.factor:g}"
+                f"itself over a run (less than {self.min_pace:g} has p={pace.slow:.2f}); "
+                f"it is {packet.loss:.3g}, not solved; every width grows "
+                f"by a factor of {self.widening.factor:g}"
             ),
             evidence={
                 "progress": packet.progress,
                 "pace": pace.value,
                 "slow": pace.slow,
-                "training_over_held_out": ratio,
+                "loss": packet.loss,
                 "parameters_at_least": self.widening.cost(packet),
             },
             alternatives=({"target_component": "nothing", "score": 1 - pace.slow},),
@@ -118,8 +117,7 @@ class WidenOnPace:
             and packet.rate_share >= self.min_rate_share
             and len(packet.growths) < self.max_growths
             and packet.epoch - last >= FEWEST
-            and packet.held_out_loss > 0
-            and packet.loss >= self.underfit * packet.held_out_loss
+            and packet.loss >= self.solved
         )
 
     def pace(self, packet: SystemStatePacket) -> Pace | None:

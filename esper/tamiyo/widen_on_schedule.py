@@ -36,7 +36,8 @@ class WidenOnSchedule:
             confidence=1.0,
             expected_impact=0.0,
             reason=(
-                f"the schedule widens at {reached[decided]:.0%} of the run, by a factor of {self.widening.factor:g}"
+                f"the schedule widens at {reached[decided]:.0%} of the run, "
+                f"by a factor of {self.widening.factor:g}"
             ),
             evidence={"progress": packet.progress, "parameters_at_least": self.widening.cost(packet)},
         )

@@ -16,14 +16,14 @@ from esper.tamiyo.widening import Widening
 WIDTHS = {"stage": WidthMetrics(8, 1, 100), "heads": WidthMetrics(16, 4, 50)}
 
 
-def packet(losses: list[float], total: int, held_out: float = 0.0, **more) -> SystemStatePacket:
+def packet(losses: list[float], total: int, **more) -> SystemStatePacket:
     return SystemStatePacket(
         epoch=len(losses) - 1,
         global_step=len(losses),
         loss=losses[-1],
         accuracy=0.5,
         layer_metrics={},
-        held_out_loss=held_out or losses[-1],
+        held_out_loss=losses[-1],
         total_epochs=total,
         history=tuple(EpochRecord(i, loss, loss, 0.5) for i, loss in enumerate(losses)),
         widths=WIDTHS,
@@ -67,11 +67,10 @@ def test_a_network_that_has_converged_grows_sooner_and_one_that_learns_later() -
     assert first_growth(policy, [0.97**n for n in range(total)], total) is None
 
 
-def test_what_fits_its_training_data_is_large_enough() -> None:
-    flat = [0.1] * 20
-    policy = WidenOnPace(Widening(2))
-    assert policy.decide(packet(flat, 60)) is not None
-    assert policy.decide(packet(flat, 60, held_out=0.3)) is None
+def test_what_has_solved_its_training_data_is_large_enough() -> None:
+    policy = WidenOnPace(Widening(2), solved=0.1)
+    assert policy.decide(packet([0.1] * 20, 60)) is not None
+    assert policy.decide(packet([0.099] * 20, 60)) is None
 
 
 def test_nothing_grows_late_cold_too_often_or_right_after_a_growth() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,20 @@ from esper.assembly.proving.growth import GrowthArms
 from esper.assembly.proving.jobs import Compose, Job, Task, Workers
 from esper.assembly.proving.rescue import RescueArms
 from esper.assembly.proving.settings import Settings
-from esper.proof import growth, rescue
+from esper.assembly.proving.size import SizeArms
+from esper.proof import growth, rescue, size
 from esper.proof.report import markdown
 from esper.proof.results import Result
 
 Watcher = Callable[[Job, int, int, float | None], None]
 """Told each job before it starts: its number from 1, of how many, and the seconds left if known."""
+
+MODES: Mapping[str, tuple[type[GrowthArms | RescueArms | SizeArms], Callable[..., dict[str, Any]]]] = {
+    "growth": (GrowthArms, growth.analyse),
+    "rescue": (RescueArms, rescue.analyse),
+    "size": (SizeArms, size.analyse),
+}
+"""What is trained, and what is said of it, by ``mode``."""
 
 
 class Proof:
@@ -36,9 +44,8 @@ class Proof:
 
     def __init__(self, cfg: DictConfig, compose: Compose, given: Sequence[str]) -> None:
         self.settings = Settings(cfg, compose, given)
-        rescued = cfg.mode == "rescue"
-        self.arms = RescueArms(self.settings) if rescued else GrowthArms(self.settings)
-        self._analyse = rescue.analyse if rescued else growth.analyse
+        arms, self._analyse = MODES[cfg.mode]
+        self.arms = arms(self.settings)
         self._files = ProofFolder(self.settings.folder, self.settings.digest)
         self.results = self._files.load()
         self._walls: list[float] = []  # seconds of the runs of this call, compiling included

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from esper.assembly.proving.jobs import Compose, Job, Task
 from esper.errors import ConfigError
 
-MODES = {"growth": "proof", "rescue": "rescue"}
+MODES = {"growth": "proof", "rescue": "rescue", "size": "size"}
 """What ``mode`` may be, and how the folder of such a proof ends."""
 
 _APART = {"seeds", "seed", "runs"}
@@ -73,7 +73,7 @@ def _key(override: str) -> str:
 def _check(cfg: DictConfig) -> None:
     if cfg.mode not in MODES:
         raise ConfigError(
-            f"mode must be {' or '.join(MODES)}, not {cfg.mode!r}", hint="see: esper prove --help"
+            f"mode must be one of {', '.join(MODES)}, not {cfg.mode!r}", hint="see: esper prove --help"
         )
     if cfg.tolaria.start:
         raise ConfigError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.network import build_data, build_model
@@ -10,6 +13,9 @@ from esper.data.splits import DataSplits
 from esper.errors import ConfigError
 
 MAX_WIDTH = 65_536
+
+RATIO = 1.2
+"""Between neighbours of a row of widths: a size is right within as much."""
 
 
 class Widths:
@@ -44,10 +50,21 @@ class Widths:
 
     def between(self, large: int, count: int) -> list[int]:
         """Up to ``count`` distinct widths between the given network's and ``large``, in a geometric row."""
-        small = self.holding(self._parameters(self.settings.cfg))
+        small = self._small()
         row = (small * (large / small) ** (i / (count + 1)) for i in range(1, count + 1))
-        rounded = {self._step * round(width / self._step) for width in row}
-        return sorted(width for width in rounded if small < width < large)
+        return [width for width in self._rounded(row) if small < width < large]
+
+    def row(self, widest: int) -> list[int]:
+        """Distinct widths from the given network's to ``widest`` or past it, about ``RATIO`` apart."""
+        small = self._small()
+        steps = max(1, math.ceil(math.log(widest / small, RATIO)))
+        return self._rounded(small * RATIO**i for i in range(steps + 1))
+
+    def _small(self) -> int:
+        return self.holding(self._parameters(self.settings.cfg))
+
+    def _rounded(self, row: Iterable[float]) -> list[int]:
+        return sorted({self._step * round(width / self._step) for width in row})
 
     def _holds(self, steps: int, parameters: int) -> bool:
         if self._static is None:  # composing takes longer than building

@@ -179,7 +179,7 @@ def test_another_configuration_needs_another_folder(short, tmp_path):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("mode=rescued", "mode must be growth or rescue, not 'rescued'"),
+        ("mode=rescued", "mode must be one of growth, rescue, size, not 'rescued'"),
         ("prove.width_key=model.widht", "the configuration has no model.widht"),
         ("seeds=1", "seeds must be at least 2, not 1"),
         ("prove.jobs=0", "prove.jobs must be at least 1, not 0"),

@@ -1,0 +1,179 @@
+"""A client of Redis or Valkey whose calls end in time, whatever the server does.
+
+The driver's time-outs are for each read, and many small ones add up; its own retries and the making of a TLS
+context come on top. Here a call has one deadline, which every wait on its socket is cut to.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from redis import ConnectionPool, Redis
+from redis.backoff import NoBackoff
+from redis.connection import Connection, UnixDomainSocketConnection, parse_url
+from redis.exceptions import RedisError, TimeoutError
+from redis.retry import Retry
+
+from esper.errors import ConfigError, TierUnavailable
+
+CALL_SECONDS: Final = 0.05
+"""How long one call may take, connecting included, unless told otherwise."""
+
+_QUERY: Final = {"db", "ssl_ca_certs"}
+_HINT: Final = "for example redis://host:6379/0, rediss://host:6379/0 or unix:///path/redis.sock"
+
+
+class BoundedRedis:
+    """Connections to one server, which threads share; a forked child makes its own by itself."""
+
+    def __init__(self, url: str, seconds: float = CALL_SECONDS) -> None:
+        """``url``: ``redis://[:password@]host:port/db``, ``rediss://`` for TLS or ``unix:///path``, a socket.
+
+        Over TLS the certificate and its host name are always verified, with the system's authorities or
+        ``?ssl_ca_certs=FILE``. Connects to nothing yet. Looking up a name is the system's business and may
+        take longer than ``seconds``; an address does not.
+
+        Raises:
+            ConfigError: ``url`` is none of these.
+        """
+        try:
+            parts = urlsplit(url)
+            options: dict[str, Any] = parse_url(url)  # type: ignore[no-untyped-call]
+            unknown = set(parse_qs(parts.query)) - _QUERY
+            port = parts.port or 6379
+        except ValueError:
+            raise ConfigError("the URL of the Redis cache cannot be read", hint=_HINT) from None
+        if unknown:
+            raise ConfigError(
+                f"the URL of the Redis cache sets {', '.join(sorted(unknown))}, which it cannot",
+                hint="it may set db and ssl_ca_certs",
+            )
+        kinds: dict[str, type[Any]] = {"redis": _Bounded, "rediss": _BoundedTls, "unix": _BoundedUnix}
+        options["connection_class"] = kinds[parts.scheme]
+        authorities = options.pop("ssl_ca_certs", None)
+        if parts.scheme == "rediss":
+            options["context"] = _context(authorities)
+        pool = ConnectionPool(
+            protocol=2,  # no greeting to wait for, and data between two calls shows a connection gone wrong
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,  # a broken connection is seen without a PING, by polling it
+            **options,
+        )
+        self.redis = Redis(connection_pool=pool)
+        self.ask: Callable[..., Any] = self.redis.execute_command
+        self.where = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{port}"
+        self._seconds = seconds
+        password = parts.password or ""
+        self._secrets = sorted({password, unquote(password)} - {""}, key=len, reverse=True)
+
+    def __repr__(self) -> str:
+        return f"BoundedRedis({self.where!r})"
+
+    @contextmanager
+    def call(self, seconds: float | None = None) -> Iterator[None]:
+        """What is asked inside ends after ``seconds`` in all; raises ``TierUnavailable``, nothing else."""
+        _call.deadline = time.monotonic() + (self._seconds if seconds is None else seconds)
+        try:
+            yield
+        # A reply that means nothing can also surface as an error of decoding or of types.
+        except (RedisError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            # From None: a server may repeat what it was sent, the password too, and the cause would show it.
+            raise self.unavailable(f"{type(error).__name__}: {error}") from None
+
+    def unavailable(self, reason: str) -> TierUnavailable:
+        """The error for ``reason``, without the password."""
+        reason = " ".join(reason.split())
+        for secret in self._secrets:
+            reason = reason.replace(secret, "***")
+        return TierUnavailable(
+            f"the Redis cache {self.where} did not answer as it should: {reason[:200]}",
+            hint="check that the server runs and that the URL and password are right",
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.redis.close()
+
+
+class _Call(threading.local):
+    """When the call of this thread must have ended."""
+
+    deadline = 0.0
+
+    def left(self) -> float:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("out of time")
+        return left
+
+
+_call = _Call()
+
+
+class _BoundedSocket:
+    """A socket whose every wait ends with the call: a time-out for each read lets many small ones add up."""
+
+    __slots__ = ("connected",)
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.connected = connected
+
+    def recv_into(self, buffer: bytearray) -> int:
+        self.connected.settimeout(_call.left())
+        return self.connected.recv_into(buffer)
+
+    def sendall(self, data: bytes) -> None:
+        self.connected.settimeout(_call.left())
+        self.connected.sendall(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connected, name)
+
+
+class _Bounded(Connection):
+    def _connect(self) -> Any:
+        # A name with two addresses, both silent, takes the time-out twice.
+        self.socket_connect_timeout = _call.left() / 2
+        return _BoundedSocket(super()._connect())  # type: ignore[no-untyped-call]
+
+
+class _BoundedTls(_Bounded):
+    """With one context for all connections: the driver makes one for each, which takes half a call's time."""
+
+    def __init__(self, *, context: ssl.SSLContext, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._context = context
+
+    def _connect(self) -> Any:
+        plain = super()._connect()
+        try:
+            plain.settimeout(_call.left())
+            return _BoundedSocket(self._context.wrap_socket(plain.connected, server_hostname=self.host))
+        except BaseException:
+            plain.close()
+            raise
+
+
+class _BoundedUnix(UnixDomainSocketConnection):
+    def _connect(self) -> Any:
+        self.socket_connect_timeout = _call.left()
+        return _BoundedSocket(super()._connect())  # type: ignore[no-untyped-call]
+
+
+def _context(authorities: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the authorities of the Redis cache, {authorities}: {error.strerror or error}",
+            hint="ssl_ca_certs names a file of certificates in PEM",
+        ) from error

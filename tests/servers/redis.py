@@ -140,11 +140,11 @@ class RedisServer:
         return [part for name, value in given.items() for part in (f"--{name}", value)] + self.options
 
 
-def started(server: RedisServer) -> Iterator[RedisServer]:
+def started(server: RedisServer, *, wait: bool = True) -> Iterator[RedisServer]:
     """``server`` while a test has it; where it cannot start, a failure if servers are required, or a skip."""
     try:
         try:
-            server.start()
+            server.start(wait=wait)
         except CannotStart as error:
             if os.environ.get("ESPER_REQUIRE_SERVERS") == "1" or os.environ.get("CI"):
                 pytest.fail(str(error))

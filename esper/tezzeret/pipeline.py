@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ from functools import cache
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from esper.blueprint import Blueprint, plan
 from esper.errors import BlueprintError, CompilationError
@@ -64,6 +64,20 @@ class StageClock:
 
 
 @dataclass(frozen=True, slots=True)
+class Trained:
+    """Weights that a kernel learned in a run, by the names of its program, and where that was."""
+
+    weights: Mapping[str, Tensor]
+    parent_kernel: str
+    run_id: str
+    decision: str
+
+    def digest(self) -> str:
+        """SHA-256 of the weights, which tells this kernel from others of its blueprint."""
+        return hashlib.sha256(_safetensors(self.weights)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class Pipeline:
     """How blueprints are compiled; immutable, and may be shared by threads.
 
@@ -84,15 +98,23 @@ class Pipeline:
                 f"unknown dtype {self.dtype!r}", stage="parse", hint=f"one of: {', '.join(DTYPES)}"
             )
 
-    def kernel_id(self, blueprint: Blueprint, slot: Slot) -> str:
+    def kernel_id(self, blueprint: Blueprint, slot: Slot, trained: Trained | None = None) -> str:
         """The id of the kernel that ``compile`` will make: a hash of all that decides what it computes."""
         device = torch.device(self.device).type
         content = [VERSION, blueprint.canonical_json(), astuple(slot), self.target.name]
-        key = json.dumps([*content, self.dtype, device, self.seed])
+        start = self.seed if trained is None else trained.digest()
+        key = json.dumps([*content, self.dtype, device, start])
         return f"kernel_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
-    def compile(self, blueprint: Blueprint, slot: Slot, clock: StageClock | None = None) -> KernelArtefact:
-        """The validated kernel of ``blueprint`` for ``slot``.
+    def compile(
+        self,
+        blueprint: Blueprint,
+        slot: Slot,
+        clock: StageClock | None = None,
+        *,
+        trained: Trained | None = None,
+    ) -> KernelArtefact:
+        """The validated kernel of ``blueprint`` for ``slot``, with weights of its own or ``trained`` ones.
 
         Raises ``BlueprintError`` where the blueprint does not fit the slot or the budget, and
         ``CompilationError``, which names the stage, for everything else. ``clock`` learns the time of each
@@ -105,6 +127,8 @@ class Pipeline:
             planned = plan(blueprint, slot)
         with clock.time("build", subject):
             eager = build_plan(planned, seed=self.seed, budget=self.budget)
+            if trained is not None:
+                eager.load_state_dict(trained.weights)
             eager.to(self.device, DTYPES[self.dtype])
         with clock.time("compile", subject):
             program = self.target.compile(eager)
@@ -117,15 +141,15 @@ class Pipeline:
             latency = measure_latency(loaded, slot)
             score = performance_score(loaded, slot)  # last: it trains
         with clock.time("metadata", subject):
-            weights = _weights(program)
+            weights = _safetensors(program.state_dict())
             metadata = KernelMetadata(
-                kernel_id=self.kernel_id(blueprint, slot),
+                kernel_id=self.kernel_id(blueprint, slot, trained),
                 blueprint_id=blueprint.blueprint_id,
                 input_shape=(slot.in_features,),
                 output_shape=(slot.out_features,),
                 compilation_time=clock.total,
                 performance_score=score,
-                tags=_tags(blueprint, changes),
+                tags=_tags(blueprint, changes, trained),
                 name=blueprint.name,
                 layout=slot.layout,
                 stride=slot.stride,
@@ -140,19 +164,22 @@ class Pipeline:
                 program_bytes=len(saved),
                 weights_bytes=len(weights),
                 created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                parent_kernel=trained.parent_kernel if trained else "",
+                run_id=trained.run_id if trained else "",
+                decision=trained.decision if trained else "",
             )
         return KernelArtefact(metadata, blueprint.canonical_json(), saved, weights)
 
 
-def _tags(blueprint: Blueprint, changes: tuple[str, ...]) -> tuple[str, ...]:
-    """The blueprint's own tags, ``optimized`` where optimising changed something, and ``validated``."""
-    return tuple(sorted({*blueprint.tags, *(["optimized"] if changes else []), "validated"}))
+def _tags(blueprint: Blueprint, changes: tuple[str, ...], trained: Trained | None) -> tuple[str, ...]:
+    """The blueprint's own tags, ``validated``, and ``optimized`` or ``trained`` where it is."""
+    more = {"optimized": bool(changes), "trained": trained is not None, "validated": True}
+    return tuple(sorted({*blueprint.tags, *(tag for tag, holds in more.items() if holds)}))
 
 
-def _weights(program: nn.Module) -> bytes:
+def _safetensors(state: Mapping[str, Tensor]) -> bytes:
     """Parameters and buffers as safetensors, which holds contiguous tensors only."""
-    state = {name: value.detach().cpu().contiguous() for name, value in program.state_dict().items()}
-    return safetensors.torch.save(state)
+    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in state.items()})
 
 
 @cache

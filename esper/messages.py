@@ -244,7 +244,9 @@ class KernelMetadata:
     ``input_shape`` and ``output_shape`` are without batch, time and space: ``(128,)``. ``compilation_time``
     and ``latency_ms`` as their names say, in seconds and milliseconds; ``latency_ratio`` is the latency over
     that of the default transform of the slot. ``performance_score`` in [0, 1] is measured when the kernel is
-    validated (see ``esper.tezzeret.validation``).
+    validated (see ``esper.tezzeret.validation``). ``author`` made it; ``parent_blueprint``, ``parent_kernel``
+    and ``run_id`` are what it came from, ``decision`` the epoch, layer and seed in that run; each empty where
+    there is none.
     """
 
     kernel_id: str
@@ -269,6 +271,11 @@ class KernelMetadata:
     program_bytes: int = 0
     weights_bytes: int = 0
     created_at: str = ""
+    author: str = ""
+    parent_blueprint: str = ""
+    parent_kernel: str = ""
+    run_id: str = ""
+    decision: str = ""
 
     @property
     def slot(self) -> Slot:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 from esper.messages import FieldReport, KernelArtefact, KernelMetadata, Slot
+from esper.security import Envelope, Key, KeyRing
+from esper.urza.library import open_library
 from esper.urza.tiers import digest_of
+
+KEY = Key(bytes(range(32)))
+ENVELOPE = Envelope(KeyRing((KEY,), "the tests"))
+
+open_sealed = partial(open_library, envelope=ENVELOPE)
+"""``open_library`` with the key of the tests, which every process of them has."""
 
 
 def artefact(

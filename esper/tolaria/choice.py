@@ -10,21 +10,24 @@ from esper.errors import GraftError
 from esper.messages import AdaptationDecision, KernelMetadata, Slot, SystemStatePacket
 from esper.tolaria.trial import Trial
 from esper.urza.library import Kernel, KernelLibrary
+from esper.urza.ranking import TrialContext
 
 _ALL = 1_000_000
 """More kernels than any library has for one slot."""
 
 
-def untried_kernels(library: KernelLibrary, slot: Slot, wanted: Mapping[str, Any]) -> list[KernelMetadata]:
+def untried_kernels(
+    library: KernelLibrary, slot: Slot, context: TrialContext, wanted: Mapping[str, Any]
+) -> list[KernelMetadata]:
     """The kernels for ``slot`` that the parameters ``wanted`` of a decision leave to choose from, best first.
 
-    With ``choice`` "random" they are all that fit, in an order drawn from ``choice_seed``. Raises GraftError
+    Best is what was kept most in ``context`` and in ones like it. With ``choice`` "random" they are all that fit, in an order drawn from ``choice_seed``. Raises GraftError
     when there is none.
     """
     avoid = wanted.get("avoid", ())
     at_random = wanted.get("choice") == "random"
     limit = _ALL if at_random else 20 + len(avoid)
-    found = library.find(slot, tags=wanted["tags"], limit=limit)
+    found = library.find(slot, context=context, tags=wanted["tags"], limit=limit)
     untried = [metadata for metadata in found if metadata.kernel_id not in avoid]
     if not untried:
         tags = ", ".join(wanted["tags"]) or "any tag"

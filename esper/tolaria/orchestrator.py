@@ -20,6 +20,7 @@ from esper.tolaria.events import Recorder
 from esper.tolaria.kernel_start import SteepestStart
 from esper.tolaria.trial import Outcome, Trial, TrialPlan, failure_report, field_report_from, judge, report
 from esper.urza.library import KernelLibrary
+from esper.urza.ranking import TrialContext
 
 SeedKey = tuple[str, int]
 """A seed's layer name and index."""
@@ -123,8 +124,9 @@ class SeedOrchestrator:
     def _find(self, decision: AdaptationDecision) -> tuple[Slot, list[KernelMetadata]]:
         """The slot to fill and the kernels to choose from, best first; GraftError when there is none."""
         wanted = decision.parameters
-        slot = self.layers[decision.target_component].slot(wanted["site"], wanted["seed_idx"])
-        return slot, untried_kernels(self.library, slot, wanted)
+        layer = self.layers[decision.target_component]
+        slot = layer.slot(wanted["site"], wanted["seed_idx"])
+        return slot, untried_kernels(self.library, slot, TrialContext(layer.kind, self.task), wanted)
 
     def _prepare(
         self, decision: AdaptationDecision, metadata: KernelMetadata, slot: Slot, packet: SystemStatePacket

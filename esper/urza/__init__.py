@@ -2,6 +2,21 @@
 
 from esper.urza.library import Kernel, KernelLibrary, open_library
 from esper.urza.query import SORT_KEYS, KernelQuery
+from esper.urza.ranking import RankedKernel, TrialContext, Wanted
+from esper.urza.records import Page
 from esper.urza.rows import Trial
+from esper.urza.upkeep import Garbage
 
-__all__ = ["SORT_KEYS", "Kernel", "KernelLibrary", "KernelQuery", "Trial", "open_library"]
+__all__ = [
+    "SORT_KEYS",
+    "Garbage",
+    "Kernel",
+    "KernelLibrary",
+    "KernelQuery",
+    "Page",
+    "RankedKernel",
+    "Trial",
+    "TrialContext",
+    "Wanted",
+    "open_library",
+]

@@ -18,6 +18,9 @@ class Backend(Protocol):
     where: str
     """The place in words for error messages, without any secret."""
 
+    in_memory: bool
+    """Whether it lives in this process alone."""
+
     engine: Engine
     """The pool of its connections."""
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from esper.errors import ConfigError, LibraryError
 from esper.urza.backend import Access, Backend
 
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 """The newest revision in ``migrations/versions``; kept here so that opening need not import alembic."""
 
 VERSION_TABLE: Final = "esper_library_version"
@@ -32,6 +32,7 @@ class Database:
         """For :func:`open_database`."""
         self._backend = backend
         self.where = backend.where
+        self.in_memory = backend.in_memory
 
     @contextmanager
     def reading(self, kind: Access = "snapshot") -> Iterator[Connection]:

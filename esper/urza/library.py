@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from esper.errors import CorruptKernel, KernelNotFound, LibraryError
+from esper.errors import ConfigError, CorruptKernel, KernelNotFound, LibraryError, SealBroken
 from esper.messages import CompilationRecord, FieldReport, KernelArtefact, KernelMetadata, Slot
+from esper.security.envelope import Envelope
 from esper.urza.database import open_database
+from esper.urza.encrypted import Encrypted
 from esper.urza.memory import MemoryTier
 from esper.urza.query import KernelQuery, Status
-from esper.urza.records import KernelRecords
+from esper.urza.ranking import RankedKernel, TrialContext, Wanted
+from esper.urza.records import KernelEntry, KernelRecords, Page, corrupt, recompile
 from esper.urza.rows import Trial
+from esper.urza.sealing import Progress, Sealing, quiet
+from esper.urza.seals import Seals
 from esper.urza.sql import SqlTier
-from esper.urza.tiers import MISSING, TieredStore, digest_of
+from esper.urza.tiers import MISSING, Tier, TieredStore
+from esper.urza.upkeep import Garbage
 
 if TYPE_CHECKING:  # listing kernels must not wait for PyTorch to be imported
     from torch import nn
@@ -38,17 +44,19 @@ class Kernel:
 class KernelLibrary:
     """Kernels by id and by the slot they fit, with the results that rank them.
 
-    Bytes come through the tiers and are checked against their digest before the loader sees them, for no
-    PyTorch program is safe to load from a stranger. Every method may raise ``LibraryError`` or
-    ``StorageError``. Threads may share a library; a forked child must open its own.
+    A kernel's record must be what was signed, and its bytes what was sealed and what their digest says, when
+    the loader sees them: no PyTorch program is safe to load from a stranger. Every method may raise
+    ``LibraryError``, ``StorageError``, or where a key is missing ``SecurityError``. Threads may share a
+    library; a forked child must open its own.
     """
 
-    def __init__(self, records: KernelRecords, store: TieredStore, loader: Loader) -> None:
-        """``store`` must end in the tier of the same database as ``records``.
+    def __init__(self, records: KernelRecords, store: TieredStore, loader: Loader, sealing: Sealing) -> None:
+        """``store`` must end in the tier of the same database as ``records`` and ``sealing``.
 
         ``loader(metadata, program)`` makes a new module; it is called with verified bytes only.
         """
         self._records = records
+        self._sealing = sealing
         self._store = store
         self._load = loader
 
@@ -60,7 +68,10 @@ class KernelLibrary:
         Raises:
             CorruptKernel: the artefact's bytes are not those that its metadata names.
         """
-        return self._records.put(artefact)
+        stored = self._records.put(artefact)
+        if stored.program_digest == artefact.metadata.program_digest:
+            self._store.remember(stored.program_digest, artefact.program)
+        return stored
 
     def contains(self, kernel_id: str) -> bool:
         """Whether the library has a kernel of that id."""
@@ -70,17 +81,36 @@ class KernelLibrary:
         """The metadata of a kernel, or ``KernelNotFound``."""
         return self._records.entry(kernel_id).metadata
 
-    def find(self, slot: Slot, *, tags: Collection[str] = (), limit: int = 20) -> list[KernelMetadata]:
-        """The ``limit`` best validated kernels that fit ``slot``, best first; of any of ``tags`` if given.
+    def find(
+        self,
+        slot: Slot,
+        *,
+        context: TrialContext | None = None,
+        tags: Collection[str] = (),
+        dtype: str | None = None,
+        device: str | None = None,
+        limit: int = 20,
+    ) -> list[KernelMetadata]:
+        """As :meth:`rank`, the kernels alone."""
+        wanted = Wanted(slot, context, tuple(tags), dtype, device, limit)
+        return [ranked.metadata for ranked in self._records.rank(wanted)]
 
-        Best is the greatest ``(kept trials + performance_score) / (trials + 1)``, then the least
-        ``latency_ratio``.
+    def rank(self, wanted: Wanted) -> list[RankedKernel]:
+        """The best validated kernels for a slot, best first, each with its chance of being kept.
+
+        Without a context the chance is ``(kept trials + performance_score) / (trials + 1)``; with one, trials
+        in like contexts count for more (see ``esper.urza.ranking``). Of equals the one with the least
+        ``latency_ratio`` comes first.
         """
-        return self._records.find(slot, tags, limit)
+        return self._records.rank(wanted)
 
     def query(self, query: KernelQuery) -> list[KernelMetadata]:
         """The kernels that ``query`` describes, in its order; ``ConfigError`` for a sort that is none."""
-        return self._records.query(query)
+        return list(self._records.page(query).kernels)
+
+    def page(self, query: KernelQuery) -> Page:
+        """As :meth:`query`, with what ``KernelQuery.after`` takes to go on from there."""
+        return self._records.page(query)
 
     def fetch(self, kernel_id: str) -> Kernel:
         """A kernel ready to run, its module not shared with any other call.
@@ -98,7 +128,7 @@ class KernelLibrary:
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             raise LibraryError(
-                f"kernel {kernel_id!r} cannot be loaded: {reason}", hint=_recompile(kernel_id)
+                f"kernel {kernel_id!r} cannot be loaded: {reason}", hint=recompile(kernel_id)
             ) from error
         return Kernel(entry.metadata, blueprint.decode(), module)
 
@@ -107,28 +137,66 @@ class KernelLibrary:
         digest = self._records.entry(kernel_id).digests["blueprint"]
         return self._part(kernel_id, "blueprint", digest).decode()
 
+    def prefetch(self, kernels: Iterable[KernelMetadata]) -> None:
+        """Have the programs of ``kernels`` fetched into nearer tiers in the background; returns at once."""
+        self._store.prefetch([metadata.program_digest for metadata in kernels])
+
+    def artefact(self, kernel_id: str) -> KernelArtefact:
+        """A kernel as another library's :meth:`put` takes it, read from the record and checked.
+
+        Raises as :meth:`fetch` does, and loads nothing.
+        """
+        entry = self._records.entry(kernel_id)
+        parts = {part: self._on_record(entry, part) for part in entry.digests}
+        return KernelArtefact(entry.metadata, parts["blueprint"].decode(), parts["program"], parts["weights"])
+
     def verify(self, kernel_id: str) -> None:
         """Read every part of a kernel from the record itself, past all caches, and check it.
 
         Raises:
             KernelNotFound: the library has no kernel of that id.
-            CorruptKernel: a part is missing, or does not match its digest.
+            CorruptKernel: a part is missing, or is not what was sealed or what its digest says.
         """
-        for part, digest in self._records.entry(kernel_id).digests.items():
-            data = self._records.blob(digest)
-            if data is MISSING:
-                self._raise_missing(kernel_id, part)
-            elif digest_of(data) != digest:
-                raise _corrupt(kernel_id, f"the digest of its {part} does not match")
+        self.artefact(kernel_id)
 
     def set_status(self, kernel_id: str, status: Status) -> None:
         """Retire a kernel, so that no slot is offered it, or bring it back; or ``KernelNotFound``."""
         self._records.set_status(kernel_id, status)
 
+    def set_tags(self, kernel_id: str, tags: Collection[str]) -> None:
+        """Give a kernel ``tags``, in their order, in place of those that it has; or ``KernelNotFound``."""
+        self._records.set_tags(kernel_id, tags)
+
     def remove(self, kernel_id: str) -> None:
         """Remove a kernel and every blob that no other refers to; ``KernelNotFound`` if it is not there."""
         for digest in self._records.remove(kernel_id):
             self._store.evict(digest)
+
+    def gc(self, *, retired_days: float | None = None, dry_run: bool = False) -> Garbage:
+        """Take out, or with ``dry_run`` only name, blobs that no kernel refers to and old retired kernels.
+
+        Old is one that was made more than ``retired_days`` ago and kept in no trial; None spares them all.
+        """
+        garbage = self._records.collect_garbage(retired_days=retired_days, dry_run=dry_run)
+        if not dry_run:
+            for digest in garbage.blobs:
+                self._store.evict(digest)
+        return garbage
+
+    def adopt(self, progress: Progress = quiet) -> int:
+        """Seal the kernels of a library that was not sealed; how many they were. Vouches for all of them."""
+        return self._sealing.adopt(progress)
+
+    def reseal(self, progress: Progress = quiet) -> int:
+        """Wrap and sign everything with the key that seals now; how many blobs and records were not.
+
+        ``progress(done, total)`` is called after each batch. May be stopped at any point and begun again.
+        """
+        return self._sealing.reseal(progress)
+
+    def sealed_by(self) -> dict[str, int]:
+        """How many blobs and records each key is needed for, by its id."""
+        return self._sealing.sealed_by()
 
     def record_trial(self, report: FieldReport, run_id: str, task: str) -> None:
         """Store what a trial of a kernel showed; it counts in ``find`` from now on.
@@ -154,7 +222,8 @@ class KernelLibrary:
         return self._store.counts()
 
     def close(self) -> None:
-        """Close the database."""
+        """End what runs in the background and close the database."""
+        self._store.close()
         self._records.close()
 
     def __enter__(self) -> Self:
@@ -169,7 +238,17 @@ class KernelLibrary:
         try:
             data = self._store.get(digest)
         except CorruptKernel as error:
-            raise _corrupt(kernel_id, f"the digest of its {part} does not match") from error
+            raise corrupt(kernel_id, _reason(part, error)) from error
+        if data is MISSING:
+            self._raise_missing(kernel_id, part)
+        return data
+
+    def _on_record(self, entry: KernelEntry, part: str) -> bytes:
+        kernel_id = entry.metadata.kernel_id
+        try:
+            data = self._records.blob(entry.digests[part])
+        except CorruptKernel as error:
+            raise corrupt(kernel_id, _reason(part, error)) from error
         if data is MISSING:
             self._raise_missing(kernel_id, part)
         return data
@@ -178,23 +257,48 @@ class KernelLibrary:
         # Another process may have removed the kernel between our two reads; then nothing is corrupt.
         if not self._records.contains(kernel_id):
             raise KernelNotFound(kernel_id)
-        raise _corrupt(kernel_id, f"its {part} is missing")
+        raise corrupt(kernel_id, f"its {part} is missing")
 
 
-def open_library(url: str, loader: Loader, *, memory_bytes: int = MEMORY_BYTES) -> KernelLibrary:
-    """The library at ``url``, behind ``memory_bytes`` of memory; made if it is not there.
+def open_library(
+    url: str,
+    loader: Loader,
+    *,
+    envelope: Envelope | None = None,
+    caches: Sequence[Tier] = (),
+    memory_bytes: int = MEMORY_BYTES,
+    adopting: Callable[[], bool] = lambda: False,
+    adopt_later: bool = False,
+) -> KernelLibrary:
+    """The library at ``url``, behind ``memory_bytes`` of memory and ``caches``; made if it is not there.
 
-    ``url`` is ``sqlite:///PATH``, or ``sqlite://`` for a library that lives until it is closed. Raises as
-    :func:`esper.urza.database.open_database` does.
+    ``url`` is ``sqlite:///PATH``, ``postgresql://USER@HOST:PORT/DATABASE``, or ``sqlite://`` for a library
+    that lives until it is closed, the only one that is not sealed with ``envelope``. ``adopting`` says, once
+    the keys are at hand, whether kernels that nobody sealed are to be sealed or refused; with ``adopt_later``
+    they are left for :meth:`KernelLibrary.adopt`. Raises as :func:`esper.urza.database.open_database` does,
+    and LibraryError for a library that is not sealed.
     """
     database = open_database(url)
-    store = TieredStore([MemoryTier(memory_bytes), SqlTier(database)])
-    return KernelLibrary(KernelRecords(database), store, loader)
+    try:
+        if database.in_memory:
+            envelope = None  # nothing is at rest
+        elif envelope is None:
+            raise ConfigError("a kernel library that is stored must be sealed", hint="give an envelope")
+        seals = Seals(envelope)
+        sealing = Sealing(database, seals)
+        if envelope is not None and not adopt_later:
+            sealing.on_opening(adopting)
+    except BaseException:
+        database.close()
+        raise
+    record: Tier = SqlTier(database)
+    if envelope is not None:
+        record = Encrypted(record, envelope, record=True)
+    store = TieredStore([*caches, record], memory=MemoryTier(memory_bytes))
+    return KernelLibrary(KernelRecords(database, seals), store, loader, sealing)
 
 
-def _corrupt(kernel_id: str, reason: str) -> CorruptKernel:
-    return CorruptKernel(f"kernel {kernel_id!r} is corrupt: {reason}", hint=_recompile(kernel_id))
-
-
-def _recompile(kernel_id: str) -> str:
-    return f"remove it with: esper kernels rm {kernel_id}, then compile its blueprint again"
+def _reason(part: str, error: CorruptKernel) -> str:
+    if isinstance(error.__cause__, SealBroken):
+        return f"its {part} {'are' if part == 'weights' else 'is'} not what was sealed"
+    return f"the digest of its {part} does not match"

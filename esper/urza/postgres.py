@@ -55,6 +55,7 @@ class PostgresBackend:
         port = info.get("port") or os.environ.get("PGPORT") or 5432
         name = info.get("dbname") or os.environ.get("PGDATABASE") or info.get("user") or ""
         self.where = f"postgresql://{host or 'localhost'}:{port}/{name}"
+        self.in_memory = False
         self._seconds = seconds
         if not all(_is_local(each) for each in host.split(",")):
             _demand_tls(info, self.where)

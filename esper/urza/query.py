@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import difflib
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, exists, func, or_, select
 
 from esper.errors import ConfigError
-from esper.messages import Layout, Slot
+from esper.messages import Layout
 from esper.urza.schema import KernelRow, KernelTagRow
 
 Status = Literal["validated", "retired"]
 """Only validated kernels are found for a slot; a retired one stays in the library for those who name it."""
 
-SORT_KEYS: Final[dict[str, ColumnElement[Any]]] = {
-    "rank": KernelRow.rank.desc(),
-    "name": func.lower(KernelRow.name),
-    "created": KernelRow.created_at.desc(),
-    "score": KernelRow.performance_score.desc(),
-    "latency": KernelRow.latency_ratio.asc(),
-    "parameters": KernelRow.parameters.asc(),
-    "size": (KernelRow.program_bytes + KernelRow.weights_bytes).asc(),
-    "trials": KernelRow.trial_count.desc(),
+_DESCENDING: Final[dict[str, ColumnElement[Any]]] = {
+    "rank": KernelRow.__table__.c.rank,
+    "created": KernelRow.__table__.c.created_at,
+    "score": KernelRow.__table__.c.performance_score,
+    "trials": KernelRow.__table__.c.trial_count,
 }
+_ASCENDING: Final[dict[str, ColumnElement[Any]]] = {
+    "name": func.lower(KernelRow.name),
+    "latency": KernelRow.__table__.c.latency_ratio,
+    "parameters": KernelRow.__table__.c.parameters,
+    "size": KernelRow.__table__.c.program_bytes + KernelRow.__table__.c.weights_bytes,
+}
+SORT_KEYS: Final = ("rank", "name", "created", "score", "latency", "parameters", "size", "trials")
 """What ``KernelQuery.sort`` takes. Each sorts the way one reads it: best, newest, fastest, smallest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelQuery:
-    """Which kernels to list; a field left alone does not narrow. A kernel has all of ``tags``.
+    """Which kernels to list; a field left alone does not narrow.
 
-    ``input`` and ``output`` are features (channels), ``name`` is any part of the name in any case, ``sort``
-    one of ``SORT_KEYS``, ``limit`` the most to return.
+    A kernel has all of ``tags``, one or more of ``any_tags``, none of ``no_tags``. ``input`` and ``output``
+    are features (channels), ``name`` is any part of the name in any case, ``created_after`` (that moment
+    included) and ``created_before`` (excluded) are dates or times in ISO 8601, UTC unless they say otherwise.
+    ``sort`` is one of ``SORT_KEYS``, ``limit`` the most to return, ``after`` the ``next`` of an earlier page.
     """
 
     tags: tuple[str, ...] = ()
@@ -45,46 +54,99 @@ class KernelQuery:
     name: str | None = None
     sort: str = "rank"
     limit: int | None = None
-
-
-def fitting(slot: Slot, tags: Collection[str], limit: int) -> Select[Any]:
-    """The rows of ``kernels`` that are validated, fit ``slot`` and have any of ``tags``, best first."""
-    conditions = [
-        KernelRow.in_features == slot.in_features,
-        KernelRow.out_features == slot.out_features,
-        KernelRow.stride == slot.stride,
-        KernelRow.layout.in_([layout for layout in get_args(Layout) if slot.accepts(layout)]),
-        KernelRow.status == "validated",
-    ]
-    if tags:
-        conditions.append(_tagged(KernelTagRow.tag.in_(sorted(tags))))
-    return _ordered(conditions, "rank", limit)
+    any_tags: tuple[str, ...] = ()
+    no_tags: tuple[str, ...] = ()
+    dtype: str | None = None
+    device: str | None = None
+    author: str | None = None
+    blueprint: str | None = None
+    created_after: str | None = None
+    created_before: str | None = None
+    after: str | None = None
 
 
 def matching(query: KernelQuery) -> Select[Any]:
-    """The rows of ``kernels`` that ``query`` describes; ``ConfigError`` for a sort that is none."""
+    """The rows of ``kernels`` that ``query`` describes, each with its ``sort_value``; or ``ConfigError``."""
     if query.sort not in SORT_KEYS:
         near = difflib.get_close_matches(query.sort, SORT_KEYS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(SORT_KEYS)}"
         raise ConfigError(f"kernels cannot be sorted by {query.sort!r}", hint=hint)
     conditions = [_tagged(KernelTagRow.tag == tag) for tag in query.tags]
+    if query.any_tags:
+        conditions.append(tagged_any(query.any_tags))
+    if query.no_tags:
+        conditions.append(~tagged_any(query.no_tags))
     columns = {
         KernelRow.in_features: query.input,
         KernelRow.out_features: query.output,
         KernelRow.layout: query.layout,
         KernelRow.status: query.status,
+        KernelRow.dtype: query.dtype,
+        KernelRow.device: query.device,
+        KernelRow.author: query.author,
+        KernelRow.blueprint_id: query.blueprint,
     }
     conditions += [column == value for column, value in columns.items() if value is not None]
     if query.name is not None:
         conditions.append(KernelRow.name.icontains(query.name, autoescape=True))
-    return _ordered(conditions, query.sort, query.limit)
-
-
-def _ordered(conditions: list[ColumnElement[bool]], sort: str, limit: int | None) -> Select[Any]:
+    if query.created_after is not None:
+        conditions.append(KernelRow.created_at >= _moment(query.created_after))
+    if query.created_before is not None:
+        conditions.append(KernelRow.created_at < _moment(query.created_before))
+    descending = query.sort in _DESCENDING
+    key = _DESCENDING[query.sort] if descending else _ASCENDING[query.sort]
+    if query.after is not None:
+        conditions.append(_beyond(query, key, descending))
     # Equal ranks are common, so the faster comes first; the id makes any order repeatable.
-    order = (SORT_KEYS[sort], KernelRow.latency_ratio, KernelRow.kernel_id)
-    return select(KernelRow.__table__).where(*conditions).order_by(*order).limit(limit)
+    order = (key.desc() if descending else key.asc(), KernelRow.latency_ratio, KernelRow.kernel_id)
+    statement = select(KernelRow.__table__, key.label("sort_value"))
+    return statement.where(*conditions).order_by(*order).limit(query.limit)
+
+
+def cursor_after(query: KernelQuery, row: RowMapping) -> str:
+    """What continues ``query`` behind ``row``: to callers a word without a meaning."""
+    place = [query.sort, row["sort_value"], row["latency_ratio"], row["kernel_id"]]
+    return base64.urlsafe_b64encode(json.dumps(place, separators=(",", ":")).encode()).decode()
+
+
+def tagged_any(tags: Collection[str]) -> ColumnElement[bool]:
+    """That a row of ``kernels`` has one or more of ``tags``."""
+    return _tagged(KernelTagRow.tag.in_(sorted(tags)))
 
 
 def _tagged(condition: ColumnElement[bool]) -> ColumnElement[bool]:
     return exists().where(KernelTagRow.kernel_id == KernelRow.kernel_id, condition)
+
+
+def _beyond(query: KernelQuery, key: ColumnElement[Any], descending: bool) -> ColumnElement[bool]:
+    """Behind the place of a cursor, in the order of the query; rows that were added there are no obstacle."""
+    value, latency, kernel_id = _place(query)
+    tie = or_(
+        KernelRow.latency_ratio > latency,
+        and_(KernelRow.latency_ratio == latency, KernelRow.kernel_id > kernel_id),
+    )
+    return or_(key < value if descending else key > value, and_(key == value, tie))
+
+
+def _place(query: KernelQuery) -> tuple[Any, float, str]:
+    try:
+        sort, value, latency, kernel_id = json.loads(base64.urlsafe_b64decode(query.after or ""))
+    except (binascii.Error, ValueError, TypeError):
+        sort = value = latency = kernel_id = None
+    kind = str if query.sort in ("name", "created") else (int, float)
+    good = isinstance(value, kind) and isinstance(latency, (int, float)) and isinstance(kernel_id, str)
+    if sort != query.sort or not good:
+        hint = "take it from the page before, with the same sort"
+        raise ConfigError("after is no place in a list of kernels sorted that way", hint=hint)
+    return value, latency, kernel_id
+
+
+def _moment(text: str) -> str:
+    """``text`` as the record writes a time: UTC, to the second."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        hint = "for example 2026-11-23, or 2026-11-23T12:00:00+00:00"
+        raise ConfigError(f"{text!r} is not a date or time", hint=hint) from error
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return moment.isoformat(timespec="seconds")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Select, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, Select, delete, exists, func, insert, or_, select, update
 
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
-from esper.messages import CompilationRecord, KernelArtefact, KernelMetadata, Slot
+from esper.messages import CompilationRecord, KernelArtefact, KernelMetadata
 from esper.urza.database import Database
-from esper.urza.query import KernelQuery, Status, fitting, matching
+from esper.urza.query import KernelQuery, Status, cursor_after, matching
+from esper.urza.ranking import RankedKernel, Wanted, error_of, in_order, ranking
 from esper.urza.rows import (
     Trial,
     compilation_record,
@@ -25,16 +26,22 @@ from esper.urza.rows import (
     trial_values,
 )
 from esper.urza.schema import BlobRow, CompilationRow, KernelRow, KernelTagRow, TrialRow
+from esper.urza.seals import Seals
 from esper.urza.sql import read_blob, write_blob
-from esper.urza.tiers import Missing, digest_of
+from esper.urza.tiers import MISSING, Missing, digest_of
+from esper.urza.upkeep import Garbage, collect_garbage
+
+_MOST_IDS: Final = 1000
+"""How many ids a statement names; databases have a limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelEntry:
-    """A kernel on record: its metadata, and the SHA-256 of its blueprint's text."""
+    """A kernel on record: its metadata, the SHA-256 of its blueprint's text, and the signature of both."""
 
     metadata: KernelMetadata
     blueprint_digest: str
+    signature: str
 
     @property
     def digests(self) -> dict[str, str]:
@@ -46,6 +53,14 @@ class KernelEntry:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Kernels in the order of a query, and what ``KernelQuery.after`` takes to go on; ``None`` at the end."""
+
+    kernels: tuple[KernelMetadata, ...]
+    next: str | None
+
+
 class KernelRecords:
     """The tables of the library behind plain records. Threads may share it, processes share the database.
 
@@ -53,9 +68,10 @@ class KernelRecords:
     full, read-only, I/O error), after which nothing of what it was doing is stored.
     """
 
-    def __init__(self, database: Database) -> None:
-        """Over an open ``database``, which this then owns."""
+    def __init__(self, database: Database, seals: Seals | None = None) -> None:
+        """Over an open ``database``, which this then owns; without ``seals`` nothing is sealed or signed."""
         self._database = database
+        self._seals = seals or Seals(None)
 
     def put(self, artefact: KernelArtefact) -> KernelMetadata:
         """Store a kernel, its blobs and its tags, all or nothing, and return it as it is on record.
@@ -74,20 +90,25 @@ class KernelRecords:
             tags=tuple(dict.fromkeys(artefact.metadata.tags)),
             created_at=artefact.metadata.created_at or datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        blueprint_digest = digest_of(artefact.blueprint.encode())
+        signature = self._seals.sign(metadata, blueprint_digest)
         with self._database.writing() as connection:
             entry = _find_entry(connection, metadata.kernel_id)
             if entry is None:
-                _write_blobs(connection, blobs)
-                _insert(connection, metadata, digest_of(artefact.blueprint.encode()))
+                self._write_blobs(connection, blobs)
+                _insert(connection, KernelEntry(metadata, blueprint_digest, signature))
                 return metadata
+            self._check(entry)
             parts = set(entry.digests.values())
-            _write_blobs(connection, {digest: data for digest, data in blobs.items() if digest in parts})
+            self._write_blobs(connection, {digest: data for digest, data in blobs.items() if digest in parts})
             return entry.metadata
 
     def entry(self, kernel_id: str) -> KernelEntry:
-        """The kernel of that id, or ``KernelNotFound``."""
+        """The kernel of that id, or ``KernelNotFound``; ``CorruptKernel`` if it is not what was signed."""
         with self._database.reading() as connection:
-            return _entry(connection, kernel_id)
+            entry = _entry(connection, kernel_id)
+        self._check(entry)
+        return entry
 
     def contains(self, kernel_id: str) -> bool:
         """Whether a kernel of that id is on record."""
@@ -95,21 +116,35 @@ class KernelRecords:
             return connection.scalar(select(exists().where(KernelRow.kernel_id == kernel_id))) is True
 
     def blob(self, digest: str) -> bytes | Missing:
-        """The bytes on record under ``digest``, unchecked, or ``MISSING``."""
+        """The bytes on record whose SHA-256 is ``digest``, ``MISSING``, or ``CorruptKernel``."""
+        with self._database.reading("statement") as connection:
+            stored = read_blob(connection, digest)
+        return MISSING if stored is MISSING else self._seals.open(digest, stored)
+
+    def rank(self, wanted: Wanted) -> list[RankedKernel]:
+        """The validated kernels that are ``wanted``, best first; see ``esper.urza.ranking``."""
         with self._database.reading() as connection:
-            return read_blob(connection, digest)
+            rows = [row for each in ranking(wanted) for row in connection.execute(each).mappings()]
+            best = in_order(rows, wanted.limit)
+            entries = _with_tags(connection, best)
+        return [
+            RankedKernel(entry.metadata, row["score"], error_of(row))
+            for entry, row in zip(entries, best, strict=True)
+        ]
 
-    def find(self, slot: Slot, tags: Collection[str] = (), limit: int = 20) -> list[KernelMetadata]:
-        """The ``limit`` best validated kernels that fit ``slot`` and have any of ``tags``, best first.
-
-        Best is the greatest ``(kept trials + performance_score) / (trials + 1)``, then the least
-        ``latency_ratio``.
-        """
-        return self._select(fitting(slot, tags, limit))
-
-    def query(self, query: KernelQuery) -> list[KernelMetadata]:
+    def page(self, query: KernelQuery) -> Page:
         """The kernels that ``query`` describes, in its order; ``ConfigError`` for a sort that is none."""
-        return self._select(matching(query))
+        with self._database.reading() as connection:
+            rows = connection.execute(matching(query)).mappings().all()
+            kernels = tuple(entry.metadata for entry in _with_tags(connection, rows))
+        return Page(kernels, cursor_after(query, rows[-1]) if rows and len(rows) == query.limit else None)
+
+    def set_tags(self, kernel_id: str, tags: Collection[str]) -> None:
+        """Give a kernel these tags in place of those that it has; or ``KernelNotFound``."""
+        with self._database.writing() as connection:
+            _entry(connection, kernel_id)
+            connection.execute(delete(KernelTagRow).where(KernelTagRow.kernel_id == kernel_id))
+            _insert_tags(connection, kernel_id, tags)
 
     def set_status(self, kernel_id: str, status: Status) -> None:
         """Retire a kernel, so that no slot is offered it, or bring it back; or ``KernelNotFound``."""
@@ -173,30 +208,65 @@ class KernelRecords:
         with self._database.reading() as connection:
             return [compilation_record(row) for row in connection.execute(statement).mappings()]
 
+    def collect_garbage(self, *, retired_days: float | None, dry_run: bool) -> Garbage:
+        """As :func:`esper.urza.upkeep.collect_garbage` does."""
+        return collect_garbage(self._database, retired_days=retired_days, dry_run=dry_run)
+
     def close(self) -> None:
         """Close the database."""
         self._database.close()
 
-    def _select(self, statement: Select[Any]) -> list[KernelMetadata]:
-        with self._database.reading() as connection:
-            return [entry.metadata for entry in _entries(connection, statement)]
+    def _check(self, entry: KernelEntry) -> None:
+        kernel_id = entry.metadata.kernel_id
+        try:
+            self._seals.check(entry.metadata, entry.blueprint_digest, entry.signature)
+        except CorruptKernel as error:
+            raise corrupt(kernel_id, error.message) from error
+
+    def _write_blobs(self, connection: Connection, blobs: dict[str, bytes]) -> None:
+        """Store what is not there, and mend what is there and damaged: sealed anew, equal bytes differ."""
+        for digest, data in blobs.items():
+            stored = read_blob(connection, digest)
+            if stored is not MISSING:
+                try:
+                    self._seals.open(digest, stored)
+                    continue
+                except CorruptKernel:
+                    pass
+            write_blob(connection, digest, *self._seals.close(digest, data))
 
 
-def _entries(connection: Connection, statement: Select[Any]) -> list[KernelEntry]:
+def corrupt(kernel_id: str, reason: str) -> CorruptKernel:
+    """The error for a kernel that must not be used."""
+    return CorruptKernel(f"kernel {kernel_id!r} is corrupt: {reason}", hint=recompile(kernel_id))
+
+
+def recompile(kernel_id: str) -> str:
+    """What helps where a kernel's bytes do not."""
+    return f"remove it with: esper kernels rm {kernel_id}, then compile its blueprint again"
+
+
+def entries(connection: Connection, statement: Select[Any]) -> list[KernelEntry]:
     """The kernels that ``statement``, a select of whole rows of ``kernels``, describes."""
-    rows = connection.execute(statement).mappings().all()
-    chosen = statement.with_only_columns(KernelRow.kernel_id)
+    return _with_tags(connection, connection.execute(statement).mappings().all())
+
+
+def _with_tags(connection: Connection, rows: Sequence[RowMapping]) -> list[KernelEntry]:
     tags: dict[str, list[str]] = defaultdict(list)
-    pairs = select(KernelTagRow.kernel_id, KernelTagRow.tag).where(KernelTagRow.kernel_id.in_(chosen))
-    for kernel_id, tag in connection.execute(pairs.order_by(KernelTagRow.position)):
-        tags[kernel_id].append(tag)
+    ids = [row["kernel_id"] for row in rows]
+    pairs = select(KernelTagRow.kernel_id, KernelTagRow.tag).order_by(KernelTagRow.position)
+    for start in range(0, len(ids), _MOST_IDS):
+        chosen = pairs.where(KernelTagRow.kernel_id.in_(ids[start : start + _MOST_IDS]))
+        for kernel_id, tag in connection.execute(chosen):
+            tags[kernel_id].append(tag)
     return [
-        KernelEntry(kernel_metadata(row, tags[row["kernel_id"]]), row["blueprint_digest"]) for row in rows
+        KernelEntry(kernel_metadata(row, tags[row["kernel_id"]]), row["blueprint_digest"], row["signature"])
+        for row in rows
     ]
 
 
 def _find_entry(connection: Connection, kernel_id: str) -> KernelEntry | None:
-    found = _entries(connection, select(KernelRow.__table__).where(KernelRow.kernel_id == kernel_id))
+    found = entries(connection, select(KernelRow.__table__).where(KernelRow.kernel_id == kernel_id))
     return found[0] if found else None
 
 
@@ -207,21 +277,21 @@ def _entry(connection: Connection, kernel_id: str) -> KernelEntry:
     return entry
 
 
-def _insert(connection: Connection, metadata: KernelMetadata, blueprint_digest: str) -> None:
-    tally = _tally(connection, metadata.kernel_id)
-    values = kernel_values(metadata) | {"blueprint_digest": blueprint_digest} | tally
+def _insert(connection: Connection, entry: KernelEntry) -> None:
+    metadata = entry.metadata
+    values = kernel_values(metadata) | _tally(connection, metadata.kernel_id)
+    values |= {"blueprint_digest": entry.blueprint_digest, "signature": entry.signature}
     connection.execute(insert(KernelRow).values(values))
-    tags = [
-        {"kernel_id": metadata.kernel_id, "tag": tag, "position": position}
-        for position, tag in enumerate(metadata.tags)
+    _insert_tags(connection, metadata.kernel_id, metadata.tags)
+
+
+def _insert_tags(connection: Connection, kernel_id: str, tags: Collection[str]) -> None:
+    rows = [
+        {"kernel_id": kernel_id, "tag": tag, "position": position}
+        for position, tag in enumerate(dict.fromkeys(tags))
     ]
-    if tags:
-        connection.execute(insert(KernelTagRow), tags)
-
-
-def _write_blobs(connection: Connection, blobs: dict[str, bytes]) -> None:
-    for digest, data in blobs.items():
-        write_blob(connection, digest, data)
+    if rows:
+        connection.execute(insert(KernelTagRow), rows)
 
 
 def _tally(connection: Connection, kernel_id: str) -> dict[str, int]:

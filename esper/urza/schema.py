@@ -31,6 +31,12 @@ RANK = "(kept_count + performance_score) / (trial_count + 1)"
 """Mean verdict over a kernel's trials, with its validation score counted as one more trial."""
 
 
+def words(length: int) -> String:
+    """Text of so many characters at most, ordered by code point in every database."""
+    kind: String = String(length).with_variant(String(length, collation="C"), "postgresql")
+    return kind
+
+
 class Base(DeclarativeBase):
     """The declarative base; its metadata is the whole schema, every constraint with a name to alter it by."""
 
@@ -57,30 +63,37 @@ class Measurement(TypeDecorator[float]):
 
 
 class BlobRow(Base):
-    """Bytes under their own SHA-256. Kernels of one blueprint share its text."""
+    """Bytes under their own SHA-256, and the id of the key that they are sealed with; empty if not sealed.
+
+    Kernels of one blueprint share its text.
+    """
 
     __tablename__ = "blobs"
 
-    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(words(64), primary_key=True)
     data: Mapped[bytes] = mapped_column(LargeBinary)
+    key_id: Mapped[str] = mapped_column(words(64), server_default="", index=True)
 
 
 class KernelRow(Base):
-    """One kernel: ``KernelMetadata`` field for field, what refers to its blobs, and its tally of trials."""
+    """One kernel: ``KernelMetadata`` field for field, what refers to its blobs, and its tally of trials.
+
+    ``signature`` covers all of it that does not change; empty if the library is not sealed.
+    """
 
     __tablename__ = "kernels"
 
-    kernel_id: Mapped[str] = mapped_column(String(128), primary_key=True)
-    blueprint_id: Mapped[str] = mapped_column(String(128), index=True)
-    name: Mapped[str] = mapped_column(String(200))
-    layout: Mapped[Layout] = mapped_column(String(16))
+    kernel_id: Mapped[str] = mapped_column(words(128), primary_key=True)
+    blueprint_id: Mapped[str] = mapped_column(words(128), index=True)
+    name: Mapped[str] = mapped_column(words(200))
+    layout: Mapped[Layout] = mapped_column(words(16))
     in_features: Mapped[int]
     out_features: Mapped[int]
     stride: Mapped[int]
-    target: Mapped[str] = mapped_column(String(32))
-    device: Mapped[str] = mapped_column(String(32))
-    dtype: Mapped[str] = mapped_column(String(32))
-    status: Mapped[str] = mapped_column(String(16))
+    target: Mapped[str] = mapped_column(words(32))
+    device: Mapped[str] = mapped_column(words(32))
+    dtype: Mapped[str] = mapped_column(words(32))
+    status: Mapped[str] = mapped_column(words(16))
     parameters: Mapped[int] = mapped_column(BigInteger)
     compilation_time: Mapped[float]
     performance_score: Mapped[float]
@@ -91,7 +104,13 @@ class KernelRow(Base):
     blueprint_digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"), index=True)
     program_bytes: Mapped[int] = mapped_column(BigInteger)
     weights_bytes: Mapped[int] = mapped_column(BigInteger)
-    created_at: Mapped[str] = mapped_column(String(40))
+    created_at: Mapped[str] = mapped_column(words(40), index=True)
+    author: Mapped[str] = mapped_column(words(200), server_default="")
+    parent_blueprint: Mapped[str] = mapped_column(words(128), server_default="")
+    parent_kernel: Mapped[str] = mapped_column(words(128), server_default="")
+    run_id: Mapped[str] = mapped_column(words(200), server_default="")
+    decision: Mapped[str] = mapped_column(words(600), server_default="")
+    signature: Mapped[str] = mapped_column(words(100), server_default="", index=True)
     trial_count: Mapped[int]
     kept_count: Mapped[int]
     rank: Mapped[float] = mapped_column(Double, Computed(RANK, persisted=True))
@@ -120,7 +139,7 @@ class KernelTagRow(Base):
     kernel_id: Mapped[str] = mapped_column(
         ForeignKey("kernels.kernel_id", ondelete="CASCADE"), primary_key=True
     )
-    tag: Mapped[str] = mapped_column(String(100), primary_key=True)
+    tag: Mapped[str] = mapped_column(words(100), primary_key=True)
     position: Mapped[int]
 
     __table_args__ = (Index("ix_kernel_tags_tag", "tag", "kernel_id"),)
@@ -132,18 +151,18 @@ class CompilationRow(Base):
     __tablename__ = "compilations"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    blueprint_id: Mapped[str] = mapped_column(String(128), index=True)
-    blueprint_name: Mapped[str] = mapped_column(String(200))
-    layout: Mapped[Layout] = mapped_column(String(16))
+    blueprint_id: Mapped[str] = mapped_column(words(128), index=True)
+    blueprint_name: Mapped[str] = mapped_column(words(200))
+    layout: Mapped[Layout] = mapped_column(words(16))
     in_features: Mapped[int]
     out_features: Mapped[int]
     stride: Mapped[int]
-    target: Mapped[str] = mapped_column(String(32))
-    status: Mapped[str] = mapped_column(String(16))
+    target: Mapped[str] = mapped_column(words(32))
+    status: Mapped[str] = mapped_column(words(16))
     seconds: Mapped[float]
-    at: Mapped[str] = mapped_column(String(40))
-    kernel_id: Mapped[str | None] = mapped_column(String(128))
-    stage: Mapped[str | None] = mapped_column(String(32))
+    at: Mapped[str] = mapped_column(words(40))
+    kernel_id: Mapped[str | None] = mapped_column(words(128))
+    stage: Mapped[str | None] = mapped_column(words(32))
     reason: Mapped[str | None] = mapped_column(Text)
 
 
@@ -157,21 +176,21 @@ class TrialRow(Base):
     __tablename__ = "trials"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    run_id: Mapped[str] = mapped_column(String(200))
-    task: Mapped[str] = mapped_column(String(200))
-    layer: Mapped[str] = mapped_column(String(400))
-    layer_kind: Mapped[str] = mapped_column(String(32))
+    run_id: Mapped[str] = mapped_column(words(200))
+    task: Mapped[str] = mapped_column(words(200))
+    layer: Mapped[str] = mapped_column(words(400))
+    layer_kind: Mapped[str] = mapped_column(words(32))
     seed_idx: Mapped[int]
-    layout: Mapped[Layout] = mapped_column(String(16))
+    layout: Mapped[Layout] = mapped_column(words(16))
     in_features: Mapped[int]
     out_features: Mapped[int]
     stride: Mapped[int]
-    site: Mapped[str] = mapped_column(String(16))
-    kernel_id: Mapped[str] = mapped_column(String(128), index=True)
-    blueprint_id: Mapped[str] = mapped_column(String(128))
+    site: Mapped[str] = mapped_column(words(16))
+    kernel_id: Mapped[str] = mapped_column(words(128), index=True)
+    blueprint_id: Mapped[str] = mapped_column(words(128))
     started_epoch: Mapped[int]
     ended_epoch: Mapped[int]
-    verdict: Mapped[str] = mapped_column(String(16))
+    verdict: Mapped[str] = mapped_column(words(16))
     reason: Mapped[str] = mapped_column(Text)
     expected_impact: Mapped[float] = mapped_column(Measurement, nullable=True)
     gain: Mapped[float] = mapped_column(Measurement, nullable=True)
@@ -186,4 +205,16 @@ class TrialRow(Base):
     __table_args__ = (
         # A resumed run repeats the epochs after its checkpoint, and their trials replace the earlier ones.
         UniqueConstraint("run_id", "layer", "seed_idx", "started_epoch", name="uq_trials_place"),
+        # What a kernel showed in a slot, by layer kind and task: answered from the index alone.
+        Index(
+            "ix_trials_context",
+            "in_features",
+            "out_features",
+            "stride",
+            "layout",
+            "kernel_id",
+            "layer_kind",
+            "task",
+            "verdict",
+        ),
     )

@@ -59,16 +59,18 @@ def read_blob(connection: Connection, digest: str) -> bytes | Missing:
     return MISSING if data is None else data
 
 
-def write_blob(connection: Connection, digest: str, data: bytes) -> None:
-    """Store ``data`` under ``digest`` as a part of the connection's transaction.
+def write_blob(connection: Connection, digest: str, data: bytes, key_id: str = "") -> None:
+    """Store ``data``, sealed with ``key_id``, under ``digest`` as a part of the connection's transaction.
 
-    Equal bytes are left as they are, so a second put writes nothing; a damaged copy is replaced.
+    Equal bytes are left as they are, so a second put writes nothing; other ones are replaced.
     """
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    statement = insert(BlobRow).values(digest=digest, data=data)
+    statement = insert(BlobRow).values(digest=digest, data=data, key_id=key_id)
     new = statement.excluded.data
     connection.execute(
         statement.on_conflict_do_update(
-            index_elements=[BlobRow.digest], set_={"data": new}, where=BlobRow.data != new
+            index_elements=[BlobRow.digest],
+            set_={"data": new, "key_id": statement.excluded.key_id},
+            where=BlobRow.data != new,
         )
     )

@@ -35,6 +35,7 @@ class SqliteBackend:
         self._path = path
         self._seconds = seconds
         self.where = "memory" if path is None else str(path)
+        self.in_memory = path is None
         self.engine = _engine(path, seconds)
 
     def connect(self, kind: Access) -> Connection:
@@ -136,6 +137,7 @@ def _engine(path: Path | None, seconds: float) -> Engine:
         # None stops the driver from starting transactions on its own, after the first read of ours.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA secure_delete = ON")  # what is sealed in place leaves no plain bytes
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

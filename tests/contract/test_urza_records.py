@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from urza_support import artefact, never_load, report
+from urza_support import artefact, never_load, open_sealed, report
 
 from esper.errors import ConfigError, CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import CompilationRecord, KernelMetadata, Slot
-from esper.urza import SORT_KEYS, KernelLibrary, KernelQuery, Trial, open_library
+from esper.urza import SORT_KEYS, KernelLibrary, KernelQuery, Trial
 
 SLOT = Slot("features", 8, 8)
 
@@ -27,7 +27,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def library(url: str) -> Iterator[KernelLibrary]:
-    with open_library(url, never_load) as opened:
+    with open_sealed(url, never_load) as opened:
         yield opened
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from urza_support import open_sealed
 
 from esper.assembly.kernels import fill_library
 from esper.karn.catalogue import fitting, load_catalogue
@@ -31,7 +32,7 @@ def test_compiled_kernels_are_found_fetched_and_trained(tmp_path: Path) -> None:
 
     paths = [BLUEPRINTS / f"{name}.yaml" for name in ("low_rank", "squeeze_excite", "swiglu")]
     blueprints = fitting(load_catalogue(paths).blueprints, SLOT)
-    with open_library(f"sqlite:///{tmp_path}/kernels.db", load) as library:
+    with open_sealed(f"sqlite:///{tmp_path}/kernels.db", load) as library:
         records = compile_missing(pipeline, library, [(blueprint, SLOT) for blueprint in blueprints])
         assert [record.status for record in records] == ["compiled"] * 3
         assert compile_missing(pipeline, library, [(blueprint, SLOT) for blueprint in blueprints]) == []

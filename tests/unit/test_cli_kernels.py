@@ -9,7 +9,9 @@ from urza_support import artefact, never_load, report
 
 from esper.errors import ConfigError
 from esper.messages import Slot
+from esper.security import Envelope, FileKeys, StoredKeys
 from esper.urza import open_library
+from esper.urza.tiers import digest_of
 from esper_cli import app
 from esper_cli.compile import parse_shape
 
@@ -22,7 +24,8 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ESPER_HOME", str(tmp_path))
     monkeypatch.delenv("COLUMNS", raising=False)
     path = tmp_path / "kernels.db"
-    with open_library(f"sqlite:///{path}", never_load) as library:
+    envelope = Envelope(StoredKeys(FileKeys(str(tmp_path / "keys.json"))))  # where the command looks for them
+    with open_library(f"sqlite:///{path}", never_load, envelope=envelope) as library:
         library.put(artefact("aa11", tags=("linear", "mlp"), performance_score=0.9, input_shape=(128,)))
         library.put(artefact("aa22", tags=("linear",), output_shape=(16,), parameters=12345))
         library.put(artefact("bb33", tags=("conv",), layout="channels", stride=2))
@@ -114,9 +117,8 @@ def test_nothing_is_removed_when_one_of_the_kernels_is_not_there(capsys: Output)
 def test_a_damaged_kernel_is_found_and_named(capsys: Output, database: Path) -> None:
     assert esper(capsys, "verify", "--all") == (0, "3 of 3 kernels are intact\n", "")
     with sqlite3.connect(database) as connection:
-        columns = [row[1] for row in connection.execute("pragma table_info(blobs)")]
-        data = next(column for column in columns if column in ("data", "content", "bytes"))
-        connection.execute(f"update blobs set {data} = x'00' where {data} = ?", (b"program of aa22",))
+        digest = digest_of(b"program of aa22")
+        connection.execute("update blobs set data = x'00' where digest = ?", (digest,))
     connection.close()
     code, out, _ = esper(capsys, "verify", "--all")
     assert code == 6

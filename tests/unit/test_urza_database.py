@@ -13,15 +13,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from urza_support import artefact, never_load
+from urza_support import artefact, never_load, open_sealed
 
 from esper.errors import ConfigError, EsperError, KernelNotFound, LibraryError, StorageError
-from esper.urza import KernelLibrary, open_library
+from esper.urza import KernelLibrary
 from esper.urza.database import open_database
 
 
 def open_at(path: Path | str) -> KernelLibrary:
-    return open_library(f"sqlite:///{path}", never_load)
+    return open_sealed(f"sqlite:///{path}", never_load)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -88,7 +88,7 @@ def test_a_library_in_memory_lives_until_it_is_closed(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with open_library(url, never_load) as library, open_library(url, never_load) as another:
+    with open_sealed(url, never_load) as library, open_sealed(url, never_load) as another:
         library.put(artefact("a"))
         library.verify("kernel_a")
         with pytest.raises(KernelNotFound):
@@ -99,7 +99,7 @@ def test_a_library_in_memory_lives_until_it_is_closed(
 @pytest.mark.parametrize("url", ["", "kernels.db", "sqlite", "mysql://host/x", "sqlite://host/x"])
 def test_a_url_that_is_no_library_is_a_mistake_in_the_configuration(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_library(url, never_load)
+        open_sealed(url, never_load)
     assert "sqlite:///" in (caught.value.hint or "")
 
 
@@ -115,7 +115,7 @@ def test_a_url_that_is_no_library_is_a_mistake_in_the_configuration(url: str) ->
 )
 def test_a_password_is_not_repeated_in_the_error(url: str, error: type[EsperError]) -> None:
     with pytest.raises(error) as caught:
-        open_library(url, never_load)
+        open_sealed(url, never_load)
     assert "secret" not in str(caught.value)
     assert caught.value.hint
     assert "\n" not in str(caught.value)

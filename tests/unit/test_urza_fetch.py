@@ -6,7 +6,7 @@ import io
 import sqlite3
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -14,16 +14,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from urza_support import artefact
+from urza_support import ENVELOPE, artefact, open_sealed
 
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import KernelMetadata
-from esper.urza import KernelLibrary, open_library
+from esper.urza import KernelLibrary
 from esper.urza.database import open_database
+from esper.urza.encrypted import Encrypted
 from esper.urza.memory import MemoryTier
 from esper.urza.records import KernelRecords
+from esper.urza.sealing import Sealing
+from esper.urza.seals import Seals
 from esper.urza.sql import SqlTier
-from esper.urza.tiers import Missing, TieredStore
+from esper.urza.tiers import Missing, TieredStore, digest_of
 
 BLUEPRINT = '{"name":"bottleneck"}'
 
@@ -69,11 +72,12 @@ def loader() -> Loader:
 
 @pytest.fixture
 def library(path: Path, loader: Loader, programs: dict[str, bytes]) -> Iterator[KernelLibrary]:
-    with open_library(f"sqlite:///{path}", loader) as opened:
+    with open_sealed(f"sqlite:///{path}", loader) as filled:
         for name, program in programs.items():
-            opened.put(
+            filled.put(
                 artefact(name, program=program, weights=b"weights " + name.encode(), blueprint=BLUEPRINT)
             )
+    with open_sealed(f"sqlite:///{path}", loader) as opened:  # whose memory is empty
         yield opened
 
 
@@ -81,6 +85,12 @@ def execute(path: Path, statement: str, *values: object) -> None:
     """What a disk, or somebody else, does to the file behind the library's back."""
     with closing(sqlite3.connect(path)) as connection, connection:
         assert connection.execute(statement, values).rowcount == 1
+
+
+def at_rest(path: Path, digest: str) -> bytes:
+    with closing(sqlite3.connect(path)) as connection:
+        data: bytes = connection.execute("SELECT data FROM blobs WHERE digest = ?", (digest,)).fetchone()[0]
+    return data
 
 
 def damage(path: Path, digest: str, data: bytes) -> None:
@@ -132,27 +142,25 @@ DAMAGES = {
 
 @pytest.mark.parametrize("change", DAMAGES.values(), ids=DAMAGES.keys())
 def test_a_damaged_program_never_reaches_the_loader(
-    library: KernelLibrary, loader: Loader, path: Path, programs: dict[str, bytes], change: object
+    library: KernelLibrary, loader: Loader, path: Path, change: Callable[[bytes, bytes], bytes]
 ) -> None:
-    digest = library.get("kernel_a").program_digest
-    damage(path, digest, change(programs["a"], programs["b"]))
-    for _ in range(2):
-        with pytest.raises(
-            CorruptKernel, match="'kernel_a' is corrupt: the digest of its program does not match"
-        ):
-            library.fetch("kernel_a")
-    with pytest.raises(CorruptKernel, match="the digest of its program does not match"):
-        library.verify("kernel_a")
+    digest, other = (library.get(f"kernel_{name}").program_digest for name in "ab")
+    damage(path, digest, change(at_rest(path, digest), at_rest(path, other)))
+    for call in (library.fetch, library.fetch, library.verify):
+        with pytest.raises(CorruptKernel, match="'kernel_a' is corrupt: its program is not what was sealed"):
+            call("kernel_a")
     assert loader.calls == []
     library.fetch("kernel_b")
     assert loader.calls == ["kernel_b"]
 
 
 def test_two_programs_that_changed_places_are_both_refused(
-    library: KernelLibrary, loader: Loader, path: Path, programs: dict[str, bytes]
+    library: KernelLibrary, loader: Loader, path: Path
 ) -> None:
-    damage(path, library.get("kernel_a").program_digest, programs["b"])
-    damage(path, library.get("kernel_b").program_digest, programs["a"])
+    a, b = (library.get(f"kernel_{name}").program_digest for name in "ab")
+    kept = at_rest(path, a)
+    damage(path, a, at_rest(path, b))
+    damage(path, b, kept)
     for kernel_id in ("kernel_a", "kernel_b"):
         with pytest.raises(CorruptKernel, match=kernel_id):
             library.fetch(kernel_id)
@@ -160,9 +168,9 @@ def test_two_programs_that_changed_places_are_both_refused(
 
 
 def test_a_damaged_blueprint_is_refused_too(library: KernelLibrary, loader: Loader, path: Path) -> None:
-    execute(path, "UPDATE blobs SET data = ? WHERE data = ?", b'{"name":"BOTTLENECK"}', BLUEPRINT.encode())
+    damage(path, digest_of(BLUEPRINT.encode()), b'{"name":"BOTTLENECK"}')
     for call in (library.fetch, library.blueprint, library.verify):
-        with pytest.raises(CorruptKernel, match="the digest of its blueprint does not match"):
+        with pytest.raises(CorruptKernel, match="its blueprint is not what was sealed"):
             call("kernel_a")
     assert loader.calls == []
 
@@ -189,7 +197,7 @@ def test_verify_reads_the_record_past_a_good_copy_in_memory(library: KernelLibra
 def test_verify_reads_the_weights_which_a_fetch_does_not_need(library: KernelLibrary, path: Path) -> None:
     damage(path, library.get("kernel_a").weights_digest, b"damaged")
     library.fetch("kernel_a")
-    with pytest.raises(CorruptKernel, match="the digest of its weights does not match"):
+    with pytest.raises(CorruptKernel, match="its weights are not what was sealed"):
         library.verify("kernel_a")
 
 
@@ -197,7 +205,7 @@ def test_what_the_error_advises_mends_the_kernel(
     library: KernelLibrary, path: Path, programs: dict[str, bytes]
 ) -> None:
     # The blueprint is shared, so its damaged copy stays when kernel_a goes; putting it again replaces it.
-    execute(path, "UPDATE blobs SET data = ? WHERE data = ?", b"damaged", BLUEPRINT.encode())
+    damage(path, digest_of(BLUEPRINT.encode()), b"damaged")
     with pytest.raises(CorruptKernel) as caught:
         library.fetch("kernel_a")
     assert "esper kernels rm kernel_a" in str(caught.value)
@@ -221,7 +229,7 @@ def test_a_kernel_removed_by_another_process_is_not_found_though_memory_has_its_
     library: KernelLibrary, loader: Loader, path: Path
 ) -> None:
     library.fetch("kernel_a")
-    with open_library(f"sqlite:///{path}", loader) as other:
+    with open_sealed(f"sqlite:///{path}", loader) as other:
         other.remove("kernel_a")
     with pytest.raises(KernelNotFound, match="kernel_a"):
         library.fetch("kernel_a")
@@ -235,7 +243,7 @@ class RemovingTier(MemoryTier):
         self.path = path
 
     def get(self, key: str) -> bytes | Missing:
-        with open_library(f"sqlite:///{self.path}", Loader()) as other:
+        with open_sealed(f"sqlite:///{self.path}", Loader()) as other:
             if other.contains("kernel_a"):
                 other.remove("kernel_a")
         return super().get(key)
@@ -245,8 +253,9 @@ def test_a_kernel_removed_in_the_middle_of_a_fetch_is_not_found_rather_than_corr
     library: KernelLibrary, loader: Loader, path: Path
 ) -> None:
     database = open_database(f"sqlite:///{path}")
-    store = TieredStore([RemovingTier(path), SqlTier(database)])
-    fetching = KernelLibrary(KernelRecords(database), store, loader)
+    store = TieredStore([RemovingTier(path), Encrypted(SqlTier(database), ENVELOPE, record=True)])
+    seals = Seals(ENVELOPE)
+    fetching = KernelLibrary(KernelRecords(database, seals), store, loader, Sealing(database, seals))
     with fetching, pytest.raises(KernelNotFound, match="kernel_a"):
         fetching.fetch("kernel_a")
     assert loader.calls == []

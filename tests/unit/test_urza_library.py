@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from urza_support import artefact, never_load, report
+from urza_support import artefact, never_load, open_sealed, report
 
 from esper.errors import LibraryError
 from esper.messages import Slot
-from esper.urza import KernelQuery, Trial, open_library
+from esper.urza import KernelQuery, Trial
 
 SLOT = Slot("features", 8, 8)
 
@@ -30,7 +30,7 @@ def blobs(path: Path) -> int:
 
 
 def test_removing_a_kernel_removes_what_only_it_needed(path: Path) -> None:
-    with open_library(f"sqlite:///{path}", never_load) as library:
+    with open_sealed(f"sqlite:///{path}", never_load) as library:
         library.put(artefact("a"))
         library.put(artefact("b"))
         library.put(artefact("c", weights=b"its own", blueprint='{"name":"its own"}'))
@@ -50,17 +50,17 @@ def test_removing_a_kernel_removes_what_only_it_needed(path: Path) -> None:
 
 def test_all_of_it_is_there_after_the_library_was_closed(path: Path) -> None:
     url = f"sqlite:///{path}"
-    with open_library(url, never_load) as library:
+    with open_sealed(url, never_load) as library:
         stored = library.put(artefact("a"))
         library.record_trial(report(), "run", "digits")
-    with open_library(url, never_load) as library:
+    with open_sealed(url, never_load) as library:
         assert library.find(SLOT) == [stored]
         assert library.trials() == [Trial("run", "digits", report())]
         library.verify("kernel_a")
 
 
 def test_the_best_of_a_slot_are_read_from_an_index_without_a_sort(path: Path) -> None:
-    with open_library(f"sqlite:///{path}", never_load) as library:
+    with open_sealed(f"sqlite:///{path}", never_load) as library:
         library.put(artefact("a"))
     connection = sqlite3.connect(path)
     plan = connection.execute(
@@ -75,11 +75,13 @@ def test_the_best_of_a_slot_are_read_from_an_index_without_a_sort(path: Path) ->
 
 
 def test_the_library_is_listed_without_importing_pytorch_or_alembic(path: Path) -> None:
-    with open_library(f"sqlite:///{path}", never_load) as library:
+    with open_sealed(f"sqlite:///{path}", never_load) as library:
         library.put(artefact("a"))
     code = (
-        "import sys; from esper.urza import KernelQuery, open_library\n"
-        f"library = open_library({f'sqlite:///{path}'!r}, None)\n"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from urza_support import open_sealed\n"
+        "from esper.urza import KernelQuery\n"
+        f"library = open_sealed({f'sqlite:///{path}'!r}, None)\n"
         "print([kernel.name for kernel in library.query(KernelQuery())])\n"
         "print(sorted({'torch', 'alembic'} & set(sys.modules)))"
     )
@@ -89,7 +91,7 @@ def test_the_library_is_listed_without_importing_pytorch_or_alembic(path: Path) 
 
 def test_a_number_that_no_column_can_hold_is_an_error_of_ours(path: Path) -> None:
     with (
-        open_library(f"sqlite:///{path}", never_load) as library,
+        open_sealed(f"sqlite:///{path}", never_load) as library,
         pytest.raises(LibraryError, match="cannot look that up"),
     ):
         library.query(KernelQuery(input=2**70))

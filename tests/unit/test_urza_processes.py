@@ -11,13 +11,15 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from urza_support import artefact, never_load
+from urza_support import ENVELOPE, artefact, never_load, open_sealed
 
 from esper.errors import StorageError
 from esper.messages import Slot
-from esper.urza import KernelLibrary, KernelQuery, open_library
+from esper.urza import KernelLibrary, KernelQuery
 from esper.urza.database import open_database
 from esper.urza.records import KernelRecords
+from esper.urza.sealing import Sealing
+from esper.urza.seals import Seals
 from esper.urza.sql import SqlTier
 from esper.urza.tiers import MISSING, TieredStore
 
@@ -25,10 +27,10 @@ PREAMBLE = """
 import sys, time, resource
 from pathlib import Path
 sys.path.insert(0, {support!r})
-from urza_support import artefact, never_load, report
+from urza_support import artefact, never_load, open_sealed, report
 from esper.errors import EsperError, StorageError
 from esper.messages import Slot
-from esper.urza import KernelQuery, open_library
+from esper.urza import KernelQuery
 url, me = {url!r}, int(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -68,14 +70,14 @@ def test_processes_that_open_a_fresh_file_at_once_make_one_library(tmp_path: Pat
     code = """
 for attempt in range(5):
     time.sleep(0.4 - time.time() % 0.4)  # so that all of them go at the same moment
-    library = open_library(f"{url}/{attempt}/kernels.db", never_load)
+    library = open_sealed(f"{url}/{attempt}/kernels.db", never_load)
     library.put(artefact(str(me)))
     library.put(artefact("shared"))
     library.close()
 """
     together(tmp_path, 4, code)
     for attempt in range(5):
-        with open_library(f"sqlite:///{tmp_path}/{attempt}/kernels.db", never_load) as library:
+        with open_sealed(f"sqlite:///{tmp_path}/{attempt}/kernels.db", never_load) as library:
             found = {kernel.name for kernel in library.query(KernelQuery())}
             assert found == {"0", "1", "2", "3", "shared"}
 
@@ -83,7 +85,7 @@ for attempt in range(5):
 def test_processes_put_read_and_remove_at_once_and_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "kernels.db"
     code = """
-library = open_library(url, never_load)
+library = open_sealed(url, never_load)
 for step in range(25):
     library.put(artefact(f"{me}-{step}", program=bytes([me, step]) * 2000))
     library.put(artefact(f"both-{step}"))
@@ -96,7 +98,7 @@ for step in range(25):
 library.close()
 """
     together(path, 3, code)
-    with open_library(f"sqlite:///{path}", never_load) as library:
+    with open_sealed(f"sqlite:///{path}", never_load) as library:
         kernels = library.query(KernelQuery())
         expected = {f"{me}-{step}" for me in range(3) for step in range(25)}
         assert {kernel.name for kernel in kernels} == expected | {f"both-{step}" for step in range(25)}
@@ -113,7 +115,7 @@ library.close()
 def test_a_process_killed_while_it_writes_leaves_whole_kernels_only(tmp_path: Path) -> None:
     path = tmp_path / "kernels.db"
     code = """
-library = open_library(url, never_load)
+library = open_sealed(url, never_load)
 for step in range(10**9):
     data = f"{me} {step} ".encode() * 20000
     library.put(artefact(f"{me}-{step}", program=data, weights=data + b"w", blueprint=f"{me} {step}"))
@@ -129,7 +131,7 @@ for step in range(10**9):
             time.sleep(0.003)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        with open_library(f"sqlite:///{path}", never_load) as library:
+        with open_sealed(f"sqlite:///{path}", never_load) as library:
             kernels = library.query(KernelQuery())
             assert len(kernels) > known + 3
             for kernel in kernels:
@@ -151,8 +153,9 @@ def kernels_in(path: Path) -> int:
 
 def test_a_full_database_refuses_the_kernel_whole_and_works_when_there_is_room(tmp_path: Path) -> None:
     database = open_database(f"sqlite:///{tmp_path}/kernels.db")
-    records = KernelRecords(database)
-    with KernelLibrary(records, TieredStore([SqlTier(database)]), never_load) as library:
+    seals = Seals(ENVELOPE)
+    records, sealing = KernelRecords(database, seals), Sealing(database, seals)
+    with KernelLibrary(records, TieredStore([SqlTier(database)]), never_load, sealing) as library:
         library.put(artefact("before"))
         with database.reading() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
@@ -173,7 +176,7 @@ def test_a_full_database_refuses_the_kernel_whole_and_works_when_there_is_room(t
 def test_a_file_that_cannot_grow_refuses_the_kernel_whole(tmp_path: Path) -> None:
     path = tmp_path / "kernels.db"
     code = """
-library = open_library(url, never_load)
+library = open_sealed(url, never_load)
 library.put(artefact("before"))
 resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 try:
@@ -189,7 +192,7 @@ library.close()
     message, contained = output.splitlines()
     assert str(path) in message
     assert contained == "False"
-    with open_library(f"sqlite:///{path}", never_load) as library:
+    with open_sealed(f"sqlite:///{path}", never_load) as library:
         assert [kernel.name for kernel in library.query(KernelQuery(sort="name"))] == ["after", "before"]
         library.verify("kernel_after")
 
@@ -199,11 +202,11 @@ def test_a_disk_full_from_the_start_is_one_clear_error(tmp_path: Path) -> None:
     code = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
 try:
-    open_library(url, never_load)
+    open_sealed(url, never_load)
 except StorageError as error:
     print(error)
 """
     (output,) = together(path, 1, code)
     assert str(path) in output
-    with open_library(f"sqlite:///{path}", never_load) as library:
+    with open_sealed(f"sqlite:///{path}", never_load) as library:
         library.put(artefact("later"))

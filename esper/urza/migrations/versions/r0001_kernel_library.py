@@ -26,9 +26,14 @@ def downgrade() -> None:
         op.drop_table(table)
 
 
+def _words(length: int) -> sa.String:
+    kind: sa.String = sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
+    return kind
+
+
 def _slot() -> list[sa.Column[object]]:
     return [
-        sa.Column("layout", sa.String(16), nullable=False),
+        sa.Column("layout", _words(16), nullable=False),
         sa.Column("in_features", sa.Integer, nullable=False),
         sa.Column("out_features", sa.Integer, nullable=False),
         sa.Column("stride", sa.Integer, nullable=False),
@@ -38,7 +43,7 @@ def _slot() -> list[sa.Column[object]]:
 def _create_blobs() -> None:
     op.create_table(
         "blobs",
-        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("digest", _words(64), nullable=False),
         sa.Column("data", sa.LargeBinary, nullable=False),
         sa.PrimaryKeyConstraint("digest", name="pk_blobs"),
     )
@@ -48,23 +53,23 @@ def _create_kernels() -> None:
     blobs = ("program_digest", "weights_digest", "blueprint_digest")
     op.create_table(
         "kernels",
-        sa.Column("kernel_id", sa.String(128), nullable=False),
-        sa.Column("blueprint_id", sa.String(128), nullable=False),
-        sa.Column("name", sa.String(200), nullable=False),
+        sa.Column("kernel_id", _words(128), nullable=False),
+        sa.Column("blueprint_id", _words(128), nullable=False),
+        sa.Column("name", _words(200), nullable=False),
         *_slot(),
-        sa.Column("target", sa.String(32), nullable=False),
-        sa.Column("device", sa.String(32), nullable=False),
-        sa.Column("dtype", sa.String(32), nullable=False),
-        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("target", _words(32), nullable=False),
+        sa.Column("device", _words(32), nullable=False),
+        sa.Column("dtype", _words(32), nullable=False),
+        sa.Column("status", _words(16), nullable=False),
         sa.Column("parameters", sa.BigInteger, nullable=False),
         sa.Column("compilation_time", sa.Double, nullable=False),
         sa.Column("performance_score", sa.Double, nullable=False),
         sa.Column("latency_ms", sa.Double, nullable=False),
         sa.Column("latency_ratio", sa.Double, nullable=False),
-        *[sa.Column(name, sa.String(64), nullable=False) for name in blobs],
+        *[sa.Column(name, _words(64), nullable=False) for name in blobs],
         sa.Column("program_bytes", sa.BigInteger, nullable=False),
         sa.Column("weights_bytes", sa.BigInteger, nullable=False),
-        sa.Column("created_at", sa.String(40), nullable=False),
+        sa.Column("created_at", _words(40), nullable=False),
         sa.Column("trial_count", sa.Integer, nullable=False),
         sa.Column("kept_count", sa.Integer, nullable=False),
         sa.Column(
@@ -85,8 +90,8 @@ def _create_kernels() -> None:
 def _create_kernel_tags() -> None:
     op.create_table(
         "kernel_tags",
-        sa.Column("kernel_id", sa.String(128), nullable=False),
-        sa.Column("tag", sa.String(100), nullable=False),
+        sa.Column("kernel_id", _words(128), nullable=False),
+        sa.Column("tag", _words(100), nullable=False),
         sa.Column("position", sa.Integer, nullable=False),
         sa.ForeignKeyConstraint(
             ["kernel_id"], ["kernels.kernel_id"], name="fk_kernel_tags_kernel_id", ondelete="CASCADE"
@@ -100,15 +105,15 @@ def _create_compilations() -> None:
     op.create_table(
         "compilations",
         sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("blueprint_id", sa.String(128), nullable=False),
-        sa.Column("blueprint_name", sa.String(200), nullable=False),
+        sa.Column("blueprint_id", _words(128), nullable=False),
+        sa.Column("blueprint_name", _words(200), nullable=False),
         *_slot(),
-        sa.Column("target", sa.String(32), nullable=False),
-        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("target", _words(32), nullable=False),
+        sa.Column("status", _words(16), nullable=False),
         sa.Column("seconds", sa.Double, nullable=False),
-        sa.Column("at", sa.String(40), nullable=False),
-        sa.Column("kernel_id", sa.String(128), nullable=True),
-        sa.Column("stage", sa.String(32), nullable=True),
+        sa.Column("at", _words(40), nullable=False),
+        sa.Column("kernel_id", _words(128), nullable=True),
+        sa.Column("stage", _words(32), nullable=True),
         sa.Column("reason", sa.Text, nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_compilations"),
     )
@@ -121,18 +126,18 @@ def _create_trials() -> None:
     op.create_table(
         "trials",
         sa.Column("id", sa.Integer, nullable=False),
-        sa.Column("run_id", sa.String(200), nullable=False),
-        sa.Column("task", sa.String(200), nullable=False),
-        sa.Column("layer", sa.String(400), nullable=False),
-        sa.Column("layer_kind", sa.String(32), nullable=False),
+        sa.Column("run_id", _words(200), nullable=False),
+        sa.Column("task", _words(200), nullable=False),
+        sa.Column("layer", _words(400), nullable=False),
+        sa.Column("layer_kind", _words(32), nullable=False),
         sa.Column("seed_idx", sa.Integer, nullable=False),
         *_slot(),
-        sa.Column("site", sa.String(16), nullable=False),
-        sa.Column("kernel_id", sa.String(128), nullable=False),
-        sa.Column("blueprint_id", sa.String(128), nullable=False),
+        sa.Column("site", _words(16), nullable=False),
+        sa.Column("kernel_id", _words(128), nullable=False),
+        sa.Column("blueprint_id", _words(128), nullable=False),
         sa.Column("started_epoch", sa.Integer, nullable=False),
         sa.Column("ended_epoch", sa.Integer, nullable=False),
-        sa.Column("verdict", sa.String(16), nullable=False),
+        sa.Column("verdict", _words(16), nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
         *[sa.Column(name, sa.Double, nullable=True) for name in (*measurements, *outcomes)],
         sa.Column("parameters", sa.BigInteger, nullable=False),

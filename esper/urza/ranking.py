@@ -1,0 +1,146 @@
+"""The best kernels for a slot, by what they did in contexts like the one at hand.
+
+A kernel's chance of being kept has a Beta posterior. Its prior is the score of the validation, which weighs
+one trial, and the trials in unlike contexts, whose mean weighs ``UNLIKE`` of a trial each. On top come the
+trials in the slot at hand: one in the same kind of layer on the same task counts fully, one with either in
+common ``HALF_LIKE``. A kernel without such trials has the posterior mean that its ``rank`` column holds, so
+the best of those are read from an index, and only kernels with such trials are computed. Ranked apart and
+merged, the best of both are the best of all: nothing is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final, get_args
+
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, case, exists, func, literal, or_, select
+
+from esper.messages import KernelMetadata, Layout, Slot
+from esper.urza.query import tagged_any
+from esper.urza.schema import KernelRow, TrialRow
+
+UNLIKE: Final = 0.25
+HALF_LIKE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class TrialContext:
+    """Where a kernel is to be tried, besides its slot: the kind of layer, and the task that is trained on."""
+
+    layer_kind: str
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankedKernel:
+    """A kernel with its chance of being kept: the mean of its posterior, and its standard deviation."""
+
+    metadata: KernelMetadata
+    score: float
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is looked for: ``limit`` kernels for ``slot``, with any of ``tags``, of a dtype, for a device."""
+
+    slot: Slot
+    context: TrialContext | None = None
+    tags: tuple[str, ...] = ()
+    dtype: str | None = None
+    device: str | None = None
+    limit: int = 20
+
+
+def ranking(wanted: Wanted) -> list[Select[Any]]:
+    """Statements whose rows, with ``score`` and ``weight``, hold the best ``wanted.limit`` kernels.
+
+    One a layout that fits, for only then does an index have them in order, and one more for those with
+    trials in the context.
+    """
+    like = None if wanted.context is None else _like(wanted.slot, wanted.context)
+    statements: list[Select[Any]] = []
+    for layout in [layout for layout in get_args(Layout) if wanted.slot.accepts(layout)]:
+        fits = [KernelRow.layout == layout, *_fits(wanted)]
+        if like is not None:
+            fits.append(~exists().where(TrialRow.kernel_id == KernelRow.kernel_id, *like))
+        unlike = 1 + (UNLIKE if wanted.context else 1) * KernelRow.trial_count
+        statements.append(_best(fits, KernelRow.__table__.c.rank, unlike, wanted.limit))
+    if wanted.context is not None and like is not None:
+        statements.append(_computed(wanted, wanted.context, like))
+    return statements
+
+
+def in_order(rows: list[RowMapping], limit: int) -> list[RowMapping]:
+    """The best ``limit`` of the rows of all statements."""
+    return sorted(rows, key=lambda row: (-row["score"], row["latency_ratio"], row["kernel_id"]))[:limit]
+
+
+def error_of(row: RowMapping) -> float:
+    """The standard deviation of the posterior: that of a Beta distribution of this mean and weight."""
+    mean: float = row["score"]
+    return math.sqrt(max(mean * (1 - mean), 0.0) / (row["weight"] + 1))
+
+
+def _fits(wanted: Wanted) -> list[ColumnElement[bool]]:
+    slot = wanted.slot
+    conditions = [
+        KernelRow.in_features == slot.in_features,
+        KernelRow.out_features == slot.out_features,
+        KernelRow.stride == slot.stride,
+        KernelRow.status == "validated",
+    ]
+    if wanted.tags:
+        conditions.append(tagged_any(wanted.tags))
+    if wanted.dtype is not None:
+        conditions.append(KernelRow.dtype == wanted.dtype)
+    if wanted.device is not None:
+        conditions.append(KernelRow.device == wanted.device)
+    return conditions
+
+
+def _like(slot: Slot, context: TrialContext) -> list[ColumnElement[bool]]:
+    """That a row of ``trials`` was in this slot and has the kind of layer or the task in common."""
+    return [
+        TrialRow.in_features == slot.in_features,
+        TrialRow.out_features == slot.out_features,
+        TrialRow.stride == slot.stride,
+        TrialRow.layout == slot.layout,
+        or_(TrialRow.layer_kind == context.layer_kind, TrialRow.task == context.task),
+    ]
+
+
+def _computed(wanted: Wanted, context: TrialContext, like: list[ColumnElement[bool]]) -> Select[Any]:
+    same = and_(TrialRow.layer_kind == context.layer_kind, TrialRow.task == context.task)
+    weight = case((same, 1.0), else_=HALF_LIKE)
+    kept = TrialRow.verdict == "kept"
+    seen = (
+        select(
+            TrialRow.kernel_id.label("kernel_id"),
+            func.count().label("trials"),
+            func.sum(case((kept, 1), else_=0)).label("kept"),
+            func.sum(weight).label("weight"),
+            func.sum(case((kept, weight), else_=0.0)).label("kept_weight"),
+        )
+        .where(*like)
+        .group_by(TrialRow.kernel_id)
+        .subquery()
+    )
+    elsewhere = KernelRow.trial_count - seen.c.trials
+    kept_elsewhere = KernelRow.kept_count - seen.c.kept
+    mean = (kept_elsewhere + KernelRow.performance_score) / (elsewhere + literal(1.0))
+    prior = 1 + UNLIKE * elsewhere
+    total = prior + seen.c.weight
+    score = (prior * mean + seen.c.kept_weight) / total
+    layouts = [layout for layout in get_args(Layout) if wanted.slot.accepts(layout)]
+    fits = [KernelRow.layout.in_(layouts), *_fits(wanted), KernelRow.kernel_id == seen.c.kernel_id]
+    return _best(fits, score, total, wanted.limit)
+
+
+def _best(
+    fits: Collection[ColumnElement[bool]], score: ColumnElement[Any], weight: ColumnElement[Any], limit: int
+) -> Select[Any]:
+    statement = select(KernelRow.__table__, score.label("score"), weight.label("weight")).where(*fits)
+    return statement.order_by(score.desc(), KernelRow.latency_ratio, KernelRow.kernel_id).limit(limit)

@@ -28,7 +28,7 @@ from esper.security import (
     new_key,
 )
 
-FIRST, SECOND = new_key(), new_key()
+FIRST, SECOND = Key(bytes(range(32))), Key(bytes(range(32, 64)))
 
 
 def text_of(*keys: Key) -> str:

@@ -21,8 +21,8 @@ def untried_kernels(
 ) -> list[KernelMetadata]:
     """The kernels for ``slot`` that the parameters ``wanted`` of a decision leave to choose from, best first.
 
-    Best is what was kept most in ``context`` and in ones like it. With ``choice`` "random" they are all that fit, in an order drawn from ``choice_seed``. Raises GraftError
-    when there is none.
+    Best is what was kept most in ``context`` and in ones like it. With ``choice`` "random" they are all that
+    fit, in an order drawn from ``choice_seed``. Raises GraftError when there is none.
     """
     avoid = wanted.get("avoid", ())
     at_random = wanted.get("choice") == "random"

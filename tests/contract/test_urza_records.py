@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from urza_support import artefact, never_load, open_sealed, report
@@ -17,12 +16,9 @@ from esper.urza import SORT_KEYS, KernelLibrary, KernelQuery, Trial
 SLOT = Slot("features", 8, 8)
 
 
-@pytest.fixture(params=["sqlite-file", "sqlite-memory", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "postgres":
-        found: str = request.getfixturevalue("postgres_url")
-        return found
-    return f"sqlite:///{tmp_path}/kernels.db" if request.param == "sqlite-file" else "sqlite://"
+@pytest.fixture
+def url(library_url: str) -> str:
+    return library_url
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +19,9 @@ from esper.urza.tiers import digest_of
 OTHER = Key(bytes(range(1, 33)))
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    found: str = request.getfixturevalue("postgres_url") if request.param == "postgres" else ""
-    return found or f"sqlite:///{tmp_path}/kernels.db"
+@pytest.fixture
+def url(stored_url: str) -> str:
+    return stored_url
 
 
 @pytest.fixture

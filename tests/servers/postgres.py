@@ -225,6 +225,22 @@ def postgres_url(shared_postgres: PostgresServer) -> Iterator[str]:
     shared_postgres.drop_database(name)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def stored_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for a library that outlives a process, of each kind."""
+    found: str = request.getfixturevalue("postgres_url") if request.param == "postgres" else ""
+    return found or f"sqlite:///{tmp_path}/kernels.db"
+
+
+@pytest.fixture(params=["sqlite-file", "sqlite-memory", "postgres"])
+def library_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for a library, of each kind."""
+    if request.param == "postgres":
+        found: str = request.getfixturevalue("postgres_url")
+        return found
+    return f"sqlite:///{tmp_path}/kernels.db" if request.param == "sqlite-file" else "sqlite://"
+
+
 @pytest.fixture(scope="session")
 def shared_postgres_tls() -> Iterator[PostgresServer]:
     """One that speaks TLS, with a certificate that its clients verify."""

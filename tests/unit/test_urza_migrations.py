@@ -28,10 +28,9 @@ LATER = ("author", "parent_blueprint", "parent_kernel", "run_id", "decision")
 """Columns that the first version had not."""
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    found: str = request.getfixturevalue("postgres_url") if request.param == "postgres" else ""
-    return found or f"sqlite:///{tmp_path}/kernels.db"
+@pytest.fixture
+def url(stored_url: str) -> str:
+    return stored_url
 
 
 def schema(connection: Connection) -> set[tuple[object, ...]]:

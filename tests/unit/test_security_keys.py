@@ -25,7 +25,6 @@ from esper.security import (
     KeyringKeys,
     KeySource,
     StoredKeys,
-    new_key,
 )
 
 FIRST, SECOND = Key(bytes(range(32))), Key(bytes(range(32, 64)))

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
-from esper_cli import compile, kernels, prove, runs, serve, train
+from esper_cli import compile, kernels_upkeep, prove, runs, serve, train
 from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
@@ -35,7 +35,7 @@ app.command("prove", epilog=prove.EPILOG)(prove.prove)
 app.command("compile", epilog="Example: esper compile blueprints/ --shape features:128:256")(
     compile.compile_blueprints
 )
-app.add_typer(kernels.app, name="kernels")
+app.add_typer(kernels_upkeep.app, name="kernels")
 app.add_typer(runs.app, name="runs")
 app.command("serve-metrics", epilog="Example: esper serve-metrics --port 9464")(serve.serve_metrics)
 

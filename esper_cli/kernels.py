@@ -19,7 +19,9 @@ from esper_cli.terminal import count, is_wide, print_json, print_lines, table
 if TYPE_CHECKING:
     from esper.urza import KernelLibrary
 
-app = typer.Typer(no_args_is_help=True, help="List, show, remove and verify compiled kernels.")
+app = typer.Typer(
+    no_args_is_help=True, help="List, show, tag, exchange, harvest, verify and remove compiled kernels."
+)
 
 LAYOUTS = ("features", "tokens", "channels")
 STATUSES = ("validated", "retired")
@@ -152,7 +154,7 @@ def _print_table(kernels: Sequence[KernelMetadata]) -> None:
 def show_kernel(kernel_id: KernelId, as_json: AsJson = False, overrides: Overrides = None) -> None:
     """Show all that is known of a kernel: its numbers, its trials, its blueprint."""
     with library(overrides or ()) as opened:
-        kernel = _resolve(opened, kernel_id)
+        kernel = resolve(opened, kernel_id)
         blueprint = json.loads(opened.blueprint(kernel.kernel_id))
         trials = opened.trials(kernel.kernel_id)
     if as_json:
@@ -175,6 +177,10 @@ def show_kernel(kernel_id: KernelId, as_json: AsJson = False, overrides: Overrid
         "device": f"{kernel.device}, {kernel.dtype}",
         "size": f"{kernel.program_bytes:,} bytes of {kernel.target}, {kernel.weights_bytes:,} of weights",
         "blueprint": kernel.blueprint_id,
+        "author": kernel.author,
+        "from kernel": kernel.parent_kernel,
+        "from blueprint": kernel.parent_blueprint,
+        "from run": ", ".join(filter(None, (kernel.run_id, kernel.decision))),
         "program": kernel.program_digest,
         "weights": kernel.weights_digest,
     }
@@ -203,7 +209,7 @@ def remove_kernels(
     """Remove kernels from the library. Their trials stay on record."""
     ids, overrides = split_overrides(kernel_ids)
     with library(overrides) as opened:
-        kernels = [_resolve(opened, kernel_id) for kernel_id in ids]
+        kernels = [resolve(opened, kernel_id) for kernel_id in ids]
         if not kernels:
             raise ConfigError("no kernel to remove was named", hint="list them with: esper kernels ls")
         if not yes and not _agreed(kernels):
@@ -239,7 +245,7 @@ def verify_kernels(
         if all_:
             kernels = opened.query(KernelQuery(sort="name"))
         else:
-            kernels = [_resolve(opened, kernel_id) for kernel_id in ids]
+            kernels = [resolve(opened, kernel_id) for kernel_id in ids]
         for kernel in kernels:
             try:
                 opened.verify(kernel.kernel_id)
@@ -257,7 +263,7 @@ def verify_kernels(
         raise typer.Exit(CorruptKernel.exit_code)
 
 
-def _resolve(opened: KernelLibrary, kernel_id: str) -> KernelMetadata:
+def resolve(opened: KernelLibrary, kernel_id: str) -> KernelMetadata:
     """The one kernel whose id is ``kernel_id`` or begins with it; the prefix ``kernel_`` may be left out."""
     from esper.urza import KernelQuery
 

@@ -58,3 +58,9 @@ def _check(node: Any, allowed: tuple[str, ...], key: str) -> None:
     elif isinstance(node, list):
         for index, child in enumerate(node):
             _check(child, allowed, f"{key}[{index}]")
+
+
+def quoted(text: str) -> str:
+    """``text`` as a value of Hydra's override grammar."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from esper.assembly.configured import quoted
 from esper.assembly.proving.jobs import Compose, Job, Task
 from esper.errors import ConfigError
 
@@ -58,12 +59,6 @@ class Settings:
         last = {_key(override): override for override in overrides}
         kept = (o for o in self.given if not any(_key(o) == r or _key(o).startswith(f"{r}.") for r in last))
         return (*kept, *last.values())
-
-
-def quoted(text: str) -> str:
-    """``text`` as a value of Hydra's override grammar."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _key(override: str) -> str:

@@ -269,16 +269,17 @@ def open_library(
     memory_bytes: int = MEMORY_BYTES,
     adopting: Callable[[], bool] = lambda: False,
     adopt_later: bool = False,
+    seconds: float | None = None,
 ) -> KernelLibrary:
     """The library at ``url``, behind ``memory_bytes`` of memory and ``caches``; made if it is not there.
 
     ``url`` is ``sqlite:///PATH``, ``postgresql://USER@HOST:PORT/DATABASE``, or ``sqlite://`` for a library
     that lives until it is closed, the only one that is not sealed with ``envelope``. ``adopting`` says, once
     the keys are at hand, whether kernels that nobody sealed are to be sealed or refused; with ``adopt_later``
-    they are left for :meth:`KernelLibrary.adopt`. Raises as :func:`esper.urza.database.open_database` does,
-    and LibraryError for a library that is not sealed.
+    they are left for :meth:`KernelLibrary.adopt`. Takes ``seconds`` and raises as
+    :func:`esper.urza.database.open_database` does, and LibraryError for a library that is not sealed.
     """
-    database = open_database(url)
+    database = open_database(url, seconds=seconds)
     try:
         if database.in_memory:
             envelope = None  # nothing is at rest

@@ -73,9 +73,7 @@ class PostgresBackend:
         }
         self.engine = _engine(info, 2 * seconds + 1)
         self._engines = {
-            "snapshot": self.engine.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            ),
+            "snapshot": self.engine.execution_options(isolation_level="REPEATABLE READ"),
             "statement": self.engine.execution_options(isolation_level="AUTOCOMMIT"),
             "write": self.engine.execution_options(esper="write"),
         }

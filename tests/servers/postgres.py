@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -110,7 +111,8 @@ class PostgresServer:
     def kill(self) -> None:
         """SIGKILL to all of its processes, as when the machine loses power (but for the disk's cache)."""
         for pid in reversed(self._pids()):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # one that ended on its own meanwhile
+                os.kill(pid, signal.SIGKILL)
         self._running().wait()
 
     def pause(self) -> None:

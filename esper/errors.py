@@ -166,8 +166,8 @@ class UnknownKey(SecurityError):
 
     def __init__(self, key_id: str, origin: str) -> None:
         super().__init__(
-            f"key {key_id} is needed and is not among those of {origin}",
-            hint="put your copy of the keys back there; esper keys ls shows those that are there",
+            f"no key {key_id} in {origin}",
+            hint="what it sealed can be read when your copy of it is back; esper keys ls lists the keys",
         )
         self.key_id = key_id
 

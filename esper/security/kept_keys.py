@@ -33,7 +33,10 @@ class KeptKeys(ABC):
         """The keys that are there, or ``SecurityError``."""
         ring = self._read()
         if ring is None:
-            raise SecurityError(f"there are no keys in {self.origin}", hint="put your copy of them there")
+            raise SecurityError(
+                f"there are no keys in {self.origin}",
+                hint="the first kernel that is stored makes them; if there were some, put your copy back",
+            )
         return ring
 
     def load_or_make(self) -> tuple[KeyRing, bool]:

@@ -1,0 +1,206 @@
+"""``esper keys``: the keys that the kernel library is sealed with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from esper.errors import SecurityError, UnknownKey
+from esper_cli.completion import complete_overrides
+from esper_cli.terminal import console, print_json, print_lines, table
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from esper.security import KeyRing, KeySource
+    from esper.urza import KernelLibrary
+
+app = typer.Typer(no_args_is_help=True, help="List, add, rotate and remove the keys of the library.")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Overrides of the configuration, such as security=environment.",
+        autocompletion=complete_overrides,
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def tell_key_made(place: str) -> None:
+    """Say on stderr where the key lies that was made just now."""
+    print_lines(f"made a key in {place}: keep a copy of it, no kernel can be read without", stderr=True)
+
+
+@app.command("ls", epilog="Example: esper keys ls")
+def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
+    """List the keys, and how many stored blobs and records each is needed for."""
+    cfg, source = _configured(overrides or ())
+    ring = source.load()
+    with _library(cfg) as library:
+        needed = library.sealed_by()
+    rows = [
+        {
+            "id": key_id,
+            "made": made,
+            "primary": key_id == ring.primary.id,
+            "origin": origin,
+            "needed_for": needed.get(key_id, 0),
+        }
+        for key_id, made, origin in [
+            *((key.id, key.made, ring.origin) for key in ring.keys),
+            *((key_id, None, None) for key_id in sorted(_missing(needed, ring))),
+        ]
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    shown = table(["key", "made", "", "needed for", "from"], right=["needed for"], whole=["key", "made"])
+    for row in rows:
+        what = "seals" if row["primary"] else "" if row["origin"] else "missing"
+        made = str(row["made"] or "").replace("+00:00", "Z")
+        shown.add_row(str(row["id"]), made, what, str(row["needed_for"]), str(row["origin"] or ""))
+    print_lines(shown)
+    if needed.get(""):
+        print_lines(f"{needed['']} blobs and records are not sealed; seal them with: esper keys adopt")
+
+
+@app.command("add", epilog="Example: esper keys add")
+def add_key(as_json: AsJson = False, overrides: Overrides = None) -> None:
+    """Make a key that seals from now on. What the older ones sealed can still be read."""
+    _, source = _configured(overrides or ())
+    ring = _added(source)
+    if as_json:
+        print_json({"id": ring.primary.id, "made": ring.primary.made, "origin": ring.origin})
+    else:
+        _print_added(ring)
+
+
+@app.command("rotate", epilog="Example: esper keys rotate")
+def rotate_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
+    """Move the whole library to a new key, or go on where that was stopped.
+
+    The headers of what is stored are rewritten, not the kernels. No key is made while something is sealed
+    with an older one than that which seals now, as after esper keys add: it is moved to that one first.
+    """
+    cfg, source = _configured(overrides or ())
+    ring = source.load()
+    with _library(cfg) as library:
+        needed = library.sealed_by()
+    for key_id in _missing(needed, ring):
+        raise UnknownKey(key_id, ring.origin)
+    if not any(needed.get(key.id) for key in ring.keys[1:]):
+        ring = _added(source)
+        if not as_json:
+            _print_added(ring)
+    try:
+        with _library(cfg) as library, _shown("moving to the new key") as progress:
+            moved = library.reseal(progress)
+            left = library.sealed_by()
+    except KeyboardInterrupt:
+        print_lines("stopped; the library is whole. Go on with: esper keys rotate", stderr=True)
+        raise
+    idle = [key.id for key in ring.keys[1:] if not left.get(key.id)]
+    kept = {key.id: left[key.id] for key in ring.keys[1:] if left.get(key.id)}
+    if as_json:
+        print_json({"primary": ring.primary.id, "moved": moved, "no_longer_needed": idle, "kept": kept})
+        return
+    print_lines(f"moved {moved} blobs and records to key {ring.primary.id}")
+    for key_id, number in kept.items():
+        print_lines(
+            f"key {key_id} is still needed for {number}: see what they are with esper kernels verify --all"
+        )
+    if idle:
+        print_lines(
+            "no longer needed, once no command runs that began before: " + ", ".join(idle),
+            *(f"  esper keys rm {key_id}" for key_id in idle),
+        )
+
+
+@app.command("rm", epilog="Example: esper keys rm 0123456789abcdef")
+def remove_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], overrides: Overrides = None
+) -> None:
+    """Remove a key that seals nothing in the library of this configuration."""
+    cfg, source = _configured(overrides or ())
+
+    def without(ring: KeyRing) -> KeyRing:
+        if key_id == ring.primary.id:
+            raise SecurityError(f"key {key_id} is the one that seals", hint="esper keys rotate")
+        smaller = ring.without(key_id)
+        with _library(cfg) as library:
+            number = library.sealed_by().get(key_id, 0)
+        if number:
+            raise SecurityError(
+                f"key {key_id} is needed for {number} blobs and records", hint="esper keys rotate"
+            )
+        return smaller
+
+    source.change(without)
+    print_lines(f"removed key {key_id}")
+
+
+@app.command("adopt", epilog="Example: esper keys adopt")
+def adopt_kernels(overrides: Overrides = None) -> None:
+    """Seal a library that was not. This vouches for its kernels: nobody else may have written there."""
+    from esper.assembly.storage import build_library
+
+    cfg, _ = _configured(overrides or ())
+    with (
+        build_library(cfg, on_key_made=tell_key_made, adopt_later=True) as library,
+        _shown("sealing") as progress,
+    ):
+        found = library.adopt(progress)
+    print_lines(f"sealed {found} kernels")
+
+
+def _configured(overrides: Sequence[str]) -> tuple[DictConfig, KeySource]:
+    from esper.assembly.keys import build_key_source
+    from esper_cli.config import compose
+
+    cfg = compose(list(overrides))
+    return cfg, build_key_source(cfg)
+
+
+def _library(cfg: DictConfig) -> KernelLibrary:
+    """The library, as it is: what is not sealed stays so."""
+    from esper.assembly.storage import build_library
+
+    return build_library(cfg, adopt_later=True)
+
+
+def _added(source: KeySource) -> KeyRing:
+    from esper.security import new_key
+
+    ring, made = source.load_or_make()
+    return ring if made else source.change(lambda ring: ring.with_primary(new_key()))
+
+
+def _print_added(ring: KeyRing) -> None:
+    print_lines(f"made key {ring.primary.id} in {ring.origin}, which seals from now on; keep a copy of it")
+
+
+def _missing(needed: dict[str, int], ring: KeyRing) -> set[str]:
+    return set(needed) - {"", *(key.id for key in ring.keys)}
+
+
+@contextmanager
+def _shown(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where somebody looks."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console(stderr=True),
+        transient=True,
+        disable=not console(stderr=True).is_terminal,
+    )
+    with bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

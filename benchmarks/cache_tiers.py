@@ -1,8 +1,9 @@
 """A get of 20 KB through three tiers, 90 % found in memory, 9 % in Redis, 1 % in SQLite, beside peers.
 
-dogpile.cache and cashews are arranged alike: a region or cache in memory, one in Redis, a plain SELECT, and
-what is found goes into those before. diskcache is one tier on disk in place of memory and Redis. Ours also
-checks against its digest what comes from outside memory, and counts. Goal: ahead of each.
+dogpile.cache and cashews are arranged alike: a region or cache in memory, one in Redis, the same record behind
+them, and what is found goes into those before. diskcache is one tier on disk in place of memory and Redis.
+Ours also checks against its digest what comes from outside memory, and counts; dogpile.cache is there a
+second time with that check, which the library cannot do without. Goal: ahead of each.
 
 Run: python benchmarks/cache_tiers.py [--rounds N]
 """
@@ -13,7 +14,6 @@ import argparse
 import asyncio
 import os
 import random
-import sqlite3
 import statistics
 import sys
 import tempfile
@@ -62,10 +62,10 @@ class Ours:
 
     def __init__(self, server: RedisServer, folder: Path, stack: ExitStack) -> None:
         database = stack.enter_context(closing(open_database(f"sqlite:///{folder}/ours.db")))
-        self.memory, record = MemoryTier(2**24), SqlTier(database)
+        self.memory, self.record = MemoryTier(2**24), SqlTier(database)
         self.redis = stack.enter_context(closing(RedisTier(server.url, seconds=5)))
-        record.put_many(VALUES)
-        self.store = TieredStore([CircuitBroken(self.redis, slow_seconds=5), record], memory=self.memory)
+        self.record.put_many(VALUES)
+        self.store = TieredStore([CircuitBroken(self.redis, slow_seconds=5), self.record], memory=self.memory)
 
     def prepare(self) -> None:
         """As the protocol says."""
@@ -84,12 +84,13 @@ class Ours:
 class Dogpile:
     """Two regions of dogpile.cache, then SQLite."""
 
-    def __init__(self, server: RedisServer, select: Callable[[str], bytes]) -> None:
+    def __init__(self, server: RedisServer, select: Callable[[str], bytes], *, check: bool = False) -> None:
         self.memory = make_region().configure("dogpile.cache.memory")
         self.redis = make_region().configure(
-            "dogpile.cache.redis", arguments={"host": "127.0.0.1", "port": server.port}
+            "dogpile.cache.redis", arguments={"host": "127.0.0.1", "port": server.port, "db": 2 + check}
         )
         self.select = select
+        self.check = check
 
     def prepare(self) -> None:
         """As the protocol says."""
@@ -110,6 +111,8 @@ class Dogpile:
             if value is NO_VALUE:
                 value = self.select(key)
                 self.redis.set(key, value)
+            if self.check and digest_of(value) != key:
+                raise ValueError(key)
             self.memory.set(key, value)
         return value
 
@@ -203,36 +206,33 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = stack.enter_context(closing(RedisServer()))
         server.start()
-        plain = stack.enter_context(closing(sqlite3.connect(folder / "plain.db")))
-        with plain:
-            plain.execute("CREATE TABLE blobs (digest TEXT PRIMARY KEY, data BLOB)")
-            plain.executemany("INSERT INTO blobs VALUES (?, ?)", VALUES.items())
-
-        def select(key: str) -> bytes:
-            data: bytes = plain.execute("SELECT data FROM blobs WHERE digest = ?", (key,)).fetchone()[0]
-            return data
-
+        ours = Ours(server, folder, stack)
+        select: Callable[[str], Any] = ours.record.get
         ways: dict[str, Way] = {
-            "ours": Ours(server, folder, stack),
+            "ours": ours,
             "dogpile.cache": Dogpile(server, select),
+            "dogpile.cache, checked": Dogpile(server, select, check=True),
             "cashews": stack.enter_context(closing(Cashews(server, select))),
             "diskcache": Disk(folder, select),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(rounds):
-            for name, way in ways.items():
+            # In another order each time: what one leaves behind, such as writes to disk, slows the next.
+            order = chance.sample(list(ways), len(ways))
+            for name in order:
+                way = ways[name]
                 way.prepare()
                 began = time.perf_counter()
                 values = way.read(keys)
                 seconds[name].append(time.perf_counter() - began)
                 assert values == [VALUES[key] for key in keys], name
-        counts = ways["ours"].store.counts()  # type: ignore[attr-defined]
+        counts = ours.store.counts()
         assert counts["redis"][0] == rounds * IN_REDIS, counts
         assert counts["sql"][0] == rounds * IN_SQL, counts
     print("gets of 20 KB, 90 % from memory, 9 % from Redis, 1 % from SQLite, median us a get by the wall")
     reached = True
     for name, times in seconds.items():
-        ratio = statistics.median(ours / peer for ours, peer in zip(seconds["ours"], times, strict=True))
+        ratio = statistics.median(own / peer for own, peer in zip(seconds["ours"], times, strict=True))
         print(f"  {name}: {1e6 * statistics.median(times) / GETS:.1f}, ours takes {ratio:.2f} of it")
         reached &= name == "ours" or ratio < 1
     print(f"  goal: ahead of each {'reached' if reached else 'MISSED'}")

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future
 
-_Flight = Future[bytes | None]
 _Fetch = Callable[[list[str]], Mapping[str, bytes]]
+
+
+class _Flight:
+    """One key's fetch, its lock held until it is over: cheaper than an event, and seldom waited for."""
+
+    __slots__ = ("error", "landed", "lock", "value")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        self.landed = False
+        self.value: bytes | None = None
+        self.error: Exception | None = None
 
 
 class Flights:
@@ -29,7 +40,7 @@ class Flights:
             try:
                 with self._lock:
                     others = {key: flight for key in left if (flight := self._flights.get(key))}
-                    mine = {key: Future() for key in left if key not in others}
+                    mine = {key: _Flight() for key in left if key not in others}
                     self._flights |= mine
                 # First our own: two threads that wait for each other's keys then never wait for ever.
                 found |= _lead(mine, fetch)
@@ -37,13 +48,14 @@ class Flights:
                 self._land(mine)
             left = []
             for key, flight in others.items():
-                try:
-                    value = flight.result()
-                except CancelledError:
+                with flight.lock:
+                    pass
+                if flight.error is not None:
+                    raise flight.error
+                if not flight.landed:
                     left.append(key)
-                    continue
-                if value is not None:
-                    found[key] = value
+                elif flight.value is not None:
+                    found[key] = flight.value
         return found
 
     def forget(self, keys: Sequence[str]) -> None:
@@ -55,7 +67,7 @@ class Flights:
     def _land(self, mine: Mapping[str, _Flight]) -> None:
         with self._lock:
             for key, flight in mine.items():
-                flight.cancel()  # still pending only if this thread was interrupted: others then fetch
+                flight.lock.release()  # one that has not landed was interrupted: who waited then fetches
                 if self._flights.get(key) is flight:
                     del self._flights[key]
 
@@ -67,8 +79,8 @@ def _lead(mine: Mapping[str, _Flight], fetch: _Fetch) -> Mapping[str, bytes]:
         found = fetch(list(mine))
     except Exception as error:
         for flight in mine.values():
-            flight.set_exception(error)
+            flight.error = error
         raise
     for key, flight in mine.items():
-        flight.set_result(found.get(key))
+        flight.value, flight.landed = found.get(key), True
     return found

@@ -92,7 +92,7 @@ class Invalidation:
     def _run(self, on_change: Callable[[str | None], None]) -> None:
         while not self._closed.is_set():
             try:
-                with self._server.redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
+                with self._server.subscription() as subscription:
                     self._listen(subscription, on_change)
             except TierUnavailable:
                 self.errors += 1

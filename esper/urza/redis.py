@@ -78,16 +78,10 @@ class RedisTier:
         """As :meth:`put` for each, in one exchange."""
         if not items:
             return
-        with self._server.call(), self._server.redis.pipeline(transaction=False) as pipeline:
-            for key, value in items.items():
-                if len(value) > self._max_value_bytes:
-                    pipeline.delete(self._prefix + key)
-                else:
-                    milliseconds = max(1, int(1000 * self._ttl * random.uniform(0.9, 1.1)))
-                    pipeline.set(self._prefix + key, value, px=milliseconds)
-            replies = pipeline.execute()
-        if len(replies) != len(items) or any(type(reply) not in (bool, int) for reply in replies):
-            raise self._server.unavailable("a reply of the wrong shape")
+        with self._server.call():
+            replies = self._server.ask_all([self._holding(key, value) for key, value in items.items()])
+        if any(reply != b"OK" and type(reply) is not int for reply in replies):
+            raise self._server.unavailable("a reply of the wrong type")
 
     def delete(self, key: str) -> None:
         """Hold nothing under ``key``."""
@@ -102,6 +96,13 @@ class RedisTier:
     def close(self) -> None:
         """Close the connections."""
         self._server.close()
+
+    def _holding(self, key: str, value: bytes) -> tuple[str | bytes | int, ...]:
+        """The command after which Redis holds ``value`` under ``key``, or nothing if it is too large."""
+        if len(value) > self._max_value_bytes:
+            return "DEL", self._prefix + key
+        milliseconds = max(1, int(1000 * self._ttl * random.uniform(0.9, 1.1)))
+        return "SET", self._prefix + key, value, "PX", milliseconds
 
     def _checked(self, value: object) -> bytes:
         if type(value) is not bytes:

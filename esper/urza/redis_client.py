@@ -10,13 +10,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
+from redis.client import PubSub
 from redis.connection import Connection, UnixDomainSocketConnection, parse_url
 from redis.exceptions import RedisError, TimeoutError
 from redis.retry import Retry
@@ -63,7 +64,7 @@ class BoundedRedis:
         authorities = options.pop("ssl_ca_certs", None)
         if parts.scheme == "rediss":
             options["context"] = _context(authorities)
-        pool = ConnectionPool(
+        self._pool = ConnectionPool(
             protocol=2,  # no greeting to wait for, and data between two calls shows a connection gone wrong
             socket_timeout=seconds,
             socket_read_size=READ_BYTES,
@@ -72,8 +73,6 @@ class BoundedRedis:
             health_check_interval=0,  # a broken connection is seen without a PING, by polling it
             **options,
         )
-        self.redis = Redis(connection_pool=pool)
-        self.ask: Callable[..., Any] = self.redis.execute_command
         self.where = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{port}"
         self._seconds = seconds
         password = parts.password or ""
@@ -93,6 +92,27 @@ class BoundedRedis:
             # From None: a server may repeat what it was sent, the password too, and the cause would show it.
             raise self.unavailable(f"{type(error).__name__}: {error}") from None
 
+    def ask(self, *command: str | bytes | int) -> Any:
+        """The server's reply to ``command``, as it came; to be used inside :meth:`call`."""
+        return self.ask_all([command])[0]
+
+    def ask_all(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        """The replies to ``commands``, sent together."""
+        connection: Any = self._pool.get_connection()  # not by the client, whose bookkeeping costs a third
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            return [connection.read_response() for _ in commands]
+        except BaseException:
+            connection.disconnect()  # so that no reply is left in it for another to take for its own
+            raise
+        finally:
+            self._pool.release(connection)
+
+    def subscription(self) -> PubSub:
+        """A subscription on a connection of its own, which whoever asks for it closes."""
+        subscription: PubSub = Redis(connection_pool=self._pool).pubsub()  # type: ignore[no-untyped-call]
+        return subscription
+
     def unavailable(self, reason: str) -> TierUnavailable:
         """The error for ``reason``, without the password."""
         reason = " ".join(reason.split())
@@ -105,7 +125,7 @@ class BoundedRedis:
 
     def close(self) -> None:
         """Close the connections."""
-        self.redis.close()
+        self._pool.close()
 
 
 class _Call(threading.local):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -12,7 +15,12 @@ from esper.assembly.configured import check_targets, configured
 from esper.assembly.keys import build_envelope
 from esper.errors import ConfigError
 from esper.messages import KernelMetadata
+from esper.security import Envelope
+from esper.urza.breaker import CircuitBroken
+from esper.urza.encrypted import Encrypted
 from esper.urza.library import KernelLibrary, open_library
+from esper.urza.measured import Measured
+from esper.urza.tiers import Tier
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,11 +54,41 @@ def build_library(
         made.append(place)
         on_key_made(place)
 
-    return open_library(
-        cfg.urza.url,
-        load,
-        envelope=build_envelope(cfg, key_made),
-        memory_bytes=cfg.urza.memory_bytes,
-        adopting=lambda: bool(made),
-        adopt_later=adopt_later,
-    )
+    url, redis_url = _place(cfg.urza.url, "urza.url"), _place(cfg.urza.redis, "urza.redis")
+    envelope = build_envelope(cfg, key_made)
+    with ExitStack() as opened:
+        caches = [_redis(redis_url, envelope, opened)] if redis_url else []
+        return open_library(
+            url or "",
+            load,
+            envelope=envelope,
+            caches=caches,
+            memory_bytes=cfg.urza.memory_bytes,
+            adopting=lambda: bool(made),
+            adopt_later=adopt_later,
+            on_close=opened.pop_all().close,
+        )
+
+
+def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:
+    """A Redis server that holds sealed bytes only, and is left alone while it fails."""
+    from esper.urza.redis import RedisTier
+
+    return CircuitBroken(Encrypted(Measured(opened.enter_context(closing(RedisTier(url)))), envelope))
+
+
+def _place(value: str | None, key: str) -> str | None:
+    """``value``, or the URL in the environment variable or file that it names: no configuration holds it."""
+    kind, _, name = (value or "").partition(":")
+    if kind == "env":
+        found = os.environ.get(name, "").strip()
+        if not found:
+            hint = f"set it to a URL, or {key} to file:PATH"
+            raise ConfigError(f"{key} is in the environment variable {name}, which is not set", hint=hint)
+        return found
+    if kind == "file":
+        try:
+            return Path(name).expanduser().read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"{key} is in the file {name}: {error.strerror or error}") from error
+    return value

@@ -50,13 +50,21 @@ class KernelLibrary:
     library; a forked child must open its own.
     """
 
-    def __init__(self, records: KernelRecords, store: TieredStore, loader: Loader, sealing: Sealing) -> None:
+    def __init__(
+        self,
+        records: KernelRecords,
+        store: TieredStore,
+        loader: Loader,
+        sealing: Sealing,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
         """``store`` must end in the tier of the same database as ``records`` and ``sealing``.
 
         ``loader(metadata, program)`` makes a new module; it is called with verified bytes only.
         """
         self._records = records
         self._sealing = sealing
+        self._on_close = on_close
         self._store = store
         self._load = loader
 
@@ -225,6 +233,7 @@ class KernelLibrary:
         """End what runs in the background and close the database."""
         self._store.close()
         self._records.close()
+        self._on_close()
 
     def __enter__(self) -> Self:
         return self
@@ -270,16 +279,22 @@ def open_library(
     adopting: Callable[[], bool] = lambda: False,
     adopt_later: bool = False,
     seconds: float | None = None,
+    on_close: Callable[[], None] = lambda: None,
 ) -> KernelLibrary:
     """The library at ``url``, behind ``memory_bytes`` of memory and ``caches``; made if it is not there.
 
     ``url`` is ``sqlite:///PATH``, ``postgresql://USER@HOST:PORT/DATABASE``, or ``sqlite://`` for a library
     that lives until it is closed, the only one that is not sealed with ``envelope``. ``adopting`` says, once
     the keys are at hand, whether kernels that nobody sealed are to be sealed or refused; with ``adopt_later``
-    they are left for :meth:`KernelLibrary.adopt`. Takes ``seconds`` and raises as
-    :func:`esper.urza.database.open_database` does, and LibraryError for a library that is not sealed.
+    they are left for :meth:`KernelLibrary.adopt`. ``on_close`` is called when it is closed or does not open.
+    Takes ``seconds`` and raises as :func:`esper.urza.database.open_database` does, and LibraryError for a
+    library that is not sealed.
     """
-    database = open_database(url, seconds=seconds)
+    try:
+        database = open_database(url, seconds=seconds)
+    except BaseException:
+        on_close()
+        raise
     try:
         if database.in_memory:
             envelope = None  # nothing is at rest
@@ -291,12 +306,13 @@ def open_library(
             sealing.on_opening(adopting)
     except BaseException:
         database.close()
+        on_close()
         raise
     record: Tier = SqlTier(database)
     if envelope is not None:
         record = Encrypted(record, envelope, record=True)
     store = TieredStore([*caches, record], memory=MemoryTier(memory_bytes))
-    return KernelLibrary(KernelRecords(database, seals), store, loader, sealing)
+    return KernelLibrary(KernelRecords(database, seals), store, loader, sealing, on_close)
 
 
 def _reason(part: str, error: CorruptKernel) -> str:

@@ -62,6 +62,8 @@ class PostgresBackend:
         limits = {"lock_timeout": seconds, "statement_timeout": 2 * seconds}
         limits["idle_in_transaction_session_timeout"] = 6 * seconds
         settings = [f"-c {name}={round(1000 * limit)}" for name, limit in limits.items()]
+        # A plan made for any value does not know how few rows LIMIT asks for, and reads all of them.
+        settings.append("-c plan_cache_mode=force_custom_plan")
         info["options"] = " ".join([info.get("options") or "", *settings]).strip()
         info |= {
             "application_name": "esper",
@@ -92,6 +94,14 @@ class PostgresBackend:
 
     def opened(self) -> None:
         """Drop the connection that had a migration's patience."""
+        self.engine.dispose()
+
+    def version(self) -> int | None:
+        """None: the server counts commits of all its databases, not of this one."""
+        return None
+
+    def close(self) -> None:
+        """Close every connection."""
         self.engine.dispose()
 
     def as_esper_error(self, error: BaseException | None) -> EsperError:

@@ -13,9 +13,22 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, get_args
 
-from sqlalchemy import ColumnElement, RowMapping, Select, and_, case, exists, func, literal, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    RowMapping,
+    Select,
+    and_,
+    case,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+)
 
 from esper.messages import KernelMetadata, Layout, Slot
 from esper.urza.query import tagged_any
@@ -54,8 +67,9 @@ class Wanted:
     limit: int = 20
 
 
+@lru_cache(maxsize=256)
 def ranking(wanted: Wanted) -> list[Select[Any]]:
-    """Statements whose rows, with ``score`` and ``weight``, hold the best ``wanted.limit`` kernels.
+    """Statements whose rows, ids with ``score`` and ``weight``, hold the best ``wanted.limit`` kernels.
 
     One a layout that fits, for only then does an index have them in order, and one more for those with
     trials in the context.
@@ -113,8 +127,9 @@ def _like(slot: Slot, context: TrialContext) -> list[ColumnElement[bool]]:
 
 
 def _computed(wanted: Wanted, context: TrialContext, like: list[ColumnElement[bool]]) -> Select[Any]:
+    half, full, none, unlike = (literal(value, Double) for value in (HALF_LIKE, 1.0, 0.0, UNLIKE))
     same = and_(TrialRow.layer_kind == context.layer_kind, TrialRow.task == context.task)
-    weight = case((same, 1.0), else_=HALF_LIKE)
+    weight = case((same, full), else_=half)
     kept = TrialRow.verdict == "kept"
     seen = (
         select(
@@ -122,7 +137,7 @@ def _computed(wanted: Wanted, context: TrialContext, like: list[ColumnElement[bo
             func.count().label("trials"),
             func.sum(case((kept, 1), else_=0)).label("kept"),
             func.sum(weight).label("weight"),
-            func.sum(case((kept, weight), else_=0.0)).label("kept_weight"),
+            func.sum(case((kept, weight), else_=none)).label("kept_weight"),
         )
         .where(*like)
         .group_by(TrialRow.kernel_id)
@@ -130,8 +145,8 @@ def _computed(wanted: Wanted, context: TrialContext, like: list[ColumnElement[bo
     )
     elsewhere = KernelRow.trial_count - seen.c.trials
     kept_elsewhere = KernelRow.kept_count - seen.c.kept
-    mean = (kept_elsewhere + KernelRow.performance_score) / (elsewhere + literal(1.0))
-    prior = 1 + UNLIKE * elsewhere
+    mean = (kept_elsewhere + KernelRow.performance_score) / (elsewhere + full)
+    prior = full + unlike * elsewhere
     total = prior + seen.c.weight
     score = (prior * mean + seen.c.kept_weight) / total
     layouts = [layout for layout in get_args(Layout) if wanted.slot.accepts(layout)]
@@ -142,5 +157,7 @@ def _computed(wanted: Wanted, context: TrialContext, like: list[ColumnElement[bo
 def _best(
     fits: Collection[ColumnElement[bool]], score: ColumnElement[Any], weight: ColumnElement[Any], limit: int
 ) -> Select[Any]:
-    statement = select(KernelRow.__table__, score.label("score"), weight.label("weight")).where(*fits)
+    # No more columns than it takes to rank: the rest is read of those that are the best of all.
+    columns = (KernelRow.kernel_id, KernelRow.latency_ratio, score.label("score"), weight.label("weight"))
+    statement = select(*columns).where(*fits)
     return statement.order_by(score.desc(), KernelRow.latency_ratio, KernelRow.kernel_id).limit(limit)

@@ -126,11 +126,8 @@ class KernelRecords:
         with self._database.reading() as connection:
             rows = [row for each in ranking(wanted) for row in connection.execute(each).mappings()]
             best = in_order(rows, wanted.limit)
-            entries = _with_tags(connection, best)
-        return [
-            RankedKernel(entry.metadata, row["score"], error_of(row))
-            for entry, row in zip(entries, best, strict=True)
-        ]
+            found = _by_id(connection, [row["kernel_id"] for row in best])
+        return [RankedKernel(found[row["kernel_id"]], row["score"], error_of(row)) for row in best]
 
     def page(self, query: KernelQuery) -> Page:
         """The kernels that ``query`` describes, in its order; ``ConfigError`` for a sort that is none."""
@@ -249,6 +246,14 @@ def recompile(kernel_id: str) -> str:
 def entries(connection: Connection, statement: Select[Any]) -> list[KernelEntry]:
     """The kernels that ``statement``, a select of whole rows of ``kernels``, describes."""
     return _with_tags(connection, connection.execute(statement).mappings().all())
+
+
+def _by_id(connection: Connection, ids: Sequence[str]) -> dict[str, KernelMetadata]:
+    rows: list[RowMapping] = []
+    for start in range(0, len(ids), _MOST_IDS):
+        chosen = KernelRow.kernel_id.in_(ids[start : start + _MOST_IDS])
+        rows += connection.execute(select(KernelRow.__table__).where(chosen)).mappings()
+    return {entry.metadata.kernel_id: entry.metadata for entry in _with_tags(connection, rows)}
 
 
 def _with_tags(connection: Connection, rows: Sequence[RowMapping]) -> list[KernelEntry]:

@@ -1,0 +1,225 @@
+"""Find and rank among 100,000 kernels, on SQLite and PostgreSQL, beside one hand-written statement.
+
+The peer asks the bare driver for what a plain library would rank by: the twenty best of the slot by the rank
+column, with their tags. Ours ranks by context besides. Prints medians and the plans; exits 1 beyond 10 ms, or
+when a plan reads a whole table.
+
+    python benchmarks/library_find.py [--kernels 100000] [--rounds 200]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sqlite3
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psycopg
+from sqlalchemy import insert
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from servers.postgres import PostgresServer
+
+from esper.messages import Slot
+from esper.urza.database import Database, open_database
+from esper.urza.query import KernelQuery
+from esper.urza.ranking import TrialContext, Wanted, ranking
+from esper.urza.records import KernelRecords
+from esper.urza.schema import BlobRow, KernelRow, KernelTagRow, TrialRow
+
+GOAL_MS = 10.0
+SLOTS = [
+    Slot(layout, size, size) for layout in ("features", "tokens", "channels") for size in (16, 32, 64, 128)
+]
+TAGS = [f"tag{number}" for number in range(20)]
+KINDS, TASKS = ("linear", "conv", "attention"), ("digits", "fashion", "text")
+SLOT, CONTEXT = Slot("tokens", 64, 64), TrialContext("attention", "text")
+COLUMNS = (
+    "in_features = {0} AND out_features = {0} AND stride = {0} AND layout IN ({0}, {0}) AND status = {0}"
+)
+VALUES = (64, 64, 1, "features", "tokens", "validated")
+
+
+def fill(database: Database, count: int) -> None:
+    """``count`` kernels over all slots, three tags each, and trials of a tenth of them."""
+    draw = random.Random(0)
+    with database.writing() as connection:
+        connection.execute(insert(BlobRow), [{"digest": "0" * 64, "data": b"x"}])
+        for start in range(0, count, 10_000):
+            kernels, tags, trials = [], [], []
+            for number in range(start, min(start + 10_000, count)):
+                kernel_id = f"kernel_{number:06d}"
+                tried = draw.randrange(1, 5) if draw.random() < 0.1 else 0
+                slot = draw.choice(SLOTS)
+                place = {
+                    name: getattr(slot, name) for name in ("layout", "in_features", "out_features", "stride")
+                }
+                verdicts = [draw.choice(("kept", "culled")) for _ in range(tried)]
+                kernels.append(kernel_row(kernel_id, place, draw, verdicts))
+                tags += [
+                    {"kernel_id": kernel_id, "tag": tag, "position": position}
+                    for position, tag in enumerate(
+                        [*draw.sample(TAGS, 2), *(["rare"] if number % 1000 == 0 else [])]
+                    )
+                ]
+                trials += [
+                    trial_row(kernel_id, place, draw, f"{number}-{trial}", verdict)
+                    for trial, verdict in enumerate(verdicts)
+                ]
+            connection.execute(insert(KernelRow), kernels)
+            connection.execute(insert(KernelTagRow), tags)
+            connection.execute(insert(TrialRow), trials)
+    with database.reading("statement") as connection:
+        connection.exec_driver_sql("ANALYZE")
+
+
+def kernel_row(
+    kernel_id: str, place: dict[str, Any], draw: random.Random, verdicts: list[str]
+) -> dict[str, Any]:
+    return place | {
+        "kernel_id": kernel_id,
+        "blueprint_id": f"blueprint_{draw.randrange(500)}",
+        "name": f"name {kernel_id}",
+        "target": "torchscript",
+        "device": "cpu",
+        "dtype": "float32",
+        "status": "validated",
+        "parameters": draw.randrange(10**6),
+        "compilation_time": 0.1,
+        "performance_score": round(draw.random(), 2),
+        "latency_ms": 0.1,
+        "latency_ratio": round(draw.random(), 2),
+        "program_digest": "0" * 64,
+        "weights_digest": "0" * 64,
+        "blueprint_digest": "0" * 64,
+        "program_bytes": 20_000,
+        "weights_bytes": 10_000,
+        "created_at": f"2026-01-{draw.randrange(1, 29):02d}T00:00:00+00:00",
+        "trial_count": len(verdicts),
+        "kept_count": verdicts.count("kept"),
+    }
+
+
+def trial_row(
+    kernel_id: str, place: dict[str, Any], draw: random.Random, run: str, verdict: str
+) -> dict[str, Any]:
+    numbers = ("expected_impact", "gain", "gain_error", "threshold", "loss_before", "loss_after")
+    return (
+        place
+        | dict.fromkeys((*numbers, "accuracy_before", "accuracy_after"), 0.5)
+        | {
+            "run_id": run,
+            "task": draw.choice(TASKS),
+            "layer": "layer",
+            "layer_kind": draw.choice(KINDS),
+            "seed_idx": 0,
+            "site": "series",
+            "kernel_id": kernel_id,
+            "blueprint_id": "blueprint",
+            "started_epoch": 1,
+            "ended_epoch": 2,
+            "verdict": verdict,
+            "reason": "",
+            "parameters": 100,
+        }
+    )
+
+
+def median_ms(call: Callable[[], object], rounds: int) -> float:
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1e3
+
+
+def by_hand(execute: Callable[..., Any], mark: str) -> Callable[[], object]:
+    """The twenty best of the slot by the rank column, and their tags."""
+    best = (
+        f"SELECT * FROM kernels WHERE {COLUMNS.format(mark)} "
+        "ORDER BY rank DESC, latency_ratio, kernel_id LIMIT 20"
+    )
+
+    def call() -> object:
+        ids = [row[0] for row in execute(best, VALUES).fetchall()]
+        marks = ", ".join([mark] * len(ids))
+        return execute(f"SELECT kernel_id, tag FROM kernel_tags WHERE kernel_id IN ({marks})", ids).fetchall()
+
+    return call
+
+
+def plans(database: Database, wanted: Wanted) -> list[str]:
+    """The steps of each statement's plan."""
+    steps = []
+    with database.reading() as connection:
+        postgres = connection.dialect.name == "postgresql"
+        for statement in ranking(wanted):
+            compiled = str(statement.compile(connection, compile_kwargs={"literal_binds": True}))
+            explain = "EXPLAIN " if postgres else "EXPLAIN QUERY PLAN "
+            rows = connection.exec_driver_sql(explain + compiled.replace("%", "%%" if postgres else "%"))
+            steps += [str(row[-1]).strip() for row in rows]
+    return steps
+
+
+def whole_table(step: str) -> bool:
+    """Whether a step of a plan reads all of a table."""
+    return step.startswith(("SCAN kernels", "SCAN trials", "SCAN kernel_tags")) or "Seq Scan on" in step
+
+
+def compare(name: str, database: Database, execute: Callable[..., Any], mark: str, rounds: int) -> bool:
+    """Print the times of one database; whether all are within the goal and no plan reads a table."""
+    records = KernelRecords(database)
+    print(f"{name}: by hand, by the rank column alone {median_ms(by_hand(execute, mark), rounds):.2f} ms")
+    cases = {
+        "in a context": Wanted(SLOT, CONTEXT),
+        "in a context, one tag of twenty": Wanted(SLOT, CONTEXT, tags=("tag3",)),
+        "in a context, a rare tag": Wanted(SLOT, CONTEXT, tags=("rare",)),
+        "in a context, 200 wanted": Wanted(SLOT, CONTEXT, limit=200),
+        "without a context": Wanted(SLOT),
+    }
+    good = True
+    for what, wanted in cases.items():
+        found, took = len(records.rank(wanted)), median_ms(lambda wanted=wanted: records.rank(wanted), rounds)
+        read = [step for step in plans(database, wanted) if whole_table(step)]
+        print(f"  find and rank {what}: {took:.2f} ms, {found} found{f', READS ALL: {read}' if read else ''}")
+        good &= took <= GOAL_MS and not read
+    for what, query in {
+        "a page of 50 by name": KernelQuery(sort="name", limit=50),
+        "a page of 50 by rank, one tag": KernelQuery(tags=("tag3",), limit=50),
+        "a page of 50, newest": KernelQuery(sort="created", limit=50),
+    }.items():
+        print(f"  list {what}: {median_ms(lambda query=query: records.page(query), 10):.1f} ms")
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=200)
+    chosen = parser.parse_args()
+    server = PostgresServer()
+    with TemporaryDirectory() as folder, closing(server):
+        path = Path(folder) / "kernels.db"
+        with closing(open_database(f"sqlite:///{path}")) as database:
+            fill(database, chosen.kernels)
+            with closing(sqlite3.connect(path)) as bare:
+                good = compare("SQLite", database, bare.execute, "?", chosen.rounds)
+        server.start()
+        url = server.url(server.new_database())
+        with closing(open_database(url, seconds=300)) as database:
+            fill(database, chosen.kernels)
+            with psycopg.connect(url, autocommit=True) as bare_postgres:
+                good &= compare("PostgreSQL", database, bare_postgres.execute, "%s", chosen.rounds)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

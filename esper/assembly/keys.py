@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.configured import configured
 from esper.security import Envelope, KeySource, StoredKeys
 
+_BEFORE_KEYS: Final = {
+    "_target_": "esper.security.FileKeys",
+    "path": "${oc.env:ESPER_HOME,.esper}/keys.json",
+}
+"""The default, for the configuration of a run that was begun before there were keys, and is resumed."""
+
 
 def build_key_source(cfg: DictConfig) -> KeySource:
     """The place of keys that ``cfg.security`` describes; raises ConfigError."""
+    if "security" not in cfg:
+        cfg = OmegaConf.create({"security": _BEFORE_KEYS, "allow_targets": cfg.allow_targets})
     source: KeySource = configured(cfg, "security")
     return source
 

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from urza_support import artefact, never_load
 
-from esper.assembly.keys import build_envelope
+from esper.assembly.keys import build_envelope, build_key_source
 from esper.urza import KernelLibrary, open_library
 from esper_cli import app
 from esper_cli.config import compose
@@ -165,6 +166,12 @@ def test_keys_of_the_environment_rotate_by_a_new_one_before_the_old(
     code, _, err = esper(capsys, "rotate", "security=environment")
     assert code == 12
     assert "cannot change $ESPER_KEYS" in err
+
+
+def test_a_run_that_was_begun_before_there_were_keys_has_those_of_the_default() -> None:
+    cfg = compose([])
+    older = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "security"])
+    assert build_key_source(older).load() == build_key_source(cfg).load()
 
 
 def test_no_command_shows_a_key(capsys: Output, home: Path) -> None:

@@ -1,9 +1,9 @@
 """A get of 20 KB through three tiers, 90 % found in memory, 9 % in Redis, 1 % in SQLite, beside peers.
 
-dogpile.cache and cashews are arranged alike: a region or cache in memory, one in Redis, the same record behind
-them, and what is found goes into those before. diskcache is one tier on disk in place of memory and Redis.
-Ours also checks against its digest what comes from outside memory, and counts; dogpile.cache is there a
-second time with that check, which the library cannot do without. Goal: ahead of each.
+dogpile.cache and cashews are arranged alike: a region or cache in memory, one in Redis, the same record
+behind them, and what is found goes into those before. diskcache is one tier on disk in place of memory and
+Redis. Ours also checks against its digest what comes from outside memory, and counts; dogpile.cache is there
+a second time with that check, which the library cannot do without. Goal: ahead of each.
 
 Run: python benchmarks/cache_tiers.py [--rounds N]
 """

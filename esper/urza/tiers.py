@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NoReturn, Protocol, TypeVar
 
@@ -115,8 +115,8 @@ class TieredStore:
         self._memory = memory
         self._caches = tuple(tiers[:-1])
         self._record = tiers[-1]
-        self._counts = dict.fromkeys(names, (0, 0, 0))
-        self._memory_hits = Tally()
+        self._counts = {name: _Counts() for name in names}
+        self._memory_counts = self._counts[names[0]]
         self._absent_seconds = absent_seconds
         self._absent: dict[str, float] = {}
         self._flights = Flights()
@@ -133,7 +133,7 @@ class TieredStore:
         if self._memory is not None:
             value = self._memory.get(digest)
             if value is not MISSING:
-                self._memory_hits.add()
+                self._memory_counts.hits.add()
                 return value
         return self._beyond_memory([digest]).get(digest, MISSING)
 
@@ -143,7 +143,7 @@ class TieredStore:
         if self._memory is not None:
             found = self._memory.get_many(digests)
             for _ in found:
-                self._memory_hits.add()
+                self._memory_counts.hits.add()
         return found | self._beyond_memory([digest for digest in digests if digest not in found])
 
     def prefetch(self, digests: Sequence[str]) -> None:
@@ -186,12 +186,10 @@ class TieredStore:
     def tier_counts(self) -> dict[str, TierCounts]:
         """All that is counted of each tier, in the order of the tiers."""
         states = {tier.name: getattr(tier, "state", None) for tier in (*self._caches, self._record)}
-        with self._lock:
-            counts = {name: TierCounts(*values, states.get(name)) for name, values in self._counts.items()}
-        if self._memory is not None:
-            memory = counts[self._memory.name]
-            counts[self._memory.name] = replace(memory, hits=self._memory_hits.value)
-        return counts
+        return {
+            name: TierCounts(each.hits.value, each.misses.value, each.errors.value, states.get(name))
+            for name, each in self._counts.items()
+        }
 
     def close(self) -> None:
         """End the background thread. The tiers are closed by whoever made them."""
@@ -199,7 +197,8 @@ class TieredStore:
 
     def _beyond_memory(self, digests: Sequence[str]) -> dict[str, bytes]:
         if self._memory is not None:
-            self._count(self._memory, misses=len(digests))
+            for _ in digests:
+                self._memory_counts.misses.add()
         if self._absent:
             now = time.monotonic()
             digests = [digest for digest in digests if self._absent.get(digest, 0.0) <= now]
@@ -226,6 +225,7 @@ class TieredStore:
     def _held(self, tier: Tier, digests: list[str]) -> dict[str, bytes] | None:
         """What ``tier`` holds of ``digests``, checked; ``None`` if it is a cache that failed."""
         is_record = tier is self._record
+        counts = self._counts[tier.name]
         try:
             if len(digests) == 1:
                 value = tier.get(digests[0])
@@ -233,16 +233,22 @@ class TieredStore:
             else:
                 held = tier.get_many(digests)
         except EsperError:
-            self._count(tier, errors=1)
+            counts.errors.add()
             if is_record:
                 raise
             return None
-        good = {digest: value for digest, value in held.items() if digest_of(value) == digest}
-        self._count(tier, hits=len(good), misses=len(digests) - len(good))
-        for digest in held.keys() - good.keys():
-            if is_record:
-                _refuse(digest)
-            self._attempt(tier, tier.delete, digest)
+        good = {}
+        for digest in digests:
+            value = held.get(digest, MISSING)
+            if value is not MISSING and digest_of(value) == digest:
+                counts.hits.add()
+                good[digest] = value
+                continue
+            counts.misses.add()
+            if value is not MISSING:
+                if is_record:
+                    _refuse(digest)
+                self._attempt(tier, tier.delete, digest)
         return good
 
     def _fill(self, tiers: Iterable[Tier], items: Mapping[str, bytes]) -> None:
@@ -258,7 +264,7 @@ class TieredStore:
         try:
             change(what)
         except EsperError:
-            self._count(cache, errors=1)
+            self._counts[cache.name].errors.add()
 
     def _note_absent(self, digests: Sequence[str]) -> None:
         if digests:
@@ -274,10 +280,10 @@ class TieredStore:
                 self._absent.pop(digest, None)
         self._flights.forget(digests)
 
-    def _count(self, tier: Tier, *, hits: int = 0, misses: int = 0, errors: int = 0) -> None:
-        with self._lock:
-            before = self._counts[tier.name]
-            self._counts[tier.name] = (before[0] + hits, before[1] + misses, before[2] + errors)
+
+class _Counts:
+    def __init__(self) -> None:
+        self.hits, self.misses, self.errors = Tally(), Tally(), Tally()
 
 
 def _check(items: Mapping[str, bytes]) -> None:

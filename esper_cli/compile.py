@@ -18,6 +18,7 @@ from esper.errors import BlueprintError, ConfigError
 from esper.messages import CompilationRecord, Layout, Slot
 from esper_cli.completion import complete_names, complete_overrides
 from esper_cli.interrupts import interrupts_held
+from esper_cli.keys import tell_key_made
 from esper_cli.progress import describe
 from esper_cli.terminal import console, duration, print_json, print_lines, table
 
@@ -96,7 +97,7 @@ def compile_blueprints(
     report = Report()
     blueprints = report.read(files)
     pairs = list(_pairs(blueprints, dict.fromkeys(slots or _default_slots(cfg)), report))
-    library = build_library(cfg)
+    library = build_library(cfg, on_key_made=tell_key_made)
     try:
         pipeline = build_pipeline(cfg)
         missing = [pair for pair in pairs if not library.contains(pipeline.kernel_id(*pair))]

@@ -14,6 +14,7 @@ import typer
 from esper.errors import ConfigError, CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import KernelMetadata, Layout
 from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.keys import tell_key_made
 from esper_cli.terminal import count, is_wide, print_json, print_lines, table
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def library(overrides: Sequence[str] = ()) -> Iterator[KernelLibrary]:
     from esper.assembly.storage import build_library
     from esper_cli.config import compose
 
-    opened = build_library(compose(list(overrides)))
+    opened = build_library(compose(list(overrides)), on_key_made=tell_key_made)
     try:
         yield opened
     finally:

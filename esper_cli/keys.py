@@ -35,7 +35,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def tell_key_made(place: str) -> None:
     """Say on stderr where the key lies that was made just now."""
-    print_lines(f"made a key in {place}: keep a copy of it, no kernel can be read without", stderr=True)
+    from esper.assembly.keys import key_made_notice
+
+    print_lines(key_made_notice(place), stderr=True)
 
 
 @app.command("ls", epilog="Example: esper keys ls")

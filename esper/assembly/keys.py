@@ -25,6 +25,11 @@ def build_key_source(cfg: DictConfig) -> KeySource:
     return source
 
 
+def key_made_notice(place: str) -> str:
+    """What to tell the user when a key was made in ``place``."""
+    return f"made a key in {place}: keep a copy of it, no kernel of this library can be read without it"
+
+
 def build_envelope(cfg: DictConfig, on_made: Callable[[str], None] = lambda _: None) -> Envelope:
     """What seals and opens with the keys of ``cfg.security``, which are read when the first is needed.
 

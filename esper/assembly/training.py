@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from esper.assembly.configured import configured, settings
 from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
+from esper.assembly.keys import key_made_notice
 from esper.assembly.network import build_data, build_host, device_of, slots
 from esper.assembly.storage import build_library
 from esper.blueprint import Blueprint
@@ -55,8 +56,13 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     batches = data.batches(cfg.tolaria.batch_size, cfg.seed, **settings(cfg, "tolaria.augment"))
     held_out = HeldOut(model, data.held_out.x, data.held_out.y)
     optimizer = _optimizer(cfg, model)
+
+    def tell_key_made(place: str) -> None:
+        for listener in listeners:
+            listener("message", {"text": key_made_notice(place)})
+
     with ExitStack() as opened:
-        library = opened.enter_context(build_library(cfg))
+        library = opened.enter_context(build_library(cfg, on_key_made=tell_key_made))
         if policy.needs_kernels:
             fill_library(cfg, library, pipeline, slots(model if fitted is None else fitted), listeners)
         folder = RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)

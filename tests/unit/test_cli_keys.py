@@ -174,6 +174,20 @@ def test_a_run_that_was_begun_before_there_were_keys_has_those_of_the_default() 
     assert build_key_source(older).load() == build_key_source(cfg).load()
 
 
+def test_the_command_that_makes_a_key_says_where_it_lies(
+    capsys: Output, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESPER_HOME", str(home / "fresh"))
+    assert app.run(["kernels", "ls"]) == 0
+    assert not (home / "fresh" / "keys.json").exists()
+    capsys.readouterr()
+    blueprint = Path(__file__).parents[2] / "blueprints" / "low_rank.yaml"
+    for times in (1, 0):
+        assert app.run(["compile", str(blueprint), "--shape", f"features:{4 + times}:8"]) == 0
+        err = capsys.readouterr().err
+        assert err.count(f"made a key in {home}/fresh/keys.json: keep a copy") == times
+
+
 def test_no_command_shows_a_key(capsys: Output, home: Path) -> None:
     shown = ""
     for args in (["ls"], ["add"], ["ls", "--json"], ["rotate"], ["rotate", "--json"], ["rm", "none"]):

@@ -53,8 +53,22 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        """Close the pooled connections."""
-        self._backend.engine.dispose()
+        """Close every connection."""
+        self._backend.close()
+
+    def blob(self, digest: str) -> bytes | None:
+        """The bytes on record under ``digest``, unchecked, if any."""
+        try:
+            return self._backend.blob(digest)
+        except self._backend.errors as error:
+            raise self._backend.as_esper_error(error) from error
+        except (DBAPIError, UnicodeEncodeError):  # in memory, or no digest: as anywhere else
+            with self._translated():
+                raise
+
+    def version(self) -> int | None:
+        """A number that is another one after anybody committed a change, or None if that cannot be told."""
+        return self._backend.version()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -9,15 +9,16 @@ import ipaddress
 import os
 import select
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DisconnectionError
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
-from esper.urza.backend import Access
+from esper.urza.backend import BLOB, Access, Idle
 
 if TYPE_CHECKING:
     import psycopg
@@ -73,7 +74,10 @@ class PostgresBackend:
             "keepalives_interval": 5,
             "keepalives_count": 3,
         }
-        self.engine = _engine(info, 2 * seconds + 1)
+        connect = partial(_connect, driver, info, 2 * seconds + 1)
+        self.errors: type[Exception] = driver.Error
+        self.engine = _engine(connect)
+        self._idle: Idle[psycopg.Connection[Any]] = Idle(partial(connect, autocommit=True))
         self._engines = {
             "snapshot": self.engine.execution_options(isolation_level="REPEATABLE READ"),
             "statement": self.engine.execution_options(isolation_level="AUTOCOMMIT"),
@@ -83,6 +87,11 @@ class PostgresBackend:
     def connect(self, kind: Access) -> Connection:
         """A connection that is to be used in that way."""
         return self._engines[kind].connect()
+
+    def blob(self, digest: str) -> bytes | None:
+        """The bytes under ``digest``, if any; as bytes, where a driver asks for hexadecimals by default."""
+        row = self._idle.use(lambda connection: _fetch(connection, digest), unless=_is_gone)
+        return row[0] if row else None
 
     def migrating(self, connection: Connection) -> None:
         """Wait for other processes that migrate, and give the statements of a migration time."""
@@ -102,6 +111,7 @@ class PostgresBackend:
 
     def close(self) -> None:
         """Close every connection."""
+        self._idle.close()
         self.engine.dispose()
 
     def as_esper_error(self, error: BaseException | None) -> EsperError:
@@ -160,22 +170,33 @@ def _demand_tls(info: dict[str, Any], where: str) -> None:
         info["sslrootcert"] = "system"
 
 
-def _engine(info: dict[str, Any], answer_seconds: float) -> Engine:
-    connect = _connection_class().connect
+def _connect(
+    driver: Any, info: dict[str, Any], answer_seconds: float, *, autocommit: bool = False
+) -> psycopg.Connection[Any]:
+    connection: Any = _connection_class(driver).connect(**info, autocommit=autocommit)
+    connection.answer_seconds = answer_seconds
+    return cast("psycopg.Connection[Any]", connection)
 
-    def creator() -> psycopg.Connection[Any]:
-        connection: psycopg.Connection[Any] = connect(**info)
-        connection.answer_seconds = answer_seconds  # type: ignore[attr-defined]
-        return connection
 
-    engine = create_engine("postgresql+psycopg://", creator=creator, pool_use_lifo=True)
+def _is_gone(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server has closed it: its socket then is readable, which is seen without asking it."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _fetch(connection: psycopg.Connection[Any], digest: str) -> Any:
+    return connection.execute(f"{BLOB}%s", (digest,), binary=True).fetchone()
+
+
+def _engine(connect: Callable[[], psycopg.Connection[Any]]) -> Engine:
+    engine = create_engine("postgresql+psycopg://", creator=connect, pool_use_lifo=True)
 
     @event.listens_for(engine, "checkout")
-    def gone(connection: psycopg.Connection[Any], *_: Any) -> None:
-        # A server that ended has closed the socket, which then is readable: seen without asking the server.
-        poll = select.poll()
-        poll.register(connection.fileno(), select.POLLIN)
-        if poll.poll(0):
+    def checked(connection: psycopg.Connection[Any], *_: Any) -> None:
+        if _is_gone(connection):
             raise DisconnectionError
 
     @event.listens_for(engine, "begin")
@@ -187,14 +208,14 @@ def _engine(info: dict[str, Any], answer_seconds: float) -> Engine:
     return engine
 
 
-def _connection_class() -> Any:
+@cache
+def _connection_class(driver: Any) -> Any:
     """A connection that waits for an answer for ``answer_seconds``, then gives the server up.
 
     statement_timeout is the server's own, and TCP still acknowledges for a server that is stopped.
     """
-    driver = _driver()
 
-    class TimedConnection(driver.Connection):  # type: ignore[misc, name-defined]
+    class TimedConnection(driver.Connection):  # type: ignore[misc]
         answer_seconds = 30.0
 
         def wait(self, gen: Any, interval: float = 0.1) -> Any:

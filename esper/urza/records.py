@@ -110,6 +110,10 @@ class KernelRecords:
         self._check(entry)
         return entry
 
+    def version(self) -> int | None:
+        """A number that is another one after anybody committed a change, or None if that cannot be told."""
+        return self._database.version()
+
     def contains(self, kernel_id: str) -> bool:
         """Whether a kernel of that id is on record."""
         with self._database.reading() as connection:
@@ -117,9 +121,8 @@ class KernelRecords:
 
     def blob(self, digest: str) -> bytes | Missing:
         """The bytes on record whose SHA-256 is ``digest``, ``MISSING``, or ``CorruptKernel``."""
-        with self._database.reading("statement") as connection:
-            stored = read_blob(connection, digest)
-        return MISSING if stored is MISSING else self._seals.open(digest, stored)
+        stored = self._database.blob(digest)
+        return MISSING if stored is None else self._seals.open(digest, stored)
 
     def rank(self, wanted: Wanted) -> list[RankedKernel]:
         """The validated kernels that are ``wanted``, best first; see ``esper.urza.ranking``."""

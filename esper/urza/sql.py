@@ -27,8 +27,8 @@ class SqlTier:
 
     def get(self, key: str) -> bytes | Missing:
         """The value under ``key``, or ``MISSING``."""
-        with self._database.reading("statement") as connection:
-            return read_blob(connection, key)
+        data = self._database.blob(key)
+        return MISSING if data is None else data
 
     def put(self, key: str, value: bytes) -> None:
         """Store ``value`` under ``key``, in place of any other."""

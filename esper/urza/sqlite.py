@@ -6,6 +6,7 @@ Write-ahead mode lets readers go on while one process writes; a second writer wa
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +16,15 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
-from esper.urza.backend import Access
+from esper.urza.backend import BLOB, Access, Idle
 
 _HEADER: Final = b"SQLite format 3\0"
 
 
 class SqliteBackend:
     """The file that a ``sqlite:///PATH`` names, or memory; ``where`` names it in error messages."""
+
+    errors: type[Exception] = sqlite3.Error
 
     def __init__(self, url: str, seconds: float) -> None:
         """``~`` in the path is the home folder, missing folders are made, no other character has a meaning.
@@ -37,10 +40,27 @@ class SqliteBackend:
         self.where = "memory" if path is None else str(path)
         self.in_memory = path is None
         self.engine = _engine(path, seconds)
+        self._idle = Idle(self._bare)
+        self._watching: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
 
     def connect(self, kind: Access) -> Connection:
         """A connection that is to be used in that way."""
         return self.engine.connect().execution_options(esper=kind)
+
+    def blob(self, digest: str) -> bytes | None:
+        """The bytes under ``digest``, if any."""
+        if self._path is None:  # the one connection that there is belongs to the engine
+            with self.connect("statement") as connection:
+                return connection.exec_driver_sql(f"{BLOB}?", (digest,)).scalar()
+        # All rows, for a statement that is not at its end would hold on to a state of the database.
+        rows = self._idle.use(lambda connection: connection.execute(f"{BLOB}?", (digest,)).fetchall())
+        return rows[0][0] if rows else None
+
+    def _bare(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            str(self._path), timeout=self._seconds, isolation_level=None, check_same_thread=False
+        )
 
     def migrating(self, connection: Connection) -> None:
         """Nothing: the transaction has begun by taking the only lock that there is."""
@@ -61,6 +81,32 @@ class SqliteBackend:
                 time.sleep(0.01)
             finally:
                 connection.close()
+
+    def version(self) -> int | None:
+        """What SQLite counts of the commits of others, seen by a connection that never writes.
+
+        In memory there are no others, and this process tells itself.
+        """
+        if self._path is None:
+            return 0
+        try:
+            with self._lock:
+                if self._watching is None:
+                    path = f"{self._path.absolute().as_uri()}?mode=ro"
+                    self._watching = sqlite3.connect(path, self._seconds, uri=True, check_same_thread=False)
+                found: int = self._watching.execute("PRAGMA data_version").fetchone()[0]
+                return found
+        except sqlite3.Error as error:
+            raise self.as_esper_error(error) from error
+
+    def close(self) -> None:
+        """Close every connection."""
+        with self._lock:
+            if self._watching is not None:
+                self._watching.close()
+                self._watching = None
+        self._idle.close()
+        self.engine.dispose()
 
     def as_esper_error(self, error: BaseException | None) -> EsperError:
         """What ``error``, raised by the driver, means to the user."""

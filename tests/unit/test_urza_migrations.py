@@ -111,7 +111,7 @@ def first_light(url: str, kernels: list[KernelArtefact]) -> None:
     with backend.connect("write") as connection, connection.begin():
         for kernel in kernels:
             insert_as_before(connection, kernel)
-    backend.engine.dispose()
+    backend.close()
 
 
 def insert_as_before(connection: Connection, kernel: KernelArtefact) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from esper.messages import FieldReport, KernelArtefact, KernelMetadata, Slot
 from esper.security import Envelope, Key, KeyRing
-from esper.urza.library import open_library
+from esper.urza.opening import open_library
 from esper.urza.tiers import digest_of
 
 KEY = Key(bytes(range(32)))

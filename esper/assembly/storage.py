@@ -18,8 +18,9 @@ from esper.messages import KernelMetadata
 from esper.security import Envelope
 from esper.urza.breaker import CircuitBroken
 from esper.urza.encrypted import Encrypted
-from esper.urza.library import KernelLibrary, open_library
+from esper.urza.library import Changes, KernelLibrary
 from esper.urza.measured import Measured
+from esper.urza.opening import open_library
 from esper.urza.tiers import Tier
 
 if TYPE_CHECKING:
@@ -58,11 +59,13 @@ def build_library(
     envelope = build_envelope(cfg, key_made)
     with ExitStack() as opened:
         caches = [_redis(redis_url, envelope, opened)] if redis_url else []
+        changes = _changes(redis_url) if redis_url else None
         return open_library(
             url or "",
             load,
             envelope=envelope,
             caches=caches,
+            changes=changes,
             memory_bytes=cfg.urza.memory_bytes,
             adopting=lambda: bool(made),
             adopt_later=adopt_later,
@@ -75,6 +78,12 @@ def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:
     from esper.urza.redis import RedisTier
 
     return CircuitBroken(Encrypted(Measured(opened.enter_context(closing(RedisTier(url)))), envelope))
+
+
+def _changes(url: str) -> Changes:
+    from esper.urza.invalidation import Invalidation
+
+    return Invalidation(url)
 
 
 def _place(value: str | None, key: str) -> str | None:

@@ -1,6 +1,7 @@
 """Urza: the kernel library and its cache tiers."""
 
-from esper.urza.library import Kernel, KernelLibrary, open_library
+from esper.urza.library import Kernel, KernelLibrary
+from esper.urza.opening import open_library
 from esper.urza.query import SORT_KEYS, KernelQuery
 from esper.urza.ranking import RankedKernel, TrialContext, Wanted
 from esper.urza.records import Page

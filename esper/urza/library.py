@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
-from esper.errors import ConfigError, CorruptKernel, KernelNotFound, LibraryError, SealBroken
+from esper.errors import CorruptKernel, KernelNotFound, LibraryError, SealBroken
 from esper.messages import CompilationRecord, FieldReport, KernelArtefact, KernelMetadata, Slot
-from esper.security.envelope import Envelope
-from esper.urza.database import open_database
-from esper.urza.encrypted import Encrypted
-from esper.urza.memory import MemoryTier
+from esper.urza.known import Known
+from esper.urza.modules import LoadedModules
 from esper.urza.query import KernelQuery, Status
 from esper.urza.ranking import RankedKernel, TrialContext, Wanted
 from esper.urza.records import KernelEntry, KernelRecords, Page, corrupt, recompile
 from esper.urza.rows import Trial
 from esper.urza.sealing import Progress, Sealing, quiet
-from esper.urza.seals import Seals
-from esper.urza.sql import SqlTier
-from esper.urza.tiers import MISSING, Tier, TieredStore
+from esper.urza.tiers import MISSING, TieredStore
 from esper.urza.upkeep import Garbage
 
 if TYPE_CHECKING:  # listing kernels must not wait for PyTorch to be imported
     from torch import nn
 
     Loader = Callable[[KernelMetadata, bytes], nn.Module]
-
-MEMORY_BYTES: Final = 256 * 2**20
-"""How much the nearest tier holds unless told otherwise: thousands of kernels of the shipped families."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +32,35 @@ class Kernel:
     metadata: KernelMetadata
     blueprint: str
     module: nn.Module
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was read of a kernel, its signature checked."""
+
+    metadata: KernelMetadata
+    blueprint: str
+
+
+class Changes(Protocol):
+    """Word of changed kernels between processes; see ``esper.urza.invalidation``."""
+
+    @property
+    def listening(self) -> bool:
+        """Whether word of a change would arrive."""
+        ...
+
+    def publish(self, kernel_id: str) -> None:
+        """Tell the others; never raises, and never takes long."""
+        ...
+
+    def listen(self, on_change: Callable[[str | None], None]) -> None:
+        """Call ``on_change`` from now on with the id of a changed kernel, or None when it may be any."""
+        ...
+
+    def close(self) -> None:
+        """Tell and hear nothing more."""
+        ...
 
 
 class KernelLibrary:
@@ -56,17 +78,26 @@ class KernelLibrary:
         store: TieredStore,
         loader: Loader,
         sealing: Sealing,
+        *,
+        modules: LoadedModules,
+        changes: Changes | None = None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         """``store`` must end in the tier of the same database as ``records`` and ``sealing``.
 
-        ``loader(metadata, program)`` makes a new module; it is called with verified bytes only.
+        ``loader(metadata, program)`` makes a new module; it is called with verified bytes only. ``changes``
+        carry word of changed kernels between the processes that share the record.
         """
         self._records = records
         self._sealing = sealing
         self._on_close = on_close
         self._store = store
         self._load = loader
+        self._modules = modules
+        self._changes = changes
+        self._known: Known[_Known] = Known(records.version, lambda: changes is not None and changes.listening)
+        if changes is not None:
+            changes.listen(self._known.forget)
 
     def put(self, artefact: KernelArtefact) -> KernelMetadata:
         """Store a kernel, all of it or nothing, and return its metadata as it is on record.
@@ -128,17 +159,13 @@ class KernelLibrary:
             CorruptKernel: stored bytes do not match their digest, or are gone; nothing was loaded.
             LibraryError: the bytes are good, yet this version of PyTorch cannot load them.
         """
-        entry = self._records.entry(kernel_id)
-        program = self._part(kernel_id, "program", entry.digests["program"])
-        blueprint = self._part(kernel_id, "blueprint", entry.digests["blueprint"])
-        try:
-            module = self._load(entry.metadata, program)
-        except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise LibraryError(
-                f"kernel {kernel_id!r} cannot be loaded: {reason}", hint=recompile(kernel_id)
-            ) from error
-        return Kernel(entry.metadata, blueprint.decode(), module)
+        known = self._known.get(kernel_id) or self._read(kernel_id)
+        metadata = known.metadata
+        weight = metadata.program_bytes
+        module = self._modules.take(
+            (metadata.program_digest, metadata.device), weight, lambda: self._loaded(metadata)
+        )
+        return Kernel(metadata, known.blueprint, module)
 
     def blueprint(self, kernel_id: str) -> str:
         """The blueprint of a kernel, canonical JSON; raises as :meth:`fetch` does, and loads nothing."""
@@ -170,15 +197,18 @@ class KernelLibrary:
     def set_status(self, kernel_id: str, status: Status) -> None:
         """Retire a kernel, so that no slot is offered it, or bring it back; or ``KernelNotFound``."""
         self._records.set_status(kernel_id, status)
+        self._changed(kernel_id)
 
     def set_tags(self, kernel_id: str, tags: Collection[str]) -> None:
         """Give a kernel ``tags``, in their order, in place of those that it has; or ``KernelNotFound``."""
         self._records.set_tags(kernel_id, tags)
+        self._changed(kernel_id)
 
     def remove(self, kernel_id: str) -> None:
         """Remove a kernel and every blob that no other refers to; ``KernelNotFound`` if it is not there."""
         for digest in self._records.remove(kernel_id):
             self._store.evict(digest)
+        self._changed(kernel_id)
 
     def gc(self, *, retired_days: float | None = None, dry_run: bool = False) -> Garbage:
         """Take out, or with ``dry_run`` only name, blobs that no kernel refers to and old retired kernels.
@@ -189,6 +219,8 @@ class KernelLibrary:
         if not dry_run:
             for digest in garbage.blobs:
                 self._store.evict(digest)
+            for kernel_id in garbage.kernels:
+                self._changed(kernel_id)
         return garbage
 
     def adopt(self, progress: Progress = quiet) -> int:
@@ -226,11 +258,14 @@ class KernelLibrary:
         return self._records.compilations()
 
     def cache_counts(self) -> dict[str, tuple[int, int]]:
-        """Hits and misses of each tier since the library was opened, nearest tier first."""
-        return self._store.counts()
+        """Hits and misses of loaded kernels and of each tier since it was opened, nearest first."""
+        return {"loaded": self._modules.counts(), **self._store.counts()}
 
     def close(self) -> None:
         """End what runs in the background and close the database."""
+        if self._changes is not None:
+            self._changes.close()
+        self._modules.close()
         self._store.close()
         self._records.close()
         self._on_close()
@@ -242,6 +277,30 @@ class KernelLibrary:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _read(self, kernel_id: str) -> _Known:
+        ticket = self._known.ticket()
+        entry = self._records.entry(kernel_id)
+        blueprint = self._part(kernel_id, "blueprint", entry.digests["blueprint"])
+        known = _Known(entry.metadata, blueprint.decode())
+        self._known.put(kernel_id, known, ticket)
+        return known
+
+    def _loaded(self, metadata: KernelMetadata) -> nn.Module:
+        kernel_id = metadata.kernel_id
+        program = self._part(kernel_id, "program", metadata.program_digest)
+        try:
+            return self._load(metadata, program)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise LibraryError(
+                f"kernel {kernel_id!r} cannot be loaded: {reason}", hint=recompile(kernel_id)
+            ) from error
+
+    def _changed(self, kernel_id: str) -> None:
+        self._known.forget(kernel_id)
+        if self._changes is not None:
+            self._changes.publish(kernel_id)
 
     def _part(self, kernel_id: str, part: str, digest: str) -> bytes:
         try:
@@ -267,52 +326,6 @@ class KernelLibrary:
         if not self._records.contains(kernel_id):
             raise KernelNotFound(kernel_id)
         raise corrupt(kernel_id, f"its {part} is missing")
-
-
-def open_library(
-    url: str,
-    loader: Loader,
-    *,
-    envelope: Envelope | None = None,
-    caches: Sequence[Tier] = (),
-    memory_bytes: int = MEMORY_BYTES,
-    adopting: Callable[[], bool] = lambda: False,
-    adopt_later: bool = False,
-    seconds: float | None = None,
-    on_close: Callable[[], None] = lambda: None,
-) -> KernelLibrary:
-    """The library at ``url``, behind ``memory_bytes`` of memory and ``caches``; made if it is not there.
-
-    ``url`` is ``sqlite:///PATH``, ``postgresql://USER@HOST:PORT/DATABASE``, or ``sqlite://`` for a library
-    that lives until it is closed, the only one that is not sealed with ``envelope``. ``adopting`` says, once
-    the keys are at hand, whether kernels that nobody sealed are to be sealed or refused; with ``adopt_later``
-    they are left for :meth:`KernelLibrary.adopt`. ``on_close`` is called when it is closed or does not open.
-    Takes ``seconds`` and raises as :func:`esper.urza.database.open_database` does, and LibraryError for a
-    library that is not sealed.
-    """
-    try:
-        database = open_database(url, seconds=seconds)
-    except BaseException:
-        on_close()
-        raise
-    try:
-        if database.in_memory:
-            envelope = None  # nothing is at rest
-        elif envelope is None:
-            raise ConfigError("a kernel library that is stored must be sealed", hint="give an envelope")
-        seals = Seals(envelope)
-        sealing = Sealing(database, seals)
-        if envelope is not None and not adopt_later:
-            sealing.on_opening(adopting)
-    except BaseException:
-        database.close()
-        on_close()
-        raise
-    record: Tier = SqlTier(database)
-    if envelope is not None:
-        record = Encrypted(record, envelope, record=True)
-    store = TieredStore([*caches, record], memory=MemoryTier(memory_bytes))
-    return KernelLibrary(KernelRecords(database, seals), store, loader, sealing, on_close)
 
 
 def _reason(part: str, error: CorruptKernel) -> str:

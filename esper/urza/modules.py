@@ -43,6 +43,7 @@ class LoadedModules:
         self._held = 0
         self._lock = threading.Lock()
         self._copier: ThreadPoolExecutor | None = None
+        self._hits = self._misses = 0
 
     def take(self, key: Hashable, weight: int, load: Callable[[], nn.Module]) -> nn.Module:
         """A module of the caller's own, from a ready copy or from ``load``, whose errors it raises.
@@ -54,6 +55,8 @@ class LoadedModules:
             if entry is not None:
                 self._entries.move_to_end(key)
                 module = entry.ready.pop() if entry.ready else None
+            self._hits += entry is not None
+            self._misses += entry is None
         if entry is None:
             module = load()
             self._keep(key, module, weight)
@@ -66,6 +69,10 @@ class LoadedModules:
         """Hold nothing under ``key``."""
         with self._lock:
             self._drop(key)
+
+    def counts(self) -> tuple[int, int]:
+        """How often a module was there, and how often one had to be loaded."""
+        return self._hits, self._misses
 
     def close(self) -> None:
         """End the thread; what is held stays, and is copied by those who take it."""

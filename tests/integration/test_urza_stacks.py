@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 from servers.postgres import PASSWORD
 from servers.redis import RedisServer
+from torch import nn
 from urza_support import artefact
 
 from esper.assembly.storage import build_library
 from esper.errors import ConfigError, SecurityError
+from esper.tezzeret.torchscript import TorchScriptTarget
 from esper.urza.database import open_database
 from esper_cli.config import compose
 
@@ -44,11 +47,39 @@ def test_the_full_stack_promotes_and_shares_through_redis(
     monkeypatch.setenv("ESPER_POSTGRES_URL", postgres_url)
     monkeypatch.setenv("ESPER_REDIS_URL", redis_server.url)
     counts = blueprint_twice(["urza=full"])
-    assert counts == {"memory": (1, 1), "redis": (1, 0), "sql": (0, 0)}
+    assert counts == {"loaded": (0, 0), "memory": (1, 1), "redis": (1, 0), "sql": (0, 0)}
     with redis_server.client() as client:
         held = [client.get(key) for key in client.scan_iter()]
     assert held
     assert all(value is not None and value.startswith(b"ESPRSEAL") for value in held)
+
+
+def test_word_of_a_change_reaches_who_has_read_the_kernel(
+    postgres_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ESPER_POSTGRES_URL", postgres_url)
+    monkeypatch.setenv("ESPER_REDIS_URL", redis_server.url)
+    monkeypatch.setattr("esper.urza.known.MAX_AGE", 0.0)  # so that only word of changes keeps what was read
+    monkeypatch.setattr(TorchScriptTarget, "load", lambda *_: nn.Linear(2, 2))
+    cfg = compose(["urza=full"])
+    with build_library(cfg) as reader, build_library(cfg) as writer:
+        writer.put(artefact("a", blueprint="{}", tags=("old",)))
+        reads = []
+        entry = reader._records.entry
+        monkeypatch.setattr(reader._records, "entry", lambda name: reads.append(name) or entry(name))
+        deadline = time.monotonic() + 20
+        while len(reads) < 20 and not (reads and reader._known.get("kernel_a")):  # it listens by then
+            reader.fetch("kernel_a")
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        before = len(reads)
+        assert reader.fetch("kernel_a").metadata.tags == ("old",)
+        assert len(reads) == before
+        writer.set_tags("kernel_a", ["new"])
+        while reader.fetch("kernel_a").metadata.tags != ("new",):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert len(reads) == before + 1
 
 
 def test_redis_before_the_file(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +90,7 @@ def test_redis_before_the_file(redis_server: RedisServer, monkeypatch: pytest.Mo
 def test_postgres_alone_by_a_file_with_its_url(postgres_url: str, tmp_path: Path) -> None:
     (tmp_path / "url").write_text(f"{postgres_url}\n")
     counts = blueprint_twice(["urza=postgres", f"urza.url=file:{tmp_path}/url"])
-    assert counts == {"memory": (1, 1), "sql": (1, 0)}
+    assert counts == {"loaded": (0, 0), "memory": (1, 1), "sql": (1, 0)}
     with closing(open_database(postgres_url)) as database, database.reading() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM kernels").scalar() == 1
 

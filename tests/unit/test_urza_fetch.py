@@ -22,6 +22,7 @@ from esper.urza import KernelLibrary
 from esper.urza.database import open_database
 from esper.urza.encrypted import Encrypted
 from esper.urza.memory import MemoryTier
+from esper.urza.modules import LoadedModules
 from esper.urza.records import KernelRecords
 from esper.urza.sealing import Sealing
 from esper.urza.seals import Seals
@@ -120,13 +121,26 @@ def test_each_fetch_is_a_module_of_its_own(library: KernelLibrary) -> None:
     assert torch.equal(second(x), library.fetch("kernel_a").module(x))
 
 
-def test_the_second_fetch_comes_from_memory(library: KernelLibrary) -> None:
+def test_the_second_fetch_loads_nothing(library: KernelLibrary, loader: Loader) -> None:
     library.fetch("kernel_a")
-    assert library.cache_counts() == {"memory": (0, 2), "sql": (2, 0)}
+    assert library.cache_counts() == {"loaded": (0, 1), "memory": (0, 2), "sql": (2, 0)}
     library.fetch("kernel_a")
-    assert library.cache_counts() == {"memory": (2, 2), "sql": (2, 0)}
+    assert library.cache_counts() == {"loaded": (1, 1), "memory": (0, 2), "sql": (2, 0)}
     library.fetch("kernel_b")  # shares the blueprint
-    assert library.cache_counts() == {"memory": (3, 3), "sql": (3, 0)}
+    assert library.cache_counts() == {"loaded": (1, 2), "memory": (1, 3), "sql": (3, 0)}
+    assert loader.calls == ["kernel_a", "kernel_b"]
+
+
+def test_what_another_library_changes_on_record_is_seen_at_once(
+    library: KernelLibrary, loader: Loader, path: Path
+) -> None:
+    assert library.fetch("kernel_a").metadata.tags == ("linear",)
+    with open_sealed(f"sqlite:///{path}", loader) as other:
+        other.set_tags("kernel_a", ["better"])
+        assert library.fetch("kernel_a").metadata.tags == ("better",)
+        other.remove("kernel_a")
+    with pytest.raises(KernelNotFound):
+        library.fetch("kernel_a")
 
 
 DAMAGES = {
@@ -255,7 +269,8 @@ def test_a_kernel_removed_in_the_middle_of_a_fetch_is_not_found_rather_than_corr
     database = open_database(f"sqlite:///{path}")
     store = TieredStore([RemovingTier(path), Encrypted(SqlTier(database), ENVELOPE, record=True)])
     seals = Seals(ENVELOPE)
-    fetching = KernelLibrary(KernelRecords(database, seals), store, loader, Sealing(database, seals))
+    records, sealing = KernelRecords(database, seals), Sealing(database, seals)
+    fetching = KernelLibrary(records, store, loader, sealing, modules=LoadedModules(0))
     with fetching, pytest.raises(KernelNotFound, match="kernel_a"):
         fetching.fetch("kernel_a")
     assert loader.calls == []
@@ -283,4 +298,4 @@ def test_threads_fetch_from_one_library(library: KernelLibrary, loader: Loader) 
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(fetch, range(4)))
-    assert len(loader.calls) == 22
+    assert len(loader.calls) == 2

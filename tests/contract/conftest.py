@@ -31,7 +31,7 @@ def broken_if_it_fails(tier: Tier) -> Tier:
 
 
 def as_a_cache(tier: Tier) -> Tier:
-    return SingleFlight(encrypted(Measured(broken_if_it_fails(tier))))
+    return SingleFlight(encrypted(broken_if_it_fails(Measured(tier))))
 
 
 WRAPPERS: dict[str, Callable[[Tier], Tier]] = {

@@ -231,6 +231,19 @@ def test_of_garbled_replies_the_store_returns_no_wrong_byte(proxy: Proxy, own_re
         assert [store.get(digest) for digest in digests] == values
 
 
+def test_what_is_left_of_a_refused_batch_is_not_taken_for_the_next_reply(
+    own_redis: RedisServer, tier: RedisTier, proxy: Proxy
+) -> None:
+    tier.put("b", b"2")
+    with own_redis.client() as client, closing(RedisTier(proxy.url, seconds=5)) as far:
+        far.ping()
+        client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~esper:b")
+        proxy.drip = 0.005  # the refusal comes first, the second reply after the next question
+        with pytest.raises(TierUnavailable, match="NoPermission"):
+            far.put_many({"a": b"1", "b": b"3"})
+        assert far.get("b") == b"3"
+
+
 # The whole: a store that trains on
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
-from esper_cli import compile, kernels_upkeep, keys, prove, runs, serve, train
+from esper_cli import compile, doctor, kernels_upkeep, keys, prove, runs, serve, train
 from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
@@ -38,6 +38,7 @@ app.command("compile", epilog="Example: esper compile blueprints/ --shape featur
 app.add_typer(kernels_upkeep.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(runs.app, name="runs")
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("serve-metrics", epilog="Example: esper serve-metrics --port 9464")(serve.serve_metrics)
 
 

@@ -55,13 +55,13 @@ def build_library(
         made.append(place)
         on_key_made(place)
 
-    url, redis_url = _place(cfg.urza.url, "urza.url"), _place(cfg.urza.redis, "urza.redis")
+    url, redis = library_url(cfg), redis_url(cfg)
     envelope = build_envelope(cfg, key_made)
     with ExitStack() as opened:
-        caches = [_redis(redis_url, envelope, opened)] if redis_url else []
-        changes = _changes(redis_url) if redis_url else None
+        caches = [_redis(redis, envelope, opened)] if redis else []
+        changes = _changes(redis) if redis else None
         return open_library(
-            url or "",
+            url,
             load,
             envelope=envelope,
             caches=caches,
@@ -71,6 +71,16 @@ def build_library(
             adopt_later=adopt_later,
             on_close=opened.pop_all().close,
         )
+
+
+def library_url(cfg: DictConfig) -> str:
+    """The URL of the record, read from where ``cfg.urza.url`` says; ConfigError if it is not there."""
+    return _place(cfg.urza.url, "urza.url") or ""
+
+
+def redis_url(cfg: DictConfig) -> str | None:
+    """The URL of the Redis server, None for none, read from where ``cfg.urza.redis`` says; ConfigError."""
+    return _place(cfg.urza.redis, "urza.redis")
 
 
 def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:

@@ -1,0 +1,85 @@
+"""``esper doctor`` over real servers, there and not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from servers.postgres import PASSWORD
+from servers.redis import RedisServer, free_port
+from urza_support import artefact
+
+from esper.assembly import checks
+from esper.assembly.storage import build_library
+from esper_cli import app
+from esper_cli.config import compose
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ESPER_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    return tmp_path
+
+
+def findings(capsys: Output, *overrides: str) -> tuple[int, dict[str, dict[str, object]]]:
+    code = app.run(["doctor", "--json", "+experiment=smoke", *overrides])
+    found = json.loads(capsys.readouterr().out)
+    return code, {finding["part"]: finding for finding in found}
+
+
+def test_a_fresh_machine_is_well_and_nothing_is_made(home: Path, capsys: Output) -> None:
+    code, found = findings(capsys)
+    assert code == 0
+    assert all(finding["good"] for finding in found.values())
+    assert list(found) == ["python", "runs folder", "keys", "kernel library", "data and network"]
+    assert str(found["kernel library"]["detail"]).startswith("none yet in ")
+    assert list(home.iterdir()) == []
+
+
+def test_the_full_stack_is_well_while_it_runs_and_said_to_be_ill_when_not(
+    postgres_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setenv("ESPER_POSTGRES_URL", postgres_url)
+    monkeypatch.setenv("ESPER_REDIS_URL", redis_server.url)
+    code, found = findings(capsys, "urza=full")
+    assert code == 0
+    assert str(found["kernel library"]["detail"]).startswith("no kernels yet, answers in ")
+    with build_library(compose(["urza=full"])) as library:
+        library.put(artefact("a"))
+    code, found = findings(capsys, "urza=full")
+    assert (code, found["redis"]["good"]) == (0, True)
+    assert "has kernels" in str(found["kernel library"]["detail"])
+    with redis_server.client() as client:
+        assert not list(client.scan_iter("*doctor*"))
+
+    nowhere = postgres_url.rpartition("@")[0] + f"@127.0.0.1:{free_port()}/kernels"
+    monkeypatch.setenv("ESPER_POSTGRES_URL", nowhere)
+    monkeypatch.setenv("ESPER_REDIS_URL", f"redis://:{PASSWORD}@127.0.0.1:{free_port()}")
+    assert app.run(["doctor", "+experiment=smoke", "urza=full"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("To do: check that the server runs") == 2
+    assert PASSWORD not in said
+    assert "Traceback" not in said
+
+
+def test_keys_that_are_gone_a_device_and_a_layer_that_are_not_there(home: Path, capsys: Output) -> None:
+    with build_library(compose([])) as library:
+        library.put(artefact("a"))
+    (home / "home" / "keys.json").replace(home / "copy.json")
+    code, found = findings(capsys, "tolaria.device=nonsense", "kasmina.include=[nowhere]")
+    assert code == 1
+    bad = {part for part, finding in found.items() if not finding["good"]}
+    assert bad == {"python", "kernel library", "data and network"}
+    assert all(found[part]["hint"] for part in bad)
+
+
+def test_a_disk_that_is_nearly_full_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.setattr(checks, "ENOUGH_BYTES", 2**62)
+    code, found = findings(capsys)
+    assert code == 1
+    assert str(found["runs folder"]["detail"]).endswith(" GB are free for runs")

@@ -61,7 +61,7 @@ class LoadedModules:
             module = load()
             self._keep(key, module, weight)
         elif module is None:
-            module = copy.deepcopy(entry.original)
+            module = _copied(entry.original)
         self._refill(key)
         return module
 
@@ -85,7 +85,7 @@ class LoadedModules:
         whole = weight * (1 + self._spares)
         if whole > self._max_bytes:
             return
-        original = copy.deepcopy(module)
+        original = _copied(module)
         with self._lock:
             self._drop(key)
             while self._held + whole > self._max_bytes:
@@ -112,6 +112,17 @@ class LoadedModules:
                 entry = self._entries.get(key)
                 if entry is None or len(entry.ready) >= self._spares:
                     return
-            made = copy.deepcopy(entry.original)
+            made = _copied(entry.original)
             with self._lock:
                 entry.ready.append(made)
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A module that shares nothing with ``module``, its parameters leaves of no graph.
+
+    TorchScript copies a parameter as autograd would: the copy's gradient would go to the original.
+    """
+    made = copy.deepcopy(module)
+    for parameter, original in zip(made.parameters(), module.parameters(), strict=True):
+        parameter.detach_().requires_grad_(original.requires_grad)
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -38,6 +39,28 @@ def test_it_is_loaded_once_and_every_taker_has_a_module_of_its_own(loaded: Loade
     with torch.no_grad():
         taken[0].weight.zero_()
     assert all(bool((module.weight == 1).all()) for module in [*taken[1:], loaded.take("a", 10, refuse)])
+
+
+def test_a_copy_of_a_compiled_module_trains_alone() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        script = torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)))
+    convolution = getattr(script, "0")
+    convolution.bias.requires_grad_(False)
+    convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
+    with closing(LoadedModules(1000)) as loaded:
+        original = loaded.take("a", 10, lambda: script)
+        copies = [loaded.take("a", 10, refuse) for _ in range(3)]
+    for module in copies:
+        for copied, wanted in zip(module.parameters(), original.parameters(), strict=True):
+            assert copied.is_leaf
+            assert copied.requires_grad == wanted.requires_grad
+            assert copied.stride() == wanted.stride()
+        optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+        module(torch.randn(4, 2, 3, 3)).square().sum().backward()
+        optimizer.step()
+        assert all(p.grad is None for p in original.parameters())
+        assert not torch.equal(next(module.parameters()), next(original.parameters()))
 
 
 def test_copies_are_made_ready_in_a_thread(loaded: LoadedModules, monkeypatch: pytest.MonkeyPatch) -> None:

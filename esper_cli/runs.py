@@ -269,5 +269,5 @@ def _as_data(view: RunView) -> dict[str, Any]:
         "calibration": None if found is None else asdict(found),
         "seeds": {layer: [asdict(seed) for seed in seeds] for layer, seeds in view.seeds.items()},
         "faults": dict(view.fault_counts),
-        "cache": view.cache,
+        "cache": {name: asdict(tier) for name, tier in view.cache.items()},
     }

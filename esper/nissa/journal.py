@@ -10,7 +10,9 @@ Events and their fields (each also has ``event``, its name, and ``at``, UTC in I
 ``seed``             epoch, layer, seed_idx, kernel_id, from_state, to_state, evidence
 ``trial``            report (a FieldReport)
 ``fault``            epoch, layer, seed_idx, kernel_id, kind, message
-``cache``            tiers {name: [hits, misses]}, counted since the process started
+``cache``            tiers {name: {hits, misses, errors, state}}, counted since the process started;
+                     state is that of a circuit breaker (closed, open, half-open) or null; older
+                     journals have tiers {name: [hits, misses]}
 ``checkpoint``       epoch (how many are done), path
 ``run_finished``     summary
 ``run_interrupted``  epoch (how many are done)

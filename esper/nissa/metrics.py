@@ -153,11 +153,25 @@ class RunCollector(Collector):
         misses = UnknownMetricFamily(
             "esper_kernel_cache_misses", "Kernel look-ups that a tier passed on.", labels=["run", "tier"]
         )
+        errors = CounterMetricFamily(
+            "esper_kernel_cache_errors",
+            "Kernel look-ups and stores that a tier failed or refused.",
+            labels=["run", "tier"],
+        )
+        circuit = GaugeMetricFamily(
+            "esper_kernel_cache_circuit_open",
+            "Whether a tier of a run that goes on is left alone because it fails (1) or not (0).",
+            labels=["run", "tier"],
+        )
         for view in self._views:
-            for tier, (tier_hits, tier_misses) in view.cache.items():
-                hits.add_metric([view.run_id, tier], tier_hits)
-                misses.add_metric([view.run_id, tier], tier_misses)
-        return hits, misses
+            for name, tier in view.cache.items():
+                hits.add_metric([view.run_id, name], tier.hits)
+                misses.add_metric([view.run_id, name], tier.misses)
+                errors.add_metric([view.run_id, name], tier.errors)
+                # Of a run that has ended nobody knows it any more, and an alert would never be over.
+                if tier.state is not None and view.status is RunStatus.RUNNING:
+                    circuit.add_metric([view.run_id, name], float(tier.state != "closed"))
+        return hits, misses, errors, circuit
 
 
 def compilation_latency(records: Sequence[CompilationRecord]) -> Metric:

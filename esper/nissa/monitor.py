@@ -93,7 +93,7 @@ def _run_status(view: RunView) -> dict[str, Any]:
         **summarize(view).to_json(),
         "seeds": {layer: [seed.state for seed in seeds] for layer, seeds in view.seeds.items()},
         "active_seeds": {layer: sum(seed.active for seed in seeds) for layer, seeds in view.seeds.items()},
-        "cache": {tier: {"hits": hits, "misses": misses} for tier, (hits, misses) in view.cache.items()},
+        "cache": view.cache,
         "fault_counts": view.fault_counts,
         "last_event": view.updated_at.isoformat() if view.updated_at else None,
         "error": view.error,

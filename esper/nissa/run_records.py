@@ -131,6 +131,25 @@ class FaultRecord:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class CacheTier:
+    """What a tier of the kernel library was asked; ``state`` is that of its circuit breaker, if any."""
+
+    hits: int
+    misses: int
+    errors: int = 0
+    state: str | None = None
+
+    def after(self, earlier: CacheTier) -> CacheTier:
+        """The counts of both; the state is its own."""
+        return CacheTier(
+            earlier.hits + self.hits,
+            earlier.misses + self.misses,
+            earlier.errors + self.errors,
+            self.state,
+        )
+
+
 def parse_epoch(event: Event, at: datetime) -> Epoch:
     """The Epoch of an ``epoch`` event; raises KeyError, TypeError or ValueError when it is none."""
     packet = {name: value for name, value in event["packet"].items() if name not in _REPEATED}
@@ -189,6 +208,22 @@ def parse_fault(event: Event, at: datetime) -> FaultRecord:
         kind=str(event["kind"]),
         message=str(event.get("message", "")),
     )
+
+
+def parse_cache(event: Event) -> dict[str, CacheTier]:
+    """The tiers of a ``cache`` event, also of one that has pairs of hits and misses.
+
+    Raises KeyError, TypeError, ValueError or AttributeError when it is none.
+    """
+    tiers = {}
+    for name, tier in event["tiers"].items():
+        if isinstance(tier, Mapping):
+            state = None if tier["state"] is None else str(tier["state"])
+            tiers[name] = CacheTier(int(tier["hits"]), int(tier["misses"]), int(tier["errors"]), state)
+        else:
+            hits, misses = tier
+            tiers[name] = CacheTier(int(hits), int(misses))
+    return tiers
 
 
 def parse_report(data: Mapping[str, Any]) -> FieldReport:

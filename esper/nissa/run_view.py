@@ -18,12 +18,14 @@ from esper.messages import FieldReport, SeedState
 from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_written, number
 from esper.nissa.run_records import (
     Adaptation,
+    CacheTier,
     Epoch,
     FaultRecord,
     RunStatus,
     Seed,
     Transition,
     parse_adaptation,
+    parse_cache,
     parse_epoch,
     parse_fault,
     parse_report,
@@ -40,8 +42,8 @@ class RunHistory:
     """Everything that the events of a run add up to, each list oldest first.
 
     ``seconds`` is the time that the run's processes have worked, without the pauses between them; ``layers``
-    are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` the (hits, misses) of each
-    tier; ``ended`` how the run ended by its own word, None when it has given none.
+    are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` what each tier of the kernel
+    library was asked; ``ended`` how the run ended by its own word, None when it has given none.
     """
 
     experiment: str = ""
@@ -62,7 +64,7 @@ class RunHistory:
     trials: list[FieldReport] = field(default_factory=list)
     faults: list[FaultRecord] = field(default_factory=list)
     fault_counts: Counter[str] = field(default_factory=Counter)
-    cache: dict[str, tuple[int, int]] = field(default_factory=dict)
+    cache: dict[str, CacheTier] = field(default_factory=dict)
     summary: Mapping[str, Any] | None = None
     error: str | None = None
     ended: RunStatus | None = None
@@ -84,7 +86,7 @@ class RunView(RunHistory):
         self._restarts = 0
         self._alive = False
         self._misunderstood = 0
-        self._cache_base: dict[str, tuple[int, int]] = {}
+        self._cache_base: dict[str, CacheTier] = {}
 
     @property
     def status(self) -> RunStatus:
@@ -226,10 +228,8 @@ class RunView(RunHistory):
 
     def _on_cache(self, event: Event, _: datetime) -> None:
         # A resumed run's process counts from zero; the run's own counts only grow.
-        counts = {name: (int(hits), int(misses)) for name, (hits, misses) in event["tiers"].items()}
-        for name, (hits, misses) in counts.items():
-            base_hits, base_misses = self._cache_base.get(name, (0, 0))
-            self.cache[name] = (base_hits + hits, base_misses + misses)
+        for name, tier in parse_cache(event).items():
+            self.cache[name] = tier.after(self._cache_base.get(name, CacheTier(0, 0)))
 
     def _on_finished(self, event: Event, _: datetime) -> None:
         self.summary = dict(event.get("summary", {}))

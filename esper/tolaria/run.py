@@ -119,7 +119,7 @@ class Run:
 
     def _summary(self) -> dict[str, Any]:
         trainer = self.trainer
-        progress = trainer.progress
+        progress, library = trainer.progress, trainer.orchestrator.library
         tested = evaluate(trainer.model, self.test.x, self.test.y)
         last = progress.history[-1]
         states = Counter(
@@ -143,7 +143,7 @@ class Run:
             "test": {"loss": tested.loss, "accuracy": tested.accuracy},
             "adaptations": [asdict(report) for report in trainer.orchestrator.reports],
             "seeds": dict(states),
-            "cache": trainer.orchestrator.library.cache_counts(),
+            "cache": {name: asdict(tier) for name, tier in library.tier_counts().items()},
             "weights_sha256": weights_digest(trainer.model),
             "folder": str(self.info.folder),
         }

@@ -164,7 +164,7 @@ class Trainer:
             samples_per_second=(self.progress.samples - before) / seconds,
             training_flops=self.progress.flops,
         )
-        self.recorder.emit("cache", tiers=self.orchestrator.library.cache_counts())
+        self.recorder.emit("cache", tiers=self.orchestrator.library.tier_counts())
         return packet
 
     def _train(self, epoch: int) -> float:

@@ -16,7 +16,7 @@ from esper.urza.ranking import RankedKernel, TrialContext, Wanted
 from esper.urza.records import KernelEntry, KernelRecords, Page, corrupt, recompile
 from esper.urza.rows import Trial
 from esper.urza.sealing import Progress, Sealing, quiet
-from esper.urza.tiers import MISSING, TieredStore
+from esper.urza.tiers import MISSING, TierCounts, TieredStore
 from esper.urza.upkeep import Garbage
 
 if TYPE_CHECKING:  # listing kernels must not wait for PyTorch to be imported
@@ -257,9 +257,9 @@ class KernelLibrary:
         """The log of attempts to compile, oldest first."""
         return self._records.compilations()
 
-    def cache_counts(self) -> dict[str, tuple[int, int]]:
-        """Hits and misses of loaded kernels and of each tier since it was opened, nearest first."""
-        return {"loaded": self._modules.counts(), **self._store.counts()}
+    def tier_counts(self) -> dict[str, TierCounts]:
+        """What loaded kernels and each tier were asked since it was opened, nearest first."""
+        return {"loaded": TierCounts(*self._modules.counts()), **self._store.tier_counts()}
 
     def close(self) -> None:
         """End what runs in the background and close the database."""

@@ -87,8 +87,8 @@ class TierCounts:
 
     hits: int
     misses: int
-    errors: int
-    state: str | None
+    errors: int = 0
+    state: str | None = None
 
 
 class TieredStore:
@@ -179,12 +179,8 @@ class TieredStore:
         with self._lock:
             self._absent.clear()
 
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Hits and misses of each tier since the store was made, in the order of the tiers."""
-        return {name: (tier.hits, tier.misses) for name, tier in self.tier_counts().items()}
-
     def tier_counts(self) -> dict[str, TierCounts]:
-        """All that is counted of each tier, in the order of the tiers."""
+        """What each tier was asked, in the order of the tiers."""
         states = {tier.name: getattr(tier, "state", None) for tier in (*self._caches, self._record)}
         return {
             name: TierCounts(each.hits.value, each.misses.value, each.errors.value, states.get(name))

@@ -30,6 +30,7 @@ from esper.messages import AdaptationDecision, CompilationRecord, Slot
 from esper.nissa.api import MAX_LIMIT, create_app
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.monitor import Monitor
+from esper.nissa.run_records import CacheTier
 from esper.nissa.runs import RunStore, RunView
 from esper.nissa.server import HEAD_SECONDS, MetricsServer, access_notice, is_loopback
 
@@ -134,7 +135,7 @@ def test_status_tells_of_components_and_runs(tmp_path: Path) -> None:
     with new_journal(tmp_path, "20261123-100000-a-0000") as journal:
         packet = {"epoch": 1, "loss": float("nan"), "accuracy": 0.5, "layer_metrics": {}}
         journal.write("epoch", packet=packet)
-        journal.write("cache", tiers={"memory": (2, 1)})
+        journal.write("cache", tiers={"memory": (2, 1), "redis": CacheTier(0, 1, 4, "open")})
         with client_of(tmp_path) as client:
             response = client.get("/api/v1/status")
     assert "NaN," not in response.text.replace('"NaN"', "")
@@ -145,7 +146,10 @@ def test_status_tells_of_components_and_runs(tmp_path: Path) -> None:
     (run,) = status["runs"]
     assert (run["run_id"], run["status"], run["loss"]) == ("20261123-100000-a-0000", "running", "NaN")
     assert run["seeds"] == {"a": ["DORMANT", "DORMANT"]}
-    assert run["cache"] == {"memory": {"hits": 2, "misses": 1}}
+    assert run["cache"] == {
+        "memory": {"hits": 2, "misses": 1, "errors": 0, "state": None},
+        "redis": {"hits": 0, "misses": 1, "errors": 4, "state": "open"},
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.recovery import first_non_finite
 from esper.urza.library import Kernel
+from esper.urza.tiers import TierCounts
 from esper_cli.config import compose
 
 FAULTS = 1000
@@ -92,7 +94,10 @@ class FailingLibrary:
     def record_trial(self, report: Any, *_: str) -> None:
         self.trials.append(report)
 
-    def cache_counts(self) -> dict[str, tuple[int, int]]:
+    def prefetch(self, kernels: Iterable[KernelMetadata]) -> None:
+        pass
+
+    def tier_counts(self) -> dict[str, TierCounts]:
         return {}
 
     def close(self) -> None:

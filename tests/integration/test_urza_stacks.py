@@ -37,7 +37,7 @@ def blueprint_twice(overrides: list[str]) -> dict[str, tuple[int, int]]:
             assert library.blueprint("kernel_a") == "{}"
             assert library.blueprint("kernel_a") == "{}"
             library.verify("kernel_a")
-            counts = library.cache_counts()
+            counts = {name: (tier.hits, tier.misses) for name, tier in library.tier_counts().items()}
     return counts
 
 

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from esper.messages import CompilationRecord, SeedState, Slot
 from esper.nissa.metrics import LATENCY_BUCKETS, MAX_ENDED_RUNS, RunCollector, render
+from esper.nissa.run_records import CacheTier
 from esper.nissa.runs import RunStore
 
 RUN = "20261123-181502-resnet-3f2a"
@@ -42,7 +43,8 @@ def store(tmp_path: Path) -> RunStore:
         journal.epoch(2, loss=0.25, states=(SeedState.BLENDING, SeedState.EMBARGOED))
         journal.trial(2, verdict="culled")
         journal.fault(2)
-        journal.write("cache", tiers={"memory": (3, 1), "sql": (1, 0)})
+        tiers = {"memory": CacheTier(3, 1), "redis": CacheTier(0, 1, 4, "open"), "sql": CacheTier(1, 0)}
+        journal.write("cache", tiers=tiers)
         journal.write("run_finished", summary={})
     return RunStore(tmp_path)
 
@@ -77,10 +79,25 @@ def test_values_are_those_of_the_run(store: RunStore) -> None:
     assert values[("esper_kernel_cache_hits", ("tier", "memory"))] == 3
     assert values[("esper_kernel_cache_misses", ("tier", "memory"))] == 1
     assert values[("esper_kernel_cache_hits", ("tier", "sql"))] == 1
+    assert values[("esper_kernel_cache_errors_total", ("tier", "redis"))] == 4
+    assert values[("esper_kernel_cache_errors_total", ("tier", "sql"))] == 0
     assert values[("esper_run_state", ("state", "finished"))] == 1
     assert values[("esper_run_state", ("state", "running"))] == 0
     assert values[("esper_run_info", ("experiment", 'odd "name"\\\n'), ("task", "fashion"))] == 1
     assert values[("esper_library_up",)] == 1
+
+
+@pytest.mark.parametrize(("state", "shown"), [("closed", 0), ("half-open", 1), ("open", 1)])
+def test_the_circuit_of_a_tier_is_shown_while_its_run_goes_on(
+    tmp_path: Path, state: str, shown: float
+) -> None:
+    name = ("esper_kernel_cache_circuit_open", ("tier", "redis"))
+    with RunWriter(tmp_path, RUN) as journal:
+        journal.write("cache", tiers={"memory": CacheTier(3, 1), "redis": CacheTier(0, 1, 4, state)})
+        values = samples(scrape(RunStore(tmp_path)))
+    assert values[name] == shown
+    assert ("esper_kernel_cache_circuit_open", ("tier", "memory")) not in values
+    assert name not in samples(scrape(RunStore(tmp_path)))
 
 
 def test_compilation_latency_is_a_histogram(store: RunStore) -> None:
@@ -139,6 +156,8 @@ def test_a_scrape_before_the_first_run_has_every_family(tmp_path: Path) -> None:
         "esper_adaptation_count",
         "esper_kernel_cache_hits",
         "esper_kernel_cache_misses",
+        "esper_kernel_cache_errors",
+        "esper_kernel_cache_circuit_open",
         "esper_seed_active_count",
         "esper_compilation_latency",
     }

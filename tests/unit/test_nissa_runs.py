@@ -14,7 +14,7 @@ from nissa_support import RunWriter, report
 from esper.errors import RunError, StorageError
 from esper.messages import SeedState
 from esper.nissa.journal import JOURNAL_NAME
-from esper.nissa.run_records import RunStatus
+from esper.nissa.run_records import CacheTier, RunStatus
 from esper.nissa.run_view import MAX_FAULTS_KEPT, RunView
 from esper.nissa.runs import RunStore, new_run_id
 
@@ -34,7 +34,8 @@ def test_a_run_reads_back_as_it_was_lived(tmp_path: Path) -> None:
         journal.decision(1, status="refused", seed_idx=1, kernel_id=None)
         journal.epoch(2, loss=math.nan, states=(SeedState.TRAINING, SeedState.DORMANT))
         journal.trial(2)
-        journal.write("cache", tiers={"memory": (3, 1)})
+        redis = {"hits": 2, "misses": 1, "errors": 4, "state": "open"}
+        journal.write("cache", tiers={"memory": CacheTier(3, 1), "redis": redis})
         journal.write("checkpoint", epoch=2, path="checkpoints/2")
         journal.write("run_finished", summary={"accuracy": 0.52})
     view = view_of(journal)
@@ -59,7 +60,7 @@ def test_a_run_reads_back_as_it_was_lived(tmp_path: Path) -> None:
     assert [seed.active for seed in view.seeds["stage1"] + view.seeds["head"]] == [True, False, False]
     assert view.transitions[0].evidence == {"gain": 0.03}
     assert view.trials == [report(2)]
-    assert view.cache == {"memory": (3, 1)}
+    assert view.cache == {"memory": CacheTier(3, 1), "redis": CacheTier(2, 1, errors=4, state="open")}
     assert (view.damaged, view.torn) == (0, 0)
 
 
@@ -90,20 +91,28 @@ def test_what_a_resume_threw_away_leaves_the_view(tmp_path: Path) -> None:
         journal.decision(2, seed_idx=1, kernel_id="kernel_b")
         journal.seed(2, SeedState.GERMINATED, seed_idx=1, kernel_id="kernel_b")
         journal.trial(3)
-        journal.write("cache", tiers={"memory": (5, 2)})
+        journal.write("cache", tiers={"memory": (5, 2), "redis": CacheTier(4, 3, 2, "open")})
     view = view_of(journal)
     assert (len(view.adaptations), len(view.trials)) == (2, 1)
     with RunWriter(tmp_path, RUN) as journal:
         journal.started(resumed_from_epoch=1)
-        journal.write("cache", tiers={"memory": (1, 1)})
+        journal.write("cache", tiers={"memory": CacheTier(1, 1), "redis": CacheTier(1, 0, 1, "closed")})
         view.refresh()
     assert [epoch.epoch for epoch in view.epochs] == [1]
     assert [item.kernel_id for item in view.adaptations] == ["kernel_a"]
     assert view.adaptations[0].trial is None
     assert view.trials == []
     assert [seed.kernel_id for seed in view.seeds["stage1"]] == ["kernel_a", None]
-    assert view.cache == {"memory": (6, 3)}
+    assert view.cache == {"memory": CacheTier(6, 3), "redis": CacheTier(5, 3, 3, "closed")}
     assert view.resumes == 1
+
+
+def test_a_journal_with_pairs_of_hits_and_misses_is_still_read(tmp_path: Path) -> None:
+    with RunWriter(tmp_path, RUN) as journal:
+        journal.write("cache", tiers={"memory": [5, 2], "sql": [2, 0]})
+    view = view_of(journal)
+    assert view.cache == {"memory": CacheTier(5, 2), "sql": CacheTier(2, 0)}
+    assert view.damaged == 0
 
 
 def test_an_epoch_lived_again_after_a_rollback_replaces_the_first(tmp_path: Path) -> None:
@@ -153,6 +162,8 @@ def test_events_and_fields_of_a_newer_version_are_ignored(tmp_path: Path) -> Non
         ("trial", {"report": {"slot": None}}),
         ("fault", {"epoch": "x"}),
         ("cache", {"tiers": {"memory": [1]}}),
+        ("cache", {"tiers": {"memory": [1, 1], "redis": {"hits": 1, "misses": 1}}}),
+        ("cache", {"tiers": [1]}),
         ("run_started", {"layers": [1]}),
     ],
 )

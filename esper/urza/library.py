@@ -13,7 +13,7 @@ from esper.urza.known import Known
 from esper.urza.modules import LoadedModules
 from esper.urza.query import KernelQuery, Status
 from esper.urza.ranking import RankedKernel, TrialContext, Wanted
-from esper.urza.records import KernelEntry, KernelRecords, Page, corrupt, recompile
+from esper.urza.records import KernelRecords, Page, corrupt, recompile
 from esper.urza.rows import Trial
 from esper.urza.sealing import Progress, Sealing, quiet
 from esper.urza.tiers import MISSING, TierCounts, TieredStore
@@ -97,7 +97,7 @@ class KernelLibrary:
         self._changes = changes
         self._known: Known[_Known] = Known(records.version, lambda: changes is not None and changes.listening)
         if changes is not None:
-            changes.listen(self._known.forget)
+            changes.listen(self._heard)
 
     def put(self, artefact: KernelArtefact) -> KernelMetadata:
         """Store a kernel, all of it or nothing, and return its metadata as it is on record.
@@ -182,7 +182,7 @@ class KernelLibrary:
         Raises as :meth:`fetch` does, and loads nothing.
         """
         entry = self._records.entry(kernel_id)
-        parts = {part: self._on_record(entry, part) for part in entry.digests}
+        parts = {part: self._on_record(kernel_id, part, digest) for part, digest in entry.digests.items()}
         return KernelArtefact(entry.metadata, parts["blueprint"].decode(), parts["program"], parts["weights"])
 
     def verify(self, kernel_id: str) -> None:
@@ -297,6 +297,11 @@ class KernelLibrary:
                 f"kernel {kernel_id!r} cannot be loaded: {reason}", hint=recompile(kernel_id)
             ) from error
 
+    def _heard(self, kernel_id: str | None) -> None:
+        self._known.forget(kernel_id)
+        if kernel_id is None:
+            self._store.forget_absent()
+
     def _changed(self, kernel_id: str) -> None:
         self._known.forget(kernel_id)
         if self._changes is not None:
@@ -308,13 +313,14 @@ class KernelLibrary:
         except CorruptKernel as error:
             raise corrupt(kernel_id, _reason(part, error)) from error
         if data is MISSING:
-            self._raise_missing(kernel_id, part)
+            # The store may know only that it was absent a moment ago, before another process put it.
+            data = self._on_record(kernel_id, part, digest)
+            self._store.remember(digest, data)
         return data
 
-    def _on_record(self, entry: KernelEntry, part: str) -> bytes:
-        kernel_id = entry.metadata.kernel_id
+    def _on_record(self, kernel_id: str, part: str, digest: str) -> bytes:
         try:
-            data = self._records.blob(entry.digests[part])
+            data = self._records.blob(digest)
         except CorruptKernel as error:
             raise corrupt(kernel_id, _reason(part, error)) from error
         if data is MISSING:

@@ -27,7 +27,7 @@ from esper.urza.records import KernelRecords
 from esper.urza.sealing import Sealing
 from esper.urza.seals import Seals
 from esper.urza.sql import SqlTier
-from esper.urza.tiers import Missing, TieredStore, digest_of
+from esper.urza.tiers import MISSING, Missing, TieredStore, digest_of
 
 BLUEPRINT = '{"name":"bottleneck"}'
 
@@ -201,6 +201,52 @@ def test_a_part_that_is_gone_is_corruption_and_not_an_unknown_kernel(
         with pytest.raises(CorruptKernel, match="its program is missing"):
             call("kernel_a")
     assert loader.calls == []
+
+
+def test_a_kernel_put_elsewhere_after_its_program_was_asked_for_in_vain_is_fetched(
+    path: Path, loader: Loader, programs: dict[str, bytes]
+) -> None:
+    kernel = artefact("a", program=programs["a"])
+    digest = kernel.metadata.program_digest
+    with open_sealed(f"sqlite:///{path}", loader) as library:
+        library._store._absent_seconds = 60.0
+        assert library._store.get(digest) is MISSING  # as a prefetch would ask for what is being put
+        with open_sealed(f"sqlite:///{path}", loader) as other:
+            other.put(kernel)
+        library.fetch("kernel_a")
+        assert library._store.get(digest) == programs["a"]  # and the store has learned of it
+
+
+class Told:
+    """Word of changes that the test gives."""
+
+    listening = True
+
+    def listen(self, on_change: Callable[[str | None], None]) -> None:
+        self.tell = on_change
+
+    def publish(self, kernel_id: str) -> None:
+        raise AssertionError(f"this library told of {kernel_id}")
+
+    def close(self) -> None:
+        pass
+
+
+def test_word_that_anything_may_have_changed_makes_absent_bytes_be_asked_for_again(
+    path: Path, loader: Loader, programs: dict[str, bytes]
+) -> None:
+    kernel = artefact("a", program=programs["a"])
+    digest = kernel.metadata.program_digest
+    told = Told()
+    with open_sealed(f"sqlite:///{path}", loader, changes=told) as library:
+        library._store._absent_seconds = 60.0
+        assert library._store.get(digest) is MISSING
+        with open_sealed(f"sqlite:///{path}", loader) as other:
+            other.put(kernel)
+        told.tell("kernel_b")
+        assert library._store.get(digest) is MISSING
+        told.tell(None)
+        assert library._store.get(digest) == programs["a"]
 
 
 def test_verify_reads_the_record_past_a_good_copy_in_memory(library: KernelLibrary, path: Path) -> None:

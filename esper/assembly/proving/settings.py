@@ -17,7 +17,7 @@ from esper.errors import ConfigError
 MODES = {"growth": "proof", "rescue": "rescue", "size": "size"}
 """What ``mode`` may be, and how the folder of such a proof ends."""
 
-_APART = {"seeds", "seed", "runs"}
+_APART = {"seeds", "seed", "runs", "security"}
 """What may differ between calls over one folder; so may the next, of ``prove``."""
 _APART_OF_PROVE = {"folder", "jobs"}
 

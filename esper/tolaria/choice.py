@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from esper.errors import GraftError
-from esper.messages import AdaptationDecision, KernelMetadata, Slot, SystemStatePacket
+from esper.kasmina import SeededLayer
+from esper.messages import AdaptationDecision, KernelMetadata, SeedState, Site, Slot, SystemStatePacket
 from esper.tolaria.trial import Trial
 from esper.urza.library import Kernel, KernelLibrary
-from esper.urza.ranking import TrialContext
+from esper.urza.ranking import TrialContext, Wanted
 
 _ALL = 1_000_000
 """More kernels than any library has for one slot."""
@@ -36,6 +37,22 @@ def untried_kernels(
         untried.sort(key=lambda metadata: metadata.kernel_id)  # the rank of a kernel is a measured one
         random.Random(wanted["choice_seed"]).shuffle(untried)
     return untried
+
+
+def likely_wanted(layers: Mapping[str, SeededLayer], task: str, kernels: int) -> tuple[Wanted, ...]:
+    """What decisions on ``layers`` may want next: the best for the slots of dormant seeds, each slot once.
+
+    They are about ``kernels`` in all, at least one a slot and at most that many slots. Tags and sites are for
+    the policy to choose, so these have no tags, and a site like that of a policy with the usual settings.
+    """
+    slots: dict[tuple[Slot, TrialContext], None] = {}
+    for layer in layers.values():
+        site: Site = "series" if layer.parallel_refusal() else "parallel"
+        for idx in range(len(layer.seeds)):
+            if layer.seed(idx).state is SeedState.DORMANT:
+                slots[layer.slot(site, idx), TrialContext(layer.kind, task)] = None
+    each = max(1, kernels // len(slots)) if slots else 0
+    return tuple(Wanted(slot, context, limit=each) for slot, context in slots)[:kernels]
 
 
 def begin_trial(

@@ -14,16 +14,22 @@ from esper.kasmina import SeedRecord, graft, pop_faults, restore_seeds, seed_off
 from esper.kasmina.operators.fold import fold
 from esper.kasmina.seed import Evidence, Seed
 from esper.messages import AdaptationDecision, FieldReport, KernelMetadata, SeedState, Slot, SystemStatePacket
-from esper.tolaria.choice import begin_trial, untried_kernels
+from esper.tolaria.choice import begin_trial, likely_wanted, untried_kernels
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Recorder
 from esper.tolaria.kernel_start import SteepestStart
 from esper.tolaria.trial import Outcome, Trial, TrialPlan, failure_report, field_report_from, judge, report
 from esper.urza.library import KernelLibrary
-from esper.urza.ranking import TrialContext
+from esper.urza.ranking import TrialContext, Wanted
 
 SeedKey = tuple[str, int]
 """A seed's layer name and index."""
+
+NEXT_IN_RANK = 3
+"""How many kernels after the best one are fetched in the background, for when that fails."""
+
+AHEAD = 8
+"""How many kernels are fetched in the background for the decisions to come."""
 
 Rebuild = Callable[[str, Slot], nn.Module]
 """Makes the module of a kernel from its blueprint (canonical JSON) and slot; its weights come later."""
@@ -80,6 +86,7 @@ class SeedOrchestrator:
         self.resting: dict[SeedKey, int] = {}
         self.epoch = 0
         self.version = 0
+        self._ahead: tuple[tuple[Wanted, ...], int] = ((), 0)
 
     # An adaptation
 
@@ -99,6 +106,7 @@ class SeedOrchestrator:
             slot, untried = self._find(decision)
         except GraftError as error:
             return Outcome("refused", str(error))
+        self.library.prefetch(untried[1 : 1 + NEXT_IN_RANK])
         passed_over: list[str] = []
         for chosen in untried:
             try:
@@ -120,6 +128,15 @@ class SeedOrchestrator:
             return Outcome("grafted", reason, chosen.kernel_id)
         more = f"; {len(untried) - 1} more failed too" if len(untried) > 1 else ""
         return Outcome("refused", f"{passed_over[0]}{more}", untried[0].kernel_id)
+
+    def look_ahead(self) -> None:
+        """Have the kernels that may be wanted next fetched in the background, unless a seed is on trial."""
+        if self._on_trial():
+            return
+        ahead = likely_wanted(self.layers, self.task, AHEAD), len(self.reports)
+        if ahead != self._ahead:  # with the same slots and reports they would be the same kernels again
+            self._ahead = ahead
+            self.library.prefetch_best(ahead[0])
 
     def _find(self, decision: AdaptationDecision) -> tuple[Slot, list[KernelMetadata]]:
         """The slot to fill and the kernels to choose from, best first; GraftError when there is none."""

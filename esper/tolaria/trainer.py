@@ -251,6 +251,8 @@ class Trainer:
             self.progress.flops += self.held_out.take_samples() * self.flops().forward
             return changed
         outcome = self.orchestrator.apply(decision, packet)
+        if decision is None and self.policy.needs_kernels:
+            self.orchestrator.look_ahead()
         if self.orchestrator.start is not None:
             self.progress.flops += self.orchestrator.start.take_flops()
         return outcome

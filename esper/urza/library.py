@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
@@ -95,6 +95,7 @@ class KernelLibrary:
         self._load = loader
         self._modules = modules
         self._changes = changes
+        self._ahead: set[str] = set()
         self._known: Known[_Known] = Known(records.version, lambda: changes is not None and changes.listening)
         if changes is not None:
             changes.listen(self._heard)
@@ -173,8 +174,20 @@ class KernelLibrary:
         return self._part(kernel_id, "blueprint", digest).decode()
 
     def prefetch(self, kernels: Iterable[KernelMetadata]) -> None:
-        """Have the programs of ``kernels`` fetched into nearer tiers in the background; returns at once."""
-        self._store.prefetch([metadata.program_digest for metadata in kernels])
+        """Have the programs of ``kernels`` fetched into nearer tiers in the background, each once.
+
+        Returns at once and never raises.
+        """
+        digests = [metadata.program_digest for metadata in kernels]
+        self._store.prefetch(lambda: self._not_ahead(digests))
+
+    def prefetch_best(self, wanted: Sequence[Wanted]) -> None:
+        """As :meth:`prefetch` for the best kernels for each of ``wanted``, found in the background too."""
+        self._store.prefetch(
+            lambda: self._not_ahead(
+                ranked.metadata.program_digest for each in wanted for ranked in self._records.rank(each)
+            )
+        )
 
     def artefact(self, kernel_id: str) -> KernelArtefact:
         """A kernel as another library's :meth:`put` takes it, read from the record and checked.
@@ -277,6 +290,12 @@ class KernelLibrary:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _not_ahead(self, digests: Iterable[str]) -> list[str]:
+        """Those of ``digests`` that were not fetched ahead; called by the one thread that does it."""
+        new = [digest for digest in dict.fromkeys(digests) if digest not in self._ahead]
+        self._ahead.update(new)
+        return new
 
     def _read(self, kernel_id: str) -> _Known:
         ticket = self._known.ticket()

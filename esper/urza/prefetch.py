@@ -6,6 +6,9 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
+Keys = Callable[[], Sequence[str]]
+"""Says what to fetch; called in the background too, for finding out may take as long as fetching."""
+
 WAITING = 64
 """How many calls may wait for their turn; more are dropped, since what is guessed must not pile up."""
 
@@ -18,23 +21,23 @@ class Prefetcher:
     def __init__(self, fetch: Callable[[Sequence[str]], object]) -> None:
         """``fetch`` is called with the keys of one call at a time. Its thread starts with the first."""
         self._fetch = fetch
-        self._queue: queue.Queue[Sequence[str] | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[Keys | None] = queue.Queue(WAITING)
         self._thread: threading.Thread | None = None
         self._closed = False
         self._lock = threading.Lock()
         self.dropped = 0
         self.errors = 0
 
-    def ask(self, keys: Sequence[str]) -> None:
-        """Have ``keys`` fetched soon, unless too many are waiting or it is closed."""
+    def ask(self, keys: Keys) -> None:
+        """Have ``keys()`` fetched soon, unless too many are waiting or it is closed."""
         with self._lock:
-            if self._closed or not keys:
+            if self._closed:
                 return
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="esper-prefetch", daemon=True)
                 self._thread.start()
             try:
-                self._queue.put_nowait(tuple(keys))
+                self._queue.put_nowait(keys)
             except queue.Full:
                 self.dropped += 1
 
@@ -57,7 +60,7 @@ class Prefetcher:
     def _run(self) -> None:
         while (keys := self._queue.get()) is not None:
             try:
-                self._fetch(keys)
+                self._fetch(keys())
             except Exception:  # whoever needs the key will meet the error again, where it can be handled
                 self.errors += 1
             self._queue.task_done()

@@ -17,7 +17,7 @@ from typing import Final, NoReturn, Protocol, TypeVar
 
 from esper.errors import CorruptKernel, EsperError
 from esper.urza.flights import Flights
-from esper.urza.prefetch import Prefetcher
+from esper.urza.prefetch import Keys, Prefetcher
 from esper.urza.tally import Tally
 
 ABSENT_SECONDS: Final = 1.0
@@ -146,8 +146,8 @@ class TieredStore:
                 self._memory_counts.hits.add()
         return found | self._beyond_memory([digest for digest in digests if digest not in found])
 
-    def prefetch(self, digests: Sequence[str]) -> None:
-        """Have ``digests`` fetched into nearer tiers in the background; returns at once and never raises."""
+    def prefetch(self, digests: Keys) -> None:
+        """Have ``digests()`` fetched into nearer tiers in the background; returns at once, never raises."""
         self._prefetcher.ask(digests)
 
     def put(self, digest: str, value: bytes) -> None:

@@ -417,7 +417,7 @@ def test_a_prefetch_returns_at_once_and_fills_the_nearer_tiers() -> None:
     record = SlowTier("record", **MANY)
     store, memory = remembering(record)
     began = time.monotonic()
-    store.prefetch(DIGESTS)
+    store.prefetch(lambda: DIGESTS)
     assert record.calls == [] or time.monotonic() - began < 0.05
     until(lambda: memory.get_many(DIGESTS) == MANY)
     assert record.calls == ["get_many"]
@@ -429,8 +429,8 @@ def test_a_prefetch_that_fails_is_silent_and_the_next_one_works() -> None:
     store, memory = remembering(record, DictTier("farther", **MANY))
     failing, _ = remembering(FailingTier("record", LibraryError("gone")))
     for each in (failing, store):
-        each.prefetch([DIGEST])
-        each.prefetch(DIGESTS)
+        each.prefetch(lambda: [DIGEST])
+        each.prefetch(lambda: DIGESTS)
     until(lambda: memory.get_many(DIGESTS) == MANY)
     until(lambda: failing.tier_counts()["record"].errors == 2)
     failing.close()
@@ -442,8 +442,8 @@ def test_more_prefetches_than_may_wait_are_dropped_and_closing_waits_for_one_onl
     store, _ = remembering(record)
     began = time.monotonic()
     for _ in range(5000):
-        store.prefetch(DIGESTS)
+        store.prefetch(lambda: DIGESTS)
     store.close()
     assert time.monotonic() - began < 3  # 64 waiting ones would take longer
-    store.prefetch(DIGESTS)
+    store.prefetch(lambda: DIGESTS)
     assert [thread.name for thread in threading.enumerate() if thread.name == "esper-prefetch"] == []

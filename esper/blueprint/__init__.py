@@ -4,7 +4,8 @@ A blueprint is written once and built for many slots: its sizes are expressions 
 ``blueprints/`` for the ones that ship.
 """
 
-from esper.blueprint.model import INPUT, Blueprint, Node, Source
+from esper.blueprint.checks import INPUT
+from esper.blueprint.model import Blueprint, Node, Source
 from esper.blueprint.ops import LAYOUTS, OPS, Op, Shape
 from esper.blueprint.plan import Plan, PlannedNode, fits, plan
 from esper.blueprint.reading import SUFFIXES, from_json, load_blueprints, parse_blueprint

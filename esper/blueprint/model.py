@@ -13,7 +13,8 @@ import keyword
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, Self
+from itertools import chain
+from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
@@ -28,39 +29,51 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from esper.blueprint import expression
-from esper.blueprint.expression import ExpressionError, nearest
+from esper.blueprint.checks import (
+    INPUT,
+    SLOT_NAMES,
+    Parameters,
+    Problem,
+    arity_problems,
+    graph_problems,
+    node_problems,
+    normalise,
+    normalise_sizes,
+    size_problems,
+    size_uses,
+    use_problems,
+)
+from esper.blueprint.expression import nearest
 from esper.blueprint.graph import topological
-from esper.blueprint.ops import LAYOUTS, OPS, Op, Size, canonical_size
+from esper.blueprint.isomorphism import graph_digest
+from esper.blueprint.migration import VERSION
+from esper.blueprint.ops import LAYOUTS, OPS
 from esper.messages import Layout
 
-VERSION = 1
 MAX_NODES = 64
 MAX_SIZES = 16
-INPUT = "x"
-"""The name of the kernel's input among the nodes."""
-SLOT_NAMES = ("in", "out", "stride")
-"""What expressions may refer to besides the blueprint's own sizes."""
-
-Parameters = dict[str, int | float | bool | str]
+RESERVED = (INPUT, *SLOT_NAMES, *expression.FUNCTIONS, *keyword.kwlist)
+"""What no node and no size may be called."""
 
 
-def problem(message: str, *, at: tuple[str, ...] = (), hint: str | None = None) -> NoReturn:
-    """Refuses a blueprint: ``at`` is a path of keys below the field in question, nodes by their id."""
-    raise PydanticCustomError("blueprint", "{message}", {"message": message, "at": at, "hint": hint})
+def refuse(problems: Iterable[Problem], *, below: int = 0) -> None:
+    """Refuses a blueprint for the first of ``problems``; ``below``: how much of their path pydantic adds."""
+    for problem in problems:
+        context = {"message": problem.message, "at": problem.at[below:], "hint": problem.hint}
+        raise PydanticCustomError("blueprint", "{message}", context)
 
 
 def _identifier(word: str) -> str:
-    if keyword.iskeyword(word) or word in (INPUT, *SLOT_NAMES, *expression.FUNCTIONS):
-        problem(f"{word!r} is a reserved name", hint="choose another")
+    if word in RESERVED:
+        refuse([Problem(f"{word!r} is a reserved name", hint="choose another")])
     return word
 
 
 def _one_line(text: str) -> str:
     for character in text:
         if unicodedata.category(character)[0] in "CZ" and character != " ":
-            problem(
-                f"the character U+{ord(character):04X} is not allowed in text", hint="write one plain line"
-            )
+            told = f"the character U+{ord(character):04X} is not allowed in text"
+            refuse([Problem(told, hint="write one plain line")])
     return text
 
 
@@ -84,42 +97,25 @@ class Node(BaseModel):
     @classmethod
     def _known(cls, word: str) -> str:
         if word not in OPS:
-            problem(f"unknown op {word[:40]!r}", hint=nearest(word, OPS))
+            refuse([Problem(f"unknown op {word[:40]!r}", hint=nearest(word, OPS))])
         return word
 
     @field_validator("inputs")
     @classmethod
     def _arity(cls, inputs: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if op := OPS.get(info.data.get("op", "")):
-            least, most = op.inputs
-            if not least <= len(inputs) <= most:
-                wanted = str(least) if least == most else f"{least} to {most}"
-                problem(f"{op.name} takes {wanted} inputs, not {len(inputs)}")
+            refuse(arity_problems(op, inputs))
         return inputs
 
     @field_validator("params")
     @classmethod
     def _normal(cls, params: Parameters, info: ValidationInfo) -> Parameters:
         op = OPS.get(info.data.get("op", ""))
-        return params if op is None else _normal_parameters(op, params)
-
-
-def _normal_parameters(op: Op, params: Parameters) -> Parameters:
-    """Every parameter of ``op`` in its canonical spelling, defaults included."""
-    for name in params:
-        if name not in op.parameters:
-            takes = nearest(name, op.parameters) if op.parameters else "it takes none"
-            problem(f"{op.name} has no parameter {name[:40]!r}", at=(name,), hint=takes)
-    normal: Parameters = {}
-    for name, parameter in op.parameters.items():
-        value = params.get(name, parameter.default)
-        if value is None:
-            problem(f"{op.name} needs the parameter {name!r}")
-        try:
-            normal[name] = parameter.normal(value)
-        except ExpressionError as error:
-            problem(f"parameter {name!r}: {error}", at=(name,), hint=error.hint)
-    return normal
+        if op is None:
+            return params
+        normal: Parameters = {}
+        refuse(normalise(op, params, normal))
+        return normal
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +153,7 @@ class Blueprint(BaseModel):
     @classmethod
     def _readable(cls, version: int) -> int:
         if version != VERSION:
-            problem(f"version {version} is not read here", hint=f"write version: {VERSION}")
+            refuse([Problem(f"version {version} is not read here", hint=f"write version: {VERSION}")])
         return version
 
     @field_validator("tags")
@@ -174,71 +170,27 @@ class Blueprint(BaseModel):
     @classmethod
     def _normal_sizes(cls, sizes: dict[str, int | str]) -> dict[str, int | str]:
         normal: dict[str, int | str] = {}
-        for name, size in sorted(sizes.items()):
-            try:
-                normal[name] = canonical_size(size)
-            except ExpressionError as error:
-                problem(f"size {name!r}: {error}", at=(name,), hint=error.hint)
+        refuse(normalise_sizes(sizes, normal))
         return normal
 
     @field_validator("nodes")
     @classmethod
     def _ordered(cls, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
-        by_id: dict[str, Node] = {}
-        for node in nodes:
-            if node.id in by_id:
-                problem(f"two nodes have the id {node.id!r}", at=(node.id,))
-            by_id[node.id] = node
-        for node in nodes:
-            for source in node.inputs:
-                if source != INPUT and source not in by_id:
-                    words = [INPUT, *by_id]
-                    problem(
-                        f"input {source!r} is no node",
-                        at=(node.id, "inputs"),
-                        hint=nearest(source, words),
-                    )
-        order, cycle = topological({node.id: set(node.inputs) - {INPUT} for node in nodes})
-        if cycle:
-            problem(
-                f"a cycle: {' -> '.join(cycle)}",
-                at=(cycle[0],),
-                hint="a kernel runs from x to output",
-            )
+        refuse(graph_problems(nodes), below=1)
+        by_id = {node.id: node for node in nodes}
+        order, _ = topological({node.id: set(node.inputs) - {INPUT} for node in nodes})
         return tuple(by_id[name] for name in order)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        ids = {node.id: set(node.inputs) for node in self.nodes}
-        if self.output not in ids:
-            problem(f"output {self.output!r} is no node", at=("output",), hint=nearest(self.output, ids))
-        used, waiting = {INPUT}, [self.output]
-        while waiting:
-            node_id = waiting.pop()
-            used.add(node_id)
-            waiting.extend(ids[node_id] - used)
-        for node in self.nodes:
-            if node.id not in used:
-                problem(
-                    "its value is never used",
-                    at=("nodes", node.id),
-                    hint="remove it, or use it on the way to output",
-                )
-            _check_node(node, self.layouts, self.sizes)
-        _ = self.size_order
+        in_nodes = (node_problems(node, self.layouts, self.sizes) for node in self.nodes)
+        refuse(chain(use_problems(self.nodes, self.output), *in_nodes, size_problems(self.sizes)))
         return self
 
     @property
     def size_order(self) -> tuple[str, ...]:
         """The names of ``sizes``, each after those that it refers to."""
-        uses: dict[str, set[str]] = {}
-        for name, size in self.sizes.items():
-            at = ("sizes", name)
-            uses[name] = _check_names(size, f"size {name!r}", at, self.sizes) - set(SLOT_NAMES)
-        order, cycle = topological(uses)
-        if cycle:
-            problem(f"sizes in a cycle: {' -> '.join(cycle)}", at=("sizes", cycle[0]))
-        return tuple(order)
+        return tuple(topological(size_uses(self.sizes))[0])
 
     def canonical_json(self) -> str:
         """The one spelling of this blueprint: ASCII JSON, keys sorted, no blanks."""
@@ -249,6 +201,14 @@ class Blueprint(BaseModel):
     def blueprint_id(self) -> str:
         """``blueprint_`` and the first 16 hex digits of the SHA-256 of the canonical JSON."""
         return f"blueprint_{hashlib.sha256(self.canonical_json().encode()).hexdigest()[:16]}"
+
+    @property
+    def graph_id(self) -> str:
+        """``graph_`` and 16 hex digits over the graph alone: equal for graphs that differ in names only.
+
+        See ``esper.blueprint.isomorphism`` for what counts.
+        """
+        return f"graph_{graph_digest(self.nodes, self.output, self.sizes)[:16]}"
 
     def where(self, node_id: str | None = None) -> str:
         """A prefix for messages: file and line when known, then the node or the blueprint's name."""
@@ -269,30 +229,3 @@ class Blueprint(BaseModel):
 
     def __hash__(self) -> int:
         return hash(self.canonical_json())
-
-
-def _check_node(node: Node, layouts: Iterable[Layout], sizes: Mapping[str, Any]) -> None:
-    """Refuses an op outside the declared layouts, and unknown names in its expressions."""
-    op = OPS[node.op]
-    for layout in layouts:
-        if layout not in op.layouts:
-            fits = ", ".join(op.layouts)
-            problem(
-                f"{op.name} does not work on {layout}",
-                at=("nodes", node.id, "op"),
-                hint=f"it works on {fits}",
-            )
-    for name, parameter in op.parameters.items():
-        if isinstance(parameter, Size):
-            value = node.params[name]
-            _check_names(value, f"parameter {name!r}", ("nodes", node.id, "params", name), sizes)
-
-
-def _check_names(size: object, what: str, at: tuple[str, ...], sizes: Mapping[str, Any]) -> set[str]:
-    """The names in ``size``, all of them known."""
-    found = expression.names(expression.parse(str(size)))
-    known = (*SLOT_NAMES, *sizes)
-    for name in sorted(found):
-        if name not in known:
-            problem(f"{what}: unknown name {name!r}", at=at, hint=nearest(name, known))
-    return set(found)

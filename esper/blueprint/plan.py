@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from esper.blueprint import expression
+from esper.blueprint.checks import INPUT
 from esper.blueprint.expression import ExpressionError
-from esper.blueprint.model import INPUT, Blueprint, Node
+from esper.blueprint.model import Blueprint, Node
 from esper.blueprint.ops import MAX_FEATURES, OPS, Shape, ShapeError, Size, Value
 from esper.errors import BlueprintError
 from esper.messages import Slot

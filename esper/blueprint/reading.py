@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,34 @@ from pydantic_core import ErrorDetails
 
 from esper.blueprint.documents import MAX_BYTES, DocumentError, KeyPath, Lines, read_documents
 from esper.blueprint.expression import nearest
+from esper.blueprint.migration import MigrationError, migrate
 from esper.blueprint.model import Blueprint, Node, Source
 from esper.errors import BlueprintError
 
 SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: where (each part as far as it is known), what, and what to do instead."""
+
+    file: str
+    line: int | None
+    blueprint: str
+    node: str
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        """All but the hint: ``file:line: blueprint: node 'id': message``."""
+        where = self.file + (f":{self.line}" if self.file and self.line else "")
+        subject = self.blueprint or ("" if self.file else "blueprint")
+        node = f"node {self.node!r}" if self.node else ""
+        return ": ".join(part for part in (where, subject, node, self.message) if part)
+
+    def error(self) -> BlueprintError:
+        """The finding as an error to raise."""
+        return BlueprintError(str(self), hint=self.hint)
 
 
 def load_blueprints(path: Path) -> list[Blueprint]:
@@ -23,6 +48,11 @@ def load_blueprints(path: Path) -> list[Blueprint]:
 
     Raises ``BlueprintError`` with file, line, node and the nearest valid word.
     """
+    return [validate(data, lines, str(path)) for data, lines in read_file(path)]
+
+
+def read_file(path: Path) -> list[tuple[Any, Lines]]:
+    """The documents of one file as plain data with their lines, at least one; raises ``BlueprintError``."""
     text = _text(path)
     try:
         documents = read_documents(text, "json" if path.suffix == ".json" else "yaml")
@@ -31,12 +61,12 @@ def load_blueprints(path: Path) -> list[Blueprint]:
         raise BlueprintError(f"{path}{line}: {refused.message}", hint=refused.hint) from None
     if not documents:
         raise BlueprintError(f"{path}: the file is empty", hint="a blueprint starts with: version: 1")
-    return [_validate(data, lines, str(path)) for data, lines in documents]
+    return documents
 
 
 def parse_blueprint(data: Mapping[str, Any]) -> Blueprint:
     """The blueprint in ``data`` (plain dicts, lists, strings, numbers); raises ``BlueprintError``."""
-    return _validate(data, {}, "")
+    return validate(data, {}, "")
 
 
 def from_json(text: str) -> Blueprint:
@@ -45,7 +75,7 @@ def from_json(text: str) -> Blueprint:
         ((data, _),) = read_documents(text, "json")
     except DocumentError as refused:
         raise BlueprintError(f"blueprint:{refused.line}: {refused.message}", hint=refused.hint) from None
-    return _validate(data, {}, "")
+    return validate(data, {}, "")
 
 
 def _text(path: Path) -> str:
@@ -69,34 +99,45 @@ def _text(path: Path) -> str:
         raise BlueprintError(f"{path}:{line}: not UTF-8 text") from None
 
 
-def _validate(data: Any, lines: Lines, file: str) -> Blueprint:
+def validate(data: Any, lines: Lines, file: str) -> Blueprint:
+    """The blueprint in ``data`` as it was read from ``file`` ("" for none); raises ``BlueprintError``."""
     if not isinstance(data, Mapping):
         raise BlueprintError(f"{file or 'blueprint'}: a list where a blueprint should be")
     try:
+        data = migrate(data)
         blueprint = Blueprint.model_validate_json(json.dumps(data, allow_nan=False))
+    except MigrationError as error:
+        raise finding(("version",), str(error), error.hint, data, lines, file).error() from None
     except ValidationError as error:
         # A misspelt field is also a missing one: the misspelling says more.
         first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
-        raise _error(first, data, lines, file) from None
+        raise explain(first, data, lines, file).error() from None
     except (TypeError, ValueError, RecursionError) as error:
         raise BlueprintError(f"{file or 'blueprint'}: {error}") from None
     if not file:
         return blueprint
-    ids = {node["id"]: lines[("nodes", index)] for index, node in enumerate(data["nodes"])}
-    return blueprint.with_source(Source(file, {**ids, "": lines[()]}))
+    start = lines[()]
+    ids = {node["id"]: lines.get(("nodes", index), start) for index, node in enumerate(data["nodes"])}
+    return blueprint.with_source(Source(file, {**ids, "": start}))
 
 
-def _error(details: ErrorDetails, data: Mapping[str, Any], lines: Lines, file: str) -> BlueprintError:
-    """One pydantic error in one line: file, line, node, what is wrong, what to write instead."""
+def explain(details: ErrorDetails, data: Mapping[str, Any], lines: Lines, file: str) -> Finding:
+    """One of pydantic's errors in the words of the file."""
     context = details.get("ctx", {}) if details["type"] == "blueprint" else {}
-    path, node_id = _locate((*details["loc"], *context.get("at", ())), data)
+    message, hint = _in_words(details)
+    loc = (*details["loc"], *context.get("at", ()))
+    return finding(loc, message, context.get("hint") or hint, data, lines, file)
+
+
+def finding(
+    loc: KeyPath, message: str, hint: str | None, data: Mapping[str, Any], lines: Lines, file: str
+) -> Finding:
+    """A finding at the path ``loc`` of ``data``, on the line where the nearest part of it stands."""
+    path, node_id = _locate(loc, data)
     line = next((lines[path[:size]] for size in range(len(path), -1, -1) if path[:size] in lines), None)
-    where = f"{file}:{line}: " if file else ""
     name = data.get("name")
     subject = name[:40] if isinstance(name, str) else "blueprint"
-    node = f": node {node_id[:40]!r}" if node_id else ""
-    message, hint = _explain(details)
-    return BlueprintError(f"{where}{subject}{node}: {message}", hint=context.get("hint") or hint)
+    return Finding(file, line, subject, node_id[:40], message, hint)
 
 
 def _locate(loc: tuple[str | int, ...], data: Mapping[str, Any]) -> tuple[KeyPath, str]:
@@ -112,7 +153,7 @@ def _locate(loc: tuple[str | int, ...], data: Mapping[str, Any]) -> tuple[KeyPat
     return ("nodes", index, *rest), node_id if isinstance(node_id, str) else f"#{index + 1}"
 
 
-def _explain(details: ErrorDetails) -> tuple[str, str | None]:
+def _in_words(details: ErrorDetails) -> tuple[str, str | None]:
     """What is wrong, and the next step, in the words of the file."""
     field = next((part for part in reversed(details["loc"]) if isinstance(part, str)), "the document")
     if details["type"] == "blueprint":

@@ -85,7 +85,12 @@ def test_several_documents_in_one_file(tmp_path: Path) -> None:
             ":2: sm\u0430ll: name: String should match pattern",
         ),  # Cyrillic a
         ("name: small", "name: small\ntitle: 'a\u202eb'", "the character U+202E is not allowed in text"),
-        ("version: 1", "version: 2", ":1: small: version 2 is not read here (write version: 1)"),
+        (
+            "version: 1",
+            "version: 2",
+            ":1: small: version 2 is newer than 1, the newest that is read here (update",
+        ),
+        ("version: 1", "version: -1", ":1: small: version -1 is not read here (write version: 1)"),
         ("version: 1", "version: true", ":1: small: version: Input should be a valid integer, not True"),
         ("version: 1", "version: 1.0", ":1: small: version: Input should be a valid integer, not 1.0"),
         ("[features]", "[feature]", ":3: small: layouts"),

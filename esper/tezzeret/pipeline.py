@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
@@ -34,10 +34,11 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
 @dataclass(slots=True)
 class StageClock:
-    """Seconds spent in each stage so far; ``stage`` is the one entered last."""
+    """Seconds spent in each stage so far; ``stage`` is the one entered last, as ``on_stage`` was told."""
 
     stage: str = STAGES[0]
     seconds: dict[str, float] = field(default_factory=dict)
+    on_stage: Callable[[str], None] = lambda _: None
 
     @property
     def total(self) -> float:
@@ -51,6 +52,7 @@ class StageClock:
         A ``BlueprintError`` stays one: then it is the blueprint that is to blame, not the compilation.
         """
         self.stage = stage
+        self.on_stage(stage)
         start = time.perf_counter()
         try:
             yield
@@ -98,6 +100,12 @@ class Pipeline:
                 f"unknown dtype {self.dtype!r}", stage="parse", hint=f"one of: {', '.join(DTYPES)}"
             )
 
+    @property
+    def configuration(self) -> str:
+        """In a few words, what an attempt may be tried again without."""
+        optimised = "optimised" if self.optimise else "not optimised"
+        return f"{self.target.name}, {self.device}, {self.dtype}, {optimised}"
+
     def kernel_id(self, blueprint: Blueprint, slot: Slot, trained: Trained | None = None) -> str:
         """The id of the kernel that ``compile`` will make: a hash of all that decides what it computes."""
         device = torch.device(self.device).type
@@ -137,6 +145,7 @@ class Pipeline:
             saved = self.target.save(program)
         with clock.time("validate", subject), seeded(self.seed, torch.device(self.device)):
             loaded = self.target.load(saved, self.device)
+            self.target.check(loaded)
             validate(loaded, eager, slot, seed=self.seed)
             latency = measure_latency(loaded, slot)
             score = performance_score(loaded, slot)  # last: it trains

@@ -27,6 +27,10 @@ class Target(Protocol):
         """Changes ``program`` in place to suit ``device``; returns the names of what was changed."""
         ...
 
+    def check(self, program: nn.Module) -> None:
+        """Raises ``RuntimeError`` for a program that may do what no kernel needs, such as to open a file."""
+        ...
+
     def save(self, program: nn.Module) -> bytes:
         """``program`` as bytes, weights included."""
         ...

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import fx, nn
 
+from esper.tezzeret.allowed import foreign_parts
+
 
 class TorchScriptTarget:
     """Compiles to TorchScript. Programs keep their parameters, so they train after loading."""
@@ -39,6 +41,11 @@ class TorchScriptTarget:
         for weight in convolutions:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         return ("channels_last",)
+
+    def check(self, program: nn.Module) -> None:
+        """Raises ``RuntimeError`` unless every method of ``program`` is made of ops that a kernel may use."""
+        if found := foreign_parts(program):
+            raise RuntimeError(f"the program holds what no kernel may: {', '.join(found)}")
 
     def save(self, program: nn.Module) -> bytes:
         """``program`` as a TorchScript archive."""

@@ -1,16 +1,18 @@
-"""Compiles what a library lacks, and records every attempt."""
+"""Compiles what a library lacks, here or in worker processes, and records every attempt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
 from esper.blueprint import Blueprint
-from esper.errors import BlueprintError, CompilationError
 from esper.messages import CompilationRecord, KernelArtefact, Slot
-from esper.tezzeret.pipeline import Pipeline, StageClock
+from esper.tezzeret.jobs import CompileJob, Outcome, attempt_here
+from esper.tezzeret.pipeline import Pipeline
 
 RETRIED = ("compile", "optimise", "validate")
 """Stages that another configuration may get through; parse, build and metadata do not depend on it."""
@@ -32,53 +34,105 @@ class Library(Protocol):
         ...
 
 
+class Workers(Protocol):
+    """Who does jobs elsewhere, ``workers`` of them at once: processes of this machine, or of others."""
+
+    @property
+    def workers(self) -> int:
+        """How many jobs are done at once."""
+        ...
+
+    def submit(self, job: CompileJob) -> Future[Outcome]:
+        """Has ``job`` done; what goes wrong in it is its outcome. Raises ``CompilationError``."""
+        ...
+
+
+Told = Callable[[CompilationRecord], None]
+
+
 def compile_missing(
     pipeline: Pipeline,
     library: Library,
     pairs: Iterable[tuple[Blueprint, Slot]],
-    on_result: Callable[[CompilationRecord], None] | None = None,
+    on_result: Told = lambda _: None,
+    *,
+    on_failure: Told = lambda _: None,
+    workers: Workers | None = None,
 ) -> list[CompilationRecord]:
-    """Compiles each pair whose kernel ``library`` lacks; returns the records in order, one an attempt.
+    """Compiles each pair whose kernel ``library`` lacks, once; returns the records, in the pairs' order.
 
     A failure in a stage that depends on the configuration is tried once more, unoptimised; both attempts are
-    recorded. A failure does not stop the pairs after it. ``on_result`` sees each record as it comes.
+    recorded. A failure does not stop the pairs after it. ``on_result`` sees each record as it is stored,
+    ``on_failure`` the last one of each kernel that no configuration gives. Only this process writes to the
+    library. Without ``workers`` it compiles, too.
     """
     records: list[CompilationRecord] = []
-    for blueprint, slot in pairs:
-        if library.contains(pipeline.kernel_id(blueprint, slot)):
-            continue
-        for record in _attempts(pipeline, library, blueprint, slot):
-            library.record_compilation(record)
-            records.append(record)
-            if on_result is not None:
-                on_result(record)
+    for job, outcome in _outcomes(_missing(pipeline, library, pairs), workers):
+        record = _record(job, outcome)
+        if outcome.artefact is not None:
+            library.put(outcome.artefact)
+        library.record_compilation(record)
+        records.append(record)
+        on_result(record)
+        if outcome.artefact is None and _next_attempt(job, outcome) is None:
+            on_failure(record)
     return records
 
 
-def _attempts(
-    pipeline: Pipeline, library: Library, blueprint: Blueprint, slot: Slot
-) -> Iterable[CompilationRecord]:
-    """One attempt, and where that failed and another configuration may help, a second."""
-    record = _attempt(pipeline, library, blueprint, slot)
-    yield record
-    if record.stage in RETRIED and pipeline.optimise:
-        yield _attempt(replace(pipeline, optimise=False), library, blueprint, slot)
+def _missing(
+    pipeline: Pipeline, library: Library, pairs: Iterable[tuple[Blueprint, Slot]]
+) -> Iterator[CompileJob]:
+    seen: set[str] = set()
+    for blueprint, slot in pairs:
+        kernel_id = pipeline.kernel_id(blueprint, slot)
+        if kernel_id not in seen and not library.contains(kernel_id):
+            yield CompileJob(pipeline, blueprint, slot)
+        seen.add(kernel_id)
 
 
-def _attempt(pipeline: Pipeline, library: Library, blueprint: Blueprint, slot: Slot) -> CompilationRecord:
-    clock = StageClock()
+def _outcomes(jobs: Iterator[CompileJob], workers: Workers | None) -> Iterator[tuple[CompileJob, Outcome]]:
+    """Every attempt at ``jobs``, in their order, each second one after its first.
+
+    A few jobs more than there are workers are under way, so that none waits for the library.
+    """
+    if workers is None:
+        for first in jobs:
+            job: CompileJob | None = first
+            while job is not None:
+                outcome = attempt_here(job)
+                yield job, outcome
+                job = _next_attempt(job, outcome)
+        return
+    under_way: deque[tuple[CompileJob, Future[Outcome]]] = deque()
+    while True:
+        while len(under_way) < 2 * workers.workers and (new := next(jobs, None)) is not None:
+            under_way.append((new, workers.submit(new)))
+        if not under_way:
+            return
+        job, future = under_way.popleft()
+        outcome = future.result()
+        if (again := _next_attempt(job, outcome)) is not None:
+            under_way.appendleft((again, workers.submit(again)))
+        yield job, outcome
+
+
+def _next_attempt(job: CompileJob, outcome: Outcome) -> CompileJob | None:
+    """The job with the configuration that is tried next, None where there is none that may help."""
+    if outcome.artefact is not None or outcome.stage not in RETRIED or not job.pipeline.optimise:
+        return None
+    return replace(job, pipeline=replace(job.pipeline, optimise=False))
+
+
+def _record(job: CompileJob, outcome: Outcome) -> CompilationRecord:
     record = CompilationRecord(
-        blueprint_id=blueprint.blueprint_id,
-        blueprint_name=blueprint.name,
-        slot=slot,
-        target=pipeline.target.name,
+        blueprint_id=job.blueprint.blueprint_id,
+        blueprint_name=job.blueprint.name,
+        slot=job.slot,
+        target=job.pipeline.target.name,
         status="failed",
-        seconds=0.0,
+        seconds=outcome.seconds,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    try:
-        artefact = pipeline.compile(blueprint, slot, clock)
-    except (BlueprintError, CompilationError) as error:
-        return replace(record, seconds=clock.total, stage=clock.stage, reason=str(error))
-    library.put(artefact)
-    return replace(record, status="compiled", seconds=clock.total, kernel_id=artefact.metadata.kernel_id)
+    if outcome.artefact is not None:
+        return replace(record, status="compiled", kernel_id=outcome.artefact.metadata.kernel_id)
+    return replace(record, stage=outcome.stage, reason=f"{outcome.reason} [{job.pipeline.configuration}]")

@@ -1,0 +1,170 @@
+"""The jobs that worker processes do, and how one is done: unpack it, confine the process, tell what came.
+
+What a worker tells is data, never a pickle: whoever takes a worker over gains nothing from its parent.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from esper.blueprint import Blueprint
+from esper.errors import BlueprintError, CompilationError
+from esper.messages import KernelArtefact, KernelMetadata, Slot
+from esper.tezzeret.limits import Limits, confine
+from esper.tezzeret.pipeline import Pipeline, StageClock
+from esper.tezzeret.target import Target
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a job: a kernel where one was made, else the stage that failed and the reason."""
+
+    stage: str
+    seconds: float
+    reason: str | None = None
+    artefact: KernelArtefact | None = None
+
+
+class Job(Protocol):
+    """Something to be done by a worker; pickled on its way there."""
+
+    def run(self, tell: Tell) -> KernelArtefact | None:
+        """Do it, telling each stage that begins; raises whatever goes wrong."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CompileJob:
+    """One attempt to compile."""
+
+    pipeline: Pipeline
+    blueprint: Blueprint
+    slot: Slot
+
+    def run(self, tell: Tell) -> KernelArtefact:
+        """The validated kernel."""
+        return self.pipeline.compile(self.blueprint, self.slot, StageClock(on_stage=tell))
+
+
+@dataclass(frozen=True, slots=True)
+class CheckJob:
+    """Whether a program from elsewhere loads, and holds nothing that no kernel needs."""
+
+    target: Target
+    program: bytes
+
+    def run(self, tell: Tell) -> None:
+        """Raises ``RuntimeError`` for a program that cannot be loaded, or that holds something else."""
+        tell("load")
+        program = self.target.load(self.program)
+        tell("check")
+        self.target.check(program)
+
+
+def attempt_here(job: CompileJob) -> Outcome:
+    """Compile in this process, under no limits."""
+    clock = StageClock()
+    try:
+        artefact = job.pipeline.compile(job.blueprint, job.slot, clock)
+    except (BlueprintError, CompilationError) as error:
+        return Outcome(clock.stage, clock.total, str(error))
+    return Outcome(clock.stage, clock.total, artefact=artefact)
+
+
+def serve(connection: int) -> None:
+    """Do the one job that comes over the descriptor ``connection``, and tell of it there; then confined."""
+    with os.fdopen(os.dup(connection), "rb") as source:
+        job, limits = pickle.load(source)
+    with os.fdopen(connection, "wb", buffering=0) as out:
+        began = time.perf_counter()
+
+        def tell(parts: tuple[bytes, ...] = (), **fields: Any) -> None:
+            _write(out, json.dumps(fields | {"seconds": time.perf_counter() - began}).encode() + b"\n")
+            for part in parts:
+                _write(out, part)
+
+        tell(unfiltered=confine(limits))
+        try:
+            with _limits_named(limits):
+                artefact = job.run(lambda stage: tell(stage=stage))
+        except Exception as error:  # whatever a job does wrong is its outcome
+            tell(reason=str(error) or type(error).__name__)
+            return
+        if artefact is None:
+            tell(done=None)
+            return
+        parts = (artefact.blueprint.encode(), artefact.program, artefact.weights)
+        tell(parts, done=[asdict(artefact.metadata), [len(part) for part in parts]])
+
+
+def understand(answer: bytes) -> tuple[Outcome | None, str, str | None]:
+    """What a worker told, to its end or as far as it came.
+
+    Returns the outcome, if it came to one, the stage that began last, and why calls were not filtered.
+    Raises ``ValueError`` for what no worker of ours would tell.
+    """
+    stage, unfiltered, seconds = "parse", None, 0.0
+    lines = io.BytesIO(answer)
+    for line in iter(lines.readline, b""):
+        if not line.endswith(b"\n"):
+            break  # it was ended in the middle of a line
+        told = json.loads(line)
+        stage, unfiltered = told.get("stage", stage), told.get("unfiltered", unfiltered)
+        seconds = float(told["seconds"])
+        if "reason" in told:
+            return Outcome(stage, seconds, str(told["reason"])), stage, unfiltered
+        if "done" in told:
+            artefact = _artefact(told["done"], lines.read()) if told["done"] else None
+            return Outcome(stage, seconds, artefact=artefact), stage, unfiltered
+    return None, stage, unfiltered
+
+
+def _artefact(done: tuple[dict[str, Any], list[int]], data: bytes) -> KernelArtefact:
+    metadata, sizes = done
+    if len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != len(data):
+        raise ValueError("the parts of a kernel are not as long as was told")
+    for name in ("input_shape", "output_shape", "tags"):
+        metadata[name] = tuple(metadata[name])
+    blueprint, rest = data[: sizes[0]], data[sizes[0] :]
+    return KernelArtefact(KernelMetadata(**metadata), blueprint.decode(), rest[: sizes[1]], rest[sizes[1] :])
+
+
+@contextmanager
+def _limits_named(limits: Limits) -> Iterator[None]:
+    """Errors that a limit was behind say which."""
+    try:
+        yield
+    except Exception as error:
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__) is not None:
+            causes.append(cause)
+        text = "\n".join(map(str, causes))
+        if any(isinstance(cause, MemoryError) for cause in causes) or any(
+            sign in text for sign in ("can't allocate memory", "std::bad_alloc", os.strerror(errno.ENOMEM))
+        ):
+            over = f"over its limit of {limits.memory_mb} MiB of memory (tezzeret.limits.memory_mb)"
+            raise RuntimeError(over) from error
+        # EMFILE and EAGAIN are what the resource limits give where calls are not filtered.
+        if any(os.strerror(code) in text for code in (errno.EPERM, errno.EMFILE, errno.EAGAIN)):
+            first = str(error).strip().splitlines()[-1]
+            raise RuntimeError(
+                f"a worker may open nothing, connect to nothing and start nothing: {first}"
+            ) from error
+        raise
+
+
+def _write(out: io.FileIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[out.write(view) :]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import queue
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:  # listing kernels must not wait for PyTorch to be imported
 
 SPARES = 2
 """Copies of a kernel that are kept ready: a layer seldom takes more of one at a time."""
+
+_END = object()
+"""Among the keys of modules that were taken: no more will be."""
 
 
 @dataclass(slots=True)
@@ -42,7 +46,9 @@ class LoadedModules:
         self._entries: OrderedDict[Hashable, _Loaded] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
-        self._copier: ThreadPoolExecutor | None = None
+        self._taken: queue.SimpleQueue[Hashable] = queue.SimpleQueue()
+        self._copier: threading.Thread | None = None
+        self._closed = False
         self._hits = self._misses = 0
 
     def take(self, key: Hashable, weight: int, load: Callable[[], nn.Module]) -> nn.Module:
@@ -55,6 +61,7 @@ class LoadedModules:
             if entry is not None:
                 self._entries.move_to_end(key)
                 module = entry.ready.pop() if entry.ready else None
+                self._wake(key)
             self._hits += entry is not None
             self._misses += entry is None
         if entry is None:
@@ -62,7 +69,6 @@ class LoadedModules:
             self._keep(key, module, weight)
         elif module is None:
             module = _copied(entry.original)
-        self._refill(key)
         return module
 
     def drop(self, key: Hashable) -> None:
@@ -77,9 +83,10 @@ class LoadedModules:
     def close(self) -> None:
         """End the thread; what is held stays, and is copied by those who take it."""
         with self._lock:
-            copier, self._copier = self._copier, None
-        if copier is not None:
-            copier.shutdown(wait=True, cancel_futures=True)
+            self._closed = True
+        if self._copier is not None:
+            self._taken.put(_END)
+            self._copier.join()
 
     def _keep(self, key: Hashable, module: nn.Module, weight: int) -> None:
         whole = weight * (1 + self._spares)
@@ -92,25 +99,32 @@ class LoadedModules:
                 self._drop(next(iter(self._entries)))
             self._entries[key] = _Loaded(original, whole)
             self._held += whole
+            self._wake(key)
 
     def _drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._held -= entry.weight
 
-    def _refill(self, key: Hashable) -> None:
-        with self._lock:
-            if key not in self._entries:
-                return
-            if self._copier is None:
-                self._copier = ThreadPoolExecutor(1, "kernel-copies")
-            self._copier.submit(self._prepare, key)
+    def _wake(self, key: Hashable) -> None:
+        """Have copies made. Not by an executor: its bookkeeping took as long as the rest of ``take``."""
+        if self._closed:
+            return
+        if self._copier is None:
+            self._copier = threading.Thread(target=self._run, name="kernel-copies", daemon=True)
+            self._copier.start()
+        self._taken.put(key)
+
+    def _run(self) -> None:
+        while (key := self._taken.get()) is not _END:
+            with contextlib.suppress(Exception):  # whoever takes one makes the copy, and meets the error
+                self._prepare(key)
 
     def _prepare(self, key: Hashable) -> None:
         while True:
             with self._lock:
                 entry = self._entries.get(key)
-                if entry is None or len(entry.ready) >= self._spares:
+                if self._closed or entry is None or len(entry.ready) >= self._spares:
                     return
             made = _copied(entry.original)
             with self._lock:

@@ -63,6 +63,38 @@ def test_a_copy_of_a_compiled_module_trains_alone() -> None:
         assert not torch.equal(next(module.parameters()), next(original.parameters()))
 
 
+def test_a_copy_that_cannot_be_made_aside_is_made_by_who_takes_it(
+    loaded: LoadedModules, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, failed = threading.get_ident(), threading.Event()
+
+    def copied(module: nn.Module) -> nn.Module:
+        if threading.get_ident() != here:
+            failed.set()
+            raise MemoryError
+        return linear()
+
+    monkeypatch.setattr("esper.urza.modules.copy.deepcopy", copied)
+    loaded.take("a", 10, linear)
+    assert failed.wait(10)
+    failed.clear()
+    loaded.take("a", 10, refuse)
+    assert failed.wait(10)  # it is tried again
+    assert isinstance(loaded.take("a", 10, refuse), nn.Linear)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_once_closed_no_thread_makes_copies(loaded: LoadedModules, used: bool) -> None:
+    if used:
+        loaded.take("a", 10, linear)
+    loaded.close()
+    loaded.take("a", 10, linear)
+    for _ in range(5):
+        loaded.take("a", 10, refuse)
+    assert [thread.name for thread in threading.enumerate() if thread.name == "kernel-copies"] == []
+    loaded.close()
+
+
 def test_copies_are_made_ready_in_a_thread(loaded: LoadedModules, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded.take("a", 10, linear)
     deadline = time.monotonic() + 10

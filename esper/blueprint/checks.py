@@ -6,7 +6,7 @@ The model stops at the first problem; ``esper.blueprint.lint`` reads on, over no
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from esper.blueprint import expression
@@ -24,10 +24,10 @@ Parameters = dict[str, int | float | bool | str]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong, where (a path of keys from the top, nodes by their id), and what to do instead."""
+    """What is wrong, where (a path of keys below what was checked, nodes by id), and what to do instead."""
 
     message: str
-    at: tuple[str, ...] = ()
+    at: tuple[str | int, ...] = ()
     hint: str | None = None
 
 
@@ -42,6 +42,11 @@ class NodeLike(Protocol):
     def inputs(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def params(self) -> Parameters: ...  # noqa: D102
+
+
+def below(path: tuple[str | int, ...], problems: Iterable[Problem]) -> Iterator[Problem]:
+    """``problems`` with their paths told from further up."""
+    return (replace(problem, at=(*path, *problem.at)) for problem in problems)
 
 
 def normalise(op: Op, given: Mapping[str, object], into: Parameters) -> Iterator[Problem]:
@@ -84,30 +89,35 @@ def graph_problems(nodes: Sequence[NodeLike]) -> Iterator[Problem]:
     words = [INPUT, *dict.fromkeys(node.id for node in nodes)]
     seen: set[str] = set()
     sound = True
-    for node in nodes:
+    for index, node in enumerate(nodes):
         if node.id in seen:
             sound = False
-            yield Problem(f"two nodes have the id {node.id!r}", ("nodes", node.id))
+            yield Problem(f"two nodes have the id {node.id!r}", (index,))
         seen.add(node.id)
-    for node in nodes:
+    for index, node in enumerate(nodes):
         for source in node.inputs:
             if source != INPUT and source not in known:
                 sound = False
-                at = ("nodes", node.id, "inputs")
-                yield Problem(f"input {source!r} is no node", at, nearest(source, words))
+                hint = nearest(source, words)
+                yield Problem(f"input {source!r} is no node", (index, "inputs"), hint)
     if sound:
         _, cycle = topological({node.id: set(node.inputs) - {INPUT} for node in nodes})
         if cycle:
             told = f"a cycle: {' -> '.join(cycle)}"
-            yield Problem(told, ("nodes", cycle[0]), "a kernel runs from x to output")
+            at = next(index for index, node in enumerate(nodes) if node.id == cycle[0])
+            yield Problem(told, (at,), "a kernel runs from x to output")
+
+
+def output_problems(nodes: Sequence[NodeLike], output: str) -> Iterator[Problem]:
+    """An output that is no node."""
+    words = [node.id for node in nodes]
+    if output not in words:
+        yield Problem(f"output {output!r} is no node", ("output",), nearest(output, words))
 
 
 def use_problems(nodes: Sequence[NodeLike], output: str) -> Iterator[Problem]:
-    """An output that is no node, or nodes that do not lead to it; ``nodes`` have no ``graph_problems``."""
+    """Nodes that do not lead to the output; ``nodes`` and ``output`` have no problems of the kinds above."""
     sources = {node.id: set(node.inputs) for node in nodes}
-    if output not in sources:
-        yield Problem(f"output {output!r} is no node", ("output",), nearest(output, sources))
-        return
     used, waiting = {INPUT}, [output]
     while waiting:
         node_id = waiting.pop()
@@ -125,18 +135,18 @@ def node_problems(node: NodeLike, layouts: Iterable[str], sizes: Iterable[str]) 
     for layout in layouts:
         if layout not in op.layouts:
             hint = f"it works on {', '.join(op.layouts)}"
-            yield Problem(f"{op.name} does not work on {layout}", ("nodes", node.id, "op"), hint)
+            yield Problem(f"{op.name} does not work on {layout}", ("op",), hint)
     for name, parameter in op.parameters.items():
         if isinstance(parameter, Size) and name in node.params:
-            at = ("nodes", node.id, "params", name)
+            at = ("params", name)
             yield from _name_problems(node.params[name], f"parameter {name!r}", at, sizes)
 
 
-def size_problems(sizes: Mapping[str, int | str]) -> Iterator[Problem]:
-    """Unknown names in the sizes, or sizes that need each other."""
+def size_problems(sizes: Mapping[str, int | str], known: Iterable[str]) -> Iterator[Problem]:
+    """Names in the sizes that are not among the ``known`` sizes, or sizes that need each other."""
     sound = True
     for name, size in sizes.items():
-        for found in _name_problems(size, f"size {name!r}", ("sizes", name), sizes):
+        for found in _name_problems(size, f"size {name!r}", ("sizes", name), known):
             sound = False
             yield found
     if sound:

@@ -13,7 +13,6 @@ import keyword
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Annotated, Self
 
 from pydantic import (
@@ -35,10 +34,12 @@ from esper.blueprint.checks import (
     Parameters,
     Problem,
     arity_problems,
+    below,
     graph_problems,
     node_problems,
     normalise,
     normalise_sizes,
+    output_problems,
     size_problems,
     size_uses,
     use_problems,
@@ -56,10 +57,10 @@ RESERVED = (INPUT, *SLOT_NAMES, *expression.FUNCTIONS, *keyword.kwlist)
 """What no node and no size may be called."""
 
 
-def refuse(problems: Iterable[Problem], *, below: int = 0) -> None:
-    """Refuses a blueprint for the first of ``problems``; ``below``: how much of their path pydantic adds."""
+def refuse(problems: Iterable[Problem]) -> None:
+    """Refuses a blueprint for the first of ``problems``, if there is one."""
     for problem in problems:
-        context = {"message": problem.message, "at": problem.at[below:], "hint": problem.hint}
+        context = {"message": problem.message, "at": problem.at, "hint": problem.hint}
         raise PydanticCustomError("blueprint", "{message}", context)
 
 
@@ -176,15 +177,18 @@ class Blueprint(BaseModel):
     @field_validator("nodes")
     @classmethod
     def _ordered(cls, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
-        refuse(graph_problems(nodes), below=1)
+        refuse(graph_problems(nodes))
         by_id = {node.id: node for node in nodes}
         order, _ = topological({node.id: set(node.inputs) - {INPUT} for node in nodes})
         return tuple(by_id[name] for name in order)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        in_nodes = (node_problems(node, self.layouts, self.sizes) for node in self.nodes)
-        refuse(chain(use_problems(self.nodes, self.output), *in_nodes, size_problems(self.sizes)))
+        refuse(output_problems(self.nodes, self.output))
+        refuse(use_problems(self.nodes, self.output))
+        for node in self.nodes:
+            refuse(below(("nodes", node.id), node_problems(node, self.layouts, self.sizes)))
+        refuse(size_problems(self.sizes, self.sizes))
         return self
 
     @property

@@ -71,7 +71,7 @@ class Real:
     def normal(self, value: object) -> float:
         """``value`` as a float; raises ``ExpressionError``."""
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ExpressionError(f"{value!r} is not a number")
+            raise ExpressionError(f"{value!r:.40} is not a number")
         if not self.low <= value <= self.high:
             raise ExpressionError(f"{value} is outside {self.low:g} to {self.high:g}")
         return float(value) + 0.0  # -0.0 becomes 0.0: one spelling
@@ -86,7 +86,7 @@ class Flag:
     def normal(self, value: object) -> bool:
         """``value`` itself; raises ``ExpressionError`` unless it is true or false."""
         if not isinstance(value, bool):
-            raise ExpressionError(f"{value!r} is neither true nor false")
+            raise ExpressionError(f"{value!r:.40} is neither true nor false")
         return value
 
 

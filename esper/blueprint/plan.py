@@ -39,32 +39,62 @@ class Plan:
     nodes: tuple[PlannedNode, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Why a blueprint cannot be built for a slot: the node that is to blame, if it is one."""
+
+    message: str
+    node: str | None
+    hint: str | None
+
+
+class _MisfitError(Exception):
+    """Why there is no plan."""
+
+    def __init__(self, message: str, node: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.misfit = Misfit(message, node, hint)
+
+
 def plan(blueprint: Blueprint, slot: Slot) -> Plan:
     """``blueprint`` for ``slot``; raises ``BlueprintError`` naming the node where it cannot be."""
-    if not any(slot.accepts(layout) for layout in blueprint.layouts):
-        written = ", ".join(blueprint.layouts)
-        raise BlueprintError(f"{blueprint.where()}: written for {written}, not for {slot}")
-    sizes = _sizes(blueprint, slot)
-    shapes = {INPUT: Shape(slot.in_features)}
-    nodes = []
-    for node in blueprint.nodes:
-        planned = _plan_node(blueprint, node, slot, sizes, shapes)
-        shapes[node.id] = planned.shape
-        nodes.append(planned)
-    made, wanted = shapes[blueprint.output], Shape(slot.out_features, slot.stride)
-    if made != wanted:
-        where = blueprint.where(blueprint.output)
-        raise BlueprintError(f"{where}: the output has {_words(made)}; {slot} needs {_words(wanted)}")
-    return Plan(blueprint, slot, sizes, tuple(nodes))
+    try:
+        return _plan(blueprint, slot)
+    except _MisfitError as error:
+        found = error.misfit
+        raise BlueprintError(f"{blueprint.where(found.node)}: {found.message}", hint=found.hint) from None
+
+
+def misfit(blueprint: Blueprint, slot: Slot) -> Misfit | None:
+    """Why ``blueprint`` cannot be built for ``slot``; None where it can."""
+    try:
+        _plan(blueprint, slot)
+    except _MisfitError as error:
+        return error.misfit
+    return None
 
 
 def fits(blueprint: Blueprint, slot: Slot) -> bool:
     """Whether ``blueprint`` can be built for ``slot``."""
-    try:
-        plan(blueprint, slot)
-    except BlueprintError:
-        return False
-    return True
+    return misfit(blueprint, slot) is None
+
+
+def _plan(blueprint: Blueprint, slot: Slot) -> Plan:
+    if not any(slot.accepts(layout) for layout in blueprint.layouts):
+        written = ", ".join(blueprint.layouts)
+        raise _MisfitError(f"written for {written}, not for {slot}")
+    sizes = _sizes(blueprint, slot)
+    shapes = {INPUT: Shape(slot.in_features)}
+    nodes = []
+    for node in blueprint.nodes:
+        planned = _plan_node(node, slot, sizes, shapes)
+        shapes[node.id] = planned.shape
+        nodes.append(planned)
+    made, wanted = shapes[blueprint.output], Shape(slot.out_features, slot.stride)
+    if made != wanted:
+        told = f"the output has {_words(made)}; {slot} needs {_words(wanted)}"
+        raise _MisfitError(told, blueprint.output)
+    return Plan(blueprint, slot, sizes, tuple(nodes))
 
 
 def _sizes(blueprint: Blueprint, slot: Slot) -> dict[str, int]:
@@ -75,9 +105,7 @@ def _sizes(blueprint: Blueprint, slot: Slot) -> dict[str, int]:
         try:
             known[name] = _SIZE.check(_value(text, known), text)
         except ExpressionError as error:
-            raise BlueprintError(
-                f"{blueprint.where()}: size {name!r} for {slot}: {error}", hint=error.hint
-            ) from None
+            raise _MisfitError(f"size {name!r} for {slot}: {error}", hint=error.hint) from None
     return known
 
 
@@ -85,9 +113,7 @@ def _value(text: object, known: Mapping[str, int]) -> Fraction:
     return expression.evaluate(expression.parse(str(text)), known)
 
 
-def _plan_node(
-    blueprint: Blueprint, node: Node, slot: Slot, sizes: Mapping[str, int], shapes: Mapping[str, Shape]
-) -> PlannedNode:
+def _plan_node(node: Node, slot: Slot, sizes: Mapping[str, int], shapes: Mapping[str, Shape]) -> PlannedNode:
     op = OPS[node.op]
     values: dict[str, Value] = {}
     for name, parameter in op.parameters.items():
@@ -98,17 +124,14 @@ def _plan_node(
         try:
             values[name] = parameter.check(_value(written, sizes), written)
         except ExpressionError as error:
-            where = blueprint.where(node.id)
-            raise BlueprintError(
-                f"{where}: parameter {name!r} for {slot}: {error}", hint=error.hint
-            ) from None
+            raise _MisfitError(f"parameter {name!r} for {slot}: {error}", node.id, error.hint) from None
     given = tuple(shapes[source] for source in node.inputs)
     try:
         shape = op.shape(values, given)
     except ShapeError as error:
-        raise BlueprintError(f"{blueprint.where(node.id)}: {node.op} for {slot}: {error}") from None
+        raise _MisfitError(f"{node.op} for {slot}: {error}", node.id) from None
     if shape.stride > 1 and slot.layout != "channels":
-        raise BlueprintError(f"{blueprint.where(node.id)}: {node.op} for {slot}: only channels have a stride")
+        raise _MisfitError(f"{node.op} for {slot}: only channels have a stride", node.id)
     return PlannedNode(node.id, node.op, node.inputs, values, given, shape)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -30,6 +30,7 @@ class Finding:
     node: str
     message: str
     hint: str | None = None
+    severity: Literal["error", "warning"] = "error"
 
     def __str__(self) -> str:
         """All but the hint: ``file:line: blueprint: node 'id': message``."""
@@ -37,6 +38,11 @@ class Finding:
         subject = self.blueprint or ("" if self.file else "blueprint")
         node = f"node {self.node!r}" if self.node else ""
         return ": ".join(part for part in (where, subject, node, self.message) if part)
+
+    @classmethod
+    def of_document(cls, refused: DocumentError, file: str) -> Finding:
+        """What kept ``file`` from being read at all."""
+        return cls(file, refused.line, "", "", refused.message, refused.hint)
 
     def error(self) -> BlueprintError:
         """The finding as an error to raise."""
@@ -48,25 +54,24 @@ def load_blueprints(path: Path) -> list[Blueprint]:
 
     Raises ``BlueprintError`` with file, line, node and the nearest valid word.
     """
-    return [validate(data, lines, str(path)) for data, lines in read_file(path)]
+    try:
+        documents = read_file(path)
+    except DocumentError as refused:
+        raise Finding.of_document(refused, str(path)).error() from None
+    return [_validate(data, lines, str(path)) for data, lines in documents]
 
 
 def read_file(path: Path) -> list[tuple[Any, Lines]]:
-    """The documents of one file as plain data with their lines, at least one; raises ``BlueprintError``."""
-    text = _text(path)
-    try:
-        documents = read_documents(text, "json" if path.suffix == ".json" else "yaml")
-    except DocumentError as refused:
-        line = f":{refused.line}" if refused.line else ""
-        raise BlueprintError(f"{path}{line}: {refused.message}", hint=refused.hint) from None
+    """The documents of one file as plain data with their lines, at least one; raises ``DocumentError``."""
+    documents = read_documents(_text(path), "json" if path.suffix == ".json" else "yaml")
     if not documents:
-        raise BlueprintError(f"{path}: the file is empty", hint="a blueprint starts with: version: 1")
+        raise DocumentError(None, "the file is empty", "a blueprint starts with: version: 1")
     return documents
 
 
 def parse_blueprint(data: Mapping[str, Any]) -> Blueprint:
     """The blueprint in ``data`` (plain dicts, lists, strings, numbers); raises ``BlueprintError``."""
-    return validate(data, {}, "")
+    return _validate(data, {}, "")
 
 
 def from_json(text: str) -> Blueprint:
@@ -75,53 +80,62 @@ def from_json(text: str) -> Blueprint:
         ((data, _),) = read_documents(text, "json")
     except DocumentError as refused:
         raise BlueprintError(f"blueprint:{refused.line}: {refused.message}", hint=refused.hint) from None
-    return validate(data, {}, "")
+    return _validate(data, {}, "")
 
 
 def _text(path: Path) -> str:
     if path.suffix not in SUFFIXES:
-        raise BlueprintError(f"{path}: not a blueprint file", hint=f"its name ends in {', '.join(SUFFIXES)}")
+        raise DocumentError(None, "not a blueprint file", f"its name ends in {', '.join(SUFFIXES)}")
     if not path.is_file():
-        raise BlueprintError(f"{path}: no such file")
+        raise DocumentError(None, "no such file")
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise BlueprintError(f"{path}: {error.strerror}") from None
+        raise DocumentError(None, str(error.strerror)) from None
     if len(raw) > MAX_BYTES:
-        raise BlueprintError(
-            f"{path}: larger than {MAX_BYTES // 1024} KiB", hint="split it into several files"
-        )
+        raise DocumentError(None, f"larger than {MAX_BYTES // 1024} KiB", "split it into several files")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise BlueprintError(f"{path}:{line}: not UTF-8 text") from None
+        raise DocumentError(raw.count(b"\n", 0, error.start) + 1, "not UTF-8 text") from None
 
 
-def validate(data: Any, lines: Lines, file: str) -> Blueprint:
-    """The blueprint in ``data`` as it was read from ``file`` ("" for none); raises ``BlueprintError``."""
+def _validate(data: Any, lines: Lines, file: str) -> Blueprint:
+    blueprint, findings = examine(data, lines, file)
+    if blueprint is None:
+        raise next(findings).error()
+    return blueprint
+
+
+def examine(data: Any, lines: Lines, file: str) -> tuple[Blueprint | None, Iterator[Finding]]:
+    """The blueprint in ``data``, as it was read from ``file`` ("" for none), or why there is none.
+
+    The most telling reason comes first; the others are worked out only if they are asked for.
+    """
     if not isinstance(data, Mapping):
-        raise BlueprintError(f"{file or 'blueprint'}: a list where a blueprint should be")
+        return None, iter([Finding(file, None, "", "", "a list where a blueprint should be")])
     try:
         data = migrate(data)
         blueprint = Blueprint.model_validate_json(json.dumps(data, allow_nan=False))
     except MigrationError as error:
-        raise finding(("version",), str(error), error.hint, data, lines, file).error() from None
+        return None, iter([finding(("version",), str(error), error.hint, data, lines, file)])
     except ValidationError as error:
+        # A list of which every item is wrong counts as too short; the items say more.
+        found = [one for one in error.errors() if one["type"] != "too_short" or not one["input"]]
         # A misspelt field is also a missing one: the misspelling says more.
-        first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
-        raise explain(first, data, lines, file).error() from None
+        found.sort(key=lambda details: details["type"] != "extra_forbidden")
+        return None, (_explain(details, data, lines, file) for details in found)
     except (TypeError, ValueError, RecursionError) as error:
-        raise BlueprintError(f"{file or 'blueprint'}: {error}") from None
+        return None, iter([Finding(file, None, "", "", str(error))])
     if not file:
-        return blueprint
+        return blueprint, iter(())
     start = lines[()]
     ids = {node["id"]: lines.get(("nodes", index), start) for index, node in enumerate(data["nodes"])}
-    return blueprint.with_source(Source(file, {**ids, "": start}))
+    return blueprint.with_source(Source(file, {**ids, "": start})), iter(())
 
 
-def explain(details: ErrorDetails, data: Mapping[str, Any], lines: Lines, file: str) -> Finding:
+def _explain(details: ErrorDetails, data: Mapping[str, Any], lines: Lines, file: str) -> Finding:
     """One of pydantic's errors in the words of the file."""
     context = details.get("ctx", {}) if details["type"] == "blueprint" else {}
     message, hint = _in_words(details)

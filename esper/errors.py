@@ -10,6 +10,7 @@
     ├── LibraryError                      6   the kernel library cannot be used
     │   ├── KernelNotFound                6   no kernel of that id
     │   ├── CorruptKernel                 6   stored bytes do not match their digest
+    │   ├── RefusedProgram                6   a compiled kernel from elsewhere that may do harm
     │   └── TierUnavailable               6   a cache that does not answer in time, or not as it should
     ├── RunError                          7   a run that cannot be found, resumed or exported
     │   └── CheckpointError               7   a checkpoint that is missing, damaged or of another network
@@ -103,6 +104,10 @@ class KernelNotFound(LibraryError):
 
 class CorruptKernel(LibraryError):
     """The stored bytes of a kernel do not match their digest; nothing was loaded."""
+
+
+class RefusedProgram(LibraryError):
+    """A compiled kernel from elsewhere that cannot be loaded under limits, or holds what no kernel needs."""
 
 
 class TierUnavailable(LibraryError):

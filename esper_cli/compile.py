@@ -45,13 +45,14 @@ def _complete_experiments() -> list[str]:
 
 def compile_blueprints(
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
+            show_default=False,
             metavar="PATHS|KEY=VALUE",
             help="Blueprint files, and folders of them; overrides of the configuration.",
             autocompletion=_complete_paths_or_overrides,
         ),
-    ],
+    ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,6 +69,18 @@ def compile_blueprints(
             autocompletion=complete_names(_complete_experiments),
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Processes that compile at once; short for tezzeret.workers=N."
+        ),
+    ] = None,
+    failed: Annotated[
+        bool,
+        typer.Option(
+            "--failed", help="Try again what has failed and is not stored; without PATHS, of karn.paths."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compile blueprints to validated kernels and store them in the library.
@@ -76,13 +89,20 @@ def compile_blueprints(
     the exit code 1.
     """
     with interrupts_held():
-        from esper.assembly.kernels import build_pipeline
+        from esper.assembly.kernels import build_pipeline, compile_pairs
         from esper.assembly.network import slots_of
         from esper.assembly.storage import build_library
-        from esper.tezzeret.worker import compile_missing
         from esper_cli.config import compose
 
-    files, overrides = _split(paths)
+    files, overrides = _split(paths or ())
+    if failed and (shape or for_):
+        raise ConfigError(
+            "--failed tries again for the shapes that failed", hint="leave out --shape and --for"
+        )
+    if workers is not None:
+        overrides.append(f"tezzeret.workers={workers}")
+    cfg = compose([*([f"+experiment={for_}"] if for_ else []), *overrides])
+    files = files or ([Path(path) for path in cfg.karn.paths] if failed else [])
     if not files:
         raise ConfigError(
             "no blueprint to compile was named", hint="the ones that ship: esper compile blueprints/"
@@ -90,20 +110,22 @@ def compile_blueprints(
     for file in files:
         if not file.exists():
             raise BlueprintError(f"there is no {file}", hint="name blueprint files, or folders of them")
-    cfg = compose([*([f"+experiment={for_}"] if for_ else []), *overrides])
     slots = [parse_shape(text) for text in shape or ()]
     if for_:
         slots += slots_of(cfg)
     report = Report()
     blueprints = report.read(files)
-    pairs = list(_pairs(blueprints, dict.fromkeys(slots or _default_slots(cfg)), report))
     library = build_library(cfg, on_key_made=tell_key_made)
     try:
         pipeline = build_pipeline(cfg)
+        if failed:
+            pairs = list(_failed_before(library.compilations(), pipeline.target.name, blueprints, report))
+        else:
+            pairs = list(_pairs(blueprints, dict.fromkeys(slots or _default_slots(cfg)), report))
         missing = [pair for pair in pairs if not library.contains(pipeline.kernel_id(*pair))]
         report.present = len(pairs) - len(missing)
         with _progress(len(missing)) as advance:
-            report.records = compile_missing(pipeline, library, missing, advance)
+            report.records = compile_pairs(cfg, library, pipeline, missing, advance, _tell)
     finally:
         library.close()
     report.show(as_json)
@@ -118,6 +140,7 @@ class Report:
     records: list[CompilationRecord] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     unfit: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     present: int = 0
 
     @property
@@ -156,6 +179,7 @@ class Report:
                     "refused": self.refused,
                     "already_present": self.present,
                     "no_shape_fits": sorted(self.unfit),
+                    "blueprint_not_found": self.unknown,
                 }
             )
             return
@@ -165,6 +189,8 @@ class Report:
             print_lines(f"refused: {line}", stderr=True)
         for name in self.unfit:
             print_lines(f"{name}: none of the shapes fits it", stderr=True)
+        for name in self.unknown:
+            print_lines(f"{name}: failed before, and its blueprint is not among these", stderr=True)
         compiled, failed = len(self.outcomes("compiled")), len(self.outcomes("failed"))
         parts = [f"{compiled} kernels compiled", f"{self.present} already in the library"]
         parts += [f"{failed} failed"] if failed else []
@@ -247,6 +273,27 @@ def _pairs(
             report.unfit.append(blueprint.name)
         elif len(refusals) == len(candidates):
             report.refused.append(refusals[0])
+
+
+def _failed_before(
+    log: Iterable[CompilationRecord], target: str, blueprints: Iterable[Blueprint], report: Report
+) -> Iterator[tuple[Blueprint, Slot]]:
+    """What the log has failures of, for ``target``; what of it has no blueprint here is noted."""
+    known = {blueprint.blueprint_id: blueprint for blueprint in blueprints}
+    failed = {
+        (record.blueprint_id, record.slot): record.blueprint_name
+        for record in log
+        if record.status == "failed" and record.target == target
+    }
+    for (blueprint_id, slot), name in failed.items():
+        if blueprint_id in known:
+            yield known[blueprint_id], slot
+        else:
+            report.unknown.append(f"{name} for {slot}")
+
+
+def _tell(text: str) -> None:
+    print_lines(text, stderr=True)
 
 
 def _default_slots(cfg: DictConfig) -> list[Slot]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from esper.assembly.configured import configured
@@ -16,8 +18,11 @@ from esper.blueprint import Blueprint
 from esper.errors import BlueprintError, ConfigError
 from esper.karn.catalogue import Catalogue, fitting, load_catalogue
 from esper.messages import CompilationRecord, Slot
+from esper.tezzeret.alerts import FailureAlert
 from esper.tezzeret.builder import build
+from esper.tezzeret.limits import Limits
 from esper.tezzeret.pipeline import Pipeline
+from esper.tezzeret.pool import WorkerPool
 from esper.tezzeret.worker import compile_missing
 from esper.tolaria.events import Listener
 from esper.tolaria.orchestrator import Rebuild
@@ -25,6 +30,10 @@ from esper.urza.library import KernelLibrary
 
 MAX_THREADS = 1024
 """Where the operating system refuses a thread, torch ends the process without a word."""
+
+
+_OF_COMPILING = ("workers", "limits", "alert_url")
+"""Keys of ``tezzeret`` that say how kernels are compiled, not what they are."""
 
 
 def build_pipeline(cfg: DictConfig) -> Pipeline:
@@ -36,7 +45,11 @@ def build_pipeline(cfg: DictConfig) -> Pipeline:
     if not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"tolaria.threads must be between 1 and {MAX_THREADS}, not {threads}")
     torch.set_num_threads(threads)
-    pipeline: Pipeline = configured(cfg, "tezzeret")
+    of_pipeline = deepcopy(cfg)
+    with open_dict(of_pipeline):
+        for key in _OF_COMPILING:
+            of_pipeline.tezzeret.pop(key, None)
+    pipeline: Pipeline = configured(of_pipeline, "tezzeret")
     usable_device(pipeline.device, "tezzeret.device")
     return pipeline
 
@@ -51,6 +64,47 @@ def rebuilder(pipeline: Pipeline) -> Rebuild:
         return target.load(target.save(program), pipeline.device)
 
     return rebuild
+
+
+def build_workers(cfg: DictConfig, tell: Callable[[str], None]) -> WorkerPool | None:
+    """The worker processes that ``cfg.tezzeret`` describes, for the caller to close; None if it has none.
+
+    ``tell`` gets a line for the user if their system calls cannot be filtered.
+    """
+    count = cfg.tezzeret.get("workers", 0)
+    if count == 0:
+        return None
+    if torch.device(cfg.tezzeret.device).type != "cpu":
+        raise ConfigError(
+            "worker processes compile for the CPU, and tezzeret.device is not cpu",
+            hint="compile in this process: tezzeret.workers=0",
+        )
+    limits: Limits = configured(cfg, "tezzeret.limits")
+
+    def unfiltered(reason: str) -> None:
+        tell(f"worker processes run under resource limits alone: {reason}")
+
+    return WorkerPool(count, limits, on_unfiltered=unfiltered)
+
+
+def compile_pairs(
+    cfg: DictConfig,
+    library: KernelLibrary,
+    pipeline: Pipeline,
+    pairs: Iterable[tuple[Blueprint, Slot]],
+    on_result: Callable[[CompilationRecord], None],
+    tell: Callable[[str], None],
+) -> list[CompilationRecord]:
+    """Compile what ``library`` lacks of ``pairs``, where and with what alerts ``cfg.tezzeret`` says.
+
+    ``tell`` gets lines for the user; see ``compile_missing`` for the rest.
+    """
+    alert = FailureAlert(cfg.tezzeret.get("alert_url"), tell)
+    pairs = list(pairs)
+    if not pairs:
+        return []  # no worker need be started
+    with build_workers(cfg, tell) or nullcontext() as workers:
+        return compile_missing(pipeline, library, pairs, on_result, on_failure=alert, workers=workers)
 
 
 def fill_library(
@@ -80,7 +134,7 @@ def fill_library(
         tried.add((record.blueprint_id, record.slot))  # one that fails may be tried twice
         tell("compile", record=record, done=len(tried), total=len(missing))
 
-    compile_missing(pipeline, library, missing, compiled)
+    compile_pairs(cfg, library, pipeline, missing, compiled, lambda text: tell("message", text=text))
 
 
 def _catalogue(paths: Sequence[Path]) -> Catalogue:

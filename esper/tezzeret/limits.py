@@ -52,10 +52,11 @@ def confine(limits: Limits) -> str | None:
         resource.RLIMIT_NPROC: 0,
     }
     for name, most in bounds.items():
-        hard = resource.getrlimit(name)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         # Past the soft limit of CPU time comes SIGXCPU, which tells that limit from others; then SIGKILL.
-        resource.setrlimit(name, (most, most + (name == resource.RLIMIT_CPU and most < hard)))
+        wanted = most + (name == resource.RLIMIT_CPU)
+        hard = resource.getrlimit(name)[1]
+        hard = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(name, (min(most, hard), hard))
     return _filter_calls()
 
 

@@ -67,12 +67,13 @@ class WorkerPool:
 
     def close(self) -> None:
         """End every worker and their server at once."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             self._closed = True
             server, self._server = self._server, None
         if server is not None:
             server.close()
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -100,8 +101,10 @@ class WorkerPool:
         with self._lock:
             if self._closed:
                 raise CompilationError("the pool of workers is closed", stage="parse")
-            if self._server is None or not self._server.running:
-                self._server = _Server()
+            if self._server is not None and not self._server.running:
+                self._server.close()
+                self._server = None
+            self._server = self._server or _Server()
             return self._server
 
 
@@ -130,6 +133,7 @@ class _Server:
         except OSError:
             ready = b""
         if ready != b"ready":
+            self._control.close()
             self._process.kill()
             _, errors = self._process.communicate()
             last = (errors.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]

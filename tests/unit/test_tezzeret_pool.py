@@ -1,0 +1,222 @@
+"""Worker processes: kernels as they are made here, limits that hold, deaths that harm one job only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tezzeret_support as deeds
+from tezzeret_support import MLP, SLOT, Hostile, until, workers
+
+from esper.errors import CompilationError, ConfigError
+from esper.tezzeret.jobs import CompileJob, Outcome, understand
+from esper.tezzeret.limits import Limits
+from esper.tezzeret.pipeline import STAGES, Pipeline
+from esper.tezzeret.pool import WorkerPool
+from esper.tezzeret.torchscript import TorchScriptTarget
+
+GOOD = CompileJob(Pipeline(TorchScriptTarget()), MLP, SLOT)
+LIMITS = Limits(wall_seconds=20, cpu_seconds=10, memory_mb=256)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[WorkerPool]:
+    with WorkerPool(2, LIMITS, on_unfiltered=pytest.fail) as pool:
+        yield pool
+
+
+def hostile(deed: Any, *arguments: Any) -> CompileJob:
+    return replace(GOOD, pipeline=Pipeline(Hostile(deed, *arguments)))
+
+
+def failure(pool: WorkerPool, deed: Any, *arguments: Any) -> str:
+    """Why the job that does ``deed`` failed; afterwards the pool is as good as it was."""
+    outcome = pool.submit(hostile(deed, *arguments)).result()
+    assert outcome.artefact is None
+    assert outcome.stage == "compile"
+    assert pool.submit(GOOD).result().artefact is not None
+    assert outcome.reason is not None
+    return outcome.reason
+
+
+def test_a_worker_makes_the_kernel_that_is_made_here(pool: WorkerPool) -> None:
+    there = pool.submit(GOOD).result()
+    here = GOOD.pipeline.compile(MLP, SLOT)
+    assert there.reason is None
+    assert there.stage == STAGES[-1]
+    assert there.artefact is not None
+    assert (there.artefact.blueprint, there.artefact.weights) == (here.blueprint, here.weights)
+    measured = ("compilation_time", "latency_ms", "latency_ratio", "created_at")
+    measured += ("program_digest", "program_bytes")  # an archive holds names that count what came before
+    same = {name: getattr(here.metadata, name) for name in measured}
+    assert replace(there.artefact.metadata, **same) == here.metadata
+    assert GOOD.pipeline.target.load(there.artefact.program).state_dict().keys()
+
+
+def test_a_failure_keeps_its_stage_and_reason(pool: WorkerPool) -> None:
+    outcome = pool.submit(replace(GOOD, slot=replace(SLOT, in_features=10**6))).result()
+    assert outcome.stage == "build"
+    assert "bottleneck_mlp for features 1000000->6: " in str(outcome.reason)
+    assert "the budget is" in str(outcome.reason)
+
+
+def test_cpu_time_is_limited() -> None:
+    with WorkerPool(1, replace(LIMITS, cpu_seconds=1)) as pool:
+        assert "1 s of CPU time (tezzeret.limits.cpu_seconds)" in failure(pool, deeds.spin)
+
+
+def test_wall_time_is_limited() -> None:
+    with WorkerPool(1, replace(LIMITS, wall_seconds=3)) as pool:
+        pool.submit(GOOD).result()
+        began = time.monotonic()
+        outcome = pool.submit(hostile(deeds.sleep)).result()
+        assert time.monotonic() - began < 10
+        assert (outcome.stage, outcome.reason) == (
+            "compile",
+            "over its limit of 3 s (tezzeret.limits.wall_seconds)",
+        )
+        assert workers() == []
+
+
+@pytest.mark.parametrize("deed", [deeds.hoard_objects, deeds.hoard_tensors])
+def test_memory_is_limited(pool: WorkerPool, deed: Any) -> None:
+    assert "256 MiB of memory (tezzeret.limits.memory_mb)" in failure(pool, deed)
+
+
+def test_no_file_is_read_or_written(pool: WorkerPool, tmp_path: Path) -> None:
+    secret, made = tmp_path / "secret", tmp_path / "made"
+    secret.write_text("secret")
+    for reason in (failure(pool, deeds.read, str(secret)), failure(pool, deeds.write, str(made))):
+        assert "may open nothing" in reason
+        assert "Operation not permitted" in reason
+    assert not made.exists()
+
+
+def test_nothing_is_connected_to(pool: WorkerPool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        assert "connect to nothing" in failure(pool, deeds.connect, server.getsockname()[1])
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_nothing_is_started_and_nobody_is_killed(pool: WorkerPool) -> None:
+    for deed in (deeds.fork_for_ever, deeds.start_thread):
+        assert failure(pool, deed)
+        assert workers() == []
+    assert "Operation not permitted" in failure(pool, deeds.signal_parent, os.getpid())
+
+
+def test_a_worker_that_dies_fails_its_one_job(pool: WorkerPool) -> None:
+    assert failure(pool, deeds.crash) == "its worker ended with SIGSEGV"
+    dying = pool.submit(hostile(deeds.sleep))
+    beside = pool.submit(GOOD)
+    assert beside.result().artefact is not None
+    os.kill(until(workers)[0], signal.SIGKILL)
+    assert str(dying.result().reason).startswith("its worker was killed (SIGKILL)")
+
+
+def test_workers_do_not_see_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_SECRET", "for nobody")
+    with WorkerPool(1, LIMITS) as pool:
+        sleeping = pool.submit(hostile(deeds.sleep))
+        worker = until(workers)[0]
+        assert b"ESPER_SECRET" not in Path(f"/proc/{worker}/environ").read_bytes()
+        os.kill(worker, signal.SIGKILL)
+        sleeping.result()
+
+
+def test_closing_ends_what_is_under_way() -> None:
+    pool = WorkerPool(2, LIMITS)
+    under_way = [pool.submit(hostile(deeds.sleep)) for _ in range(4)]
+    until(lambda: len(workers()) == 2)
+    began = time.monotonic()
+    pool.close()
+    assert time.monotonic() - began < 5
+    assert workers() == []
+    assert [future.cancelled() for future in under_way] == [False, False, True, True]
+    assert all(future.result().artefact is None for future in under_way[:2])
+    with pytest.raises(RuntimeError):
+        pool.submit(GOOD)
+
+
+def test_a_server_that_dies_is_replaced() -> None:
+    with WorkerPool(1, LIMITS) as pool:
+        dying = pool.submit(hostile(deeds.sleep))
+        worker = until(workers)[0]
+        server = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(server, signal.SIGKILL)
+        assert "forked from has ended" in str(dying.result().reason)
+        until(lambda: not Path(f"/proc/{worker}").exists())
+        assert pool.submit(GOOD).result().artefact is not None
+
+
+def test_a_server_that_cannot_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('no PyTorch here')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with WorkerPool(1) as pool, pytest.raises(CompilationError, match="no PyTorch here"):
+        pool.submit(GOOD).result()
+
+
+UNFILTERED = """
+import ctypes, struct
+# prctl(PR_SET_SECCOMP) gives EPERM from here on, as in a container that forbids it
+steps = [(0x20, 0, 0, 0), (0x15, 0, 3, 157), (0x20, 0, 0, 16), (0x15, 0, 1, 22),
+         (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *step) for step in steps))
+program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0
+
+import test_tezzeret_pool as tests
+from tezzeret_support import connect, read
+with tests.WorkerPool(1, tests.LIMITS, on_unfiltered=lambda why: print("told:", why)) as pool:
+    print(tests.failure(pool, read, "/etc/hostname"))
+    print(tests.failure(pool, connect, 1))
+"""
+
+
+def test_where_the_filter_is_refused_that_is_told_and_resource_limits_stand() -> None:
+    path = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [sys.executable, "-c", UNFILTERED],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == "told: the kernel refuses to filter system calls: Operation not permitted"
+    assert len(lines) == 3
+    assert all("Too many open files" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"[]\n", b'{"done": 3, "seconds": 1}\n', b'{"seconds": 0, "done": [{}, [9, 9, 9]]}\nno', b"{}\n"],
+)
+def test_an_answer_that_is_none_is_an_error(answer: bytes) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        understand(answer)
+
+
+def test_an_answer_that_breaks_off_gives_the_stage() -> None:
+    told = b'{"unfiltered": null, "seconds": 0}\n{"stage": "validate", "seconds": 0.5}\n{"rea'
+    assert understand(told) == (None, "validate", None)
+    assert understand(told[:-5] + b'{"reason": "no", "seconds": 1}\n')[0] == Outcome("validate", 1.0, "no")
+
+
+def test_settings_out_of_bounds() -> None:
+    with pytest.raises(ConfigError, match="between 1 and 256"):
+        WorkerPool(0)
+    with pytest.raises(ConfigError, match=r"tezzeret\.limits\.memory_mb"):
+        Limits(memory_mb=0)

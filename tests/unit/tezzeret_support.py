@@ -1,0 +1,107 @@
+"""Targets that do what no compiler should, for workers to do; found there under this module's name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from esper.blueprint import Blueprint, load_blueprints
+from esper.messages import Slot
+from esper.tezzeret.torchscript import TorchScriptTarget
+
+MLP: Blueprint = load_blueprints(Path(__file__).parents[2] / "blueprints" / "bottleneck_mlp.yaml")[0]
+SLOT = Slot("features", 8, 6)
+
+
+class Hostile(TorchScriptTarget):
+    """Does ``deed`` instead of compiling."""
+
+    def __init__(self, deed: Callable[..., Any], *arguments: Any) -> None:
+        self.deed = deed
+        self.arguments = arguments
+
+    def compile(self, module: nn.Module) -> nn.Module:
+        self.deed(*self.arguments)
+        return super().compile(module)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def sleep() -> None:
+    time.sleep(60)
+
+
+def hoard_objects() -> None:
+    kept = []
+    while True:
+        kept.append(bytearray(1 << 22))
+
+
+def hoard_tensors() -> None:
+    kept = []
+    while True:
+        kept.append(torch.ones(1 << 22))
+
+
+def read(path: str) -> None:
+    Path(path).read_bytes()
+
+
+def write(path: str) -> None:
+    Path(path).write_text("written")
+
+
+def connect(port: int) -> None:
+    socket.socket().connect(("127.0.0.1", port))
+
+
+def fork_for_ever() -> None:
+    while True:
+        os.fork()
+
+
+def start_thread() -> None:
+    import threading
+
+    threading.Thread(target=spin).start()
+
+
+def signal_parent(pid: int) -> None:
+    os.kill(pid, 9)
+
+
+def crash() -> None:
+    ctypes.string_at(0)
+
+
+def workers() -> list[int]:
+    """The worker processes of this process: children of a child, by what /proc says."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        if after_name[0] != "Z":
+            parents[int(path.parent.name)] = int(after_name[1])
+    return [pid for pid, parent in parents.items() if parents.get(parent) == os.getpid()]
+
+
+def until(condition: Callable[[], Any], seconds: float = 10) -> Any:
+    """What ``condition`` gives once it gives something."""
+    end = time.monotonic() + seconds
+    while not (given := condition()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
+    return given

@@ -1,4 +1,4 @@
-"""What kernels may be made of: all that ships, and nothing that reads, writes, prints, calls out or lingers."""
+"""What kernels may be made of: all that ships, and nothing that reads, writes, prints or calls out."""
 
 from __future__ import annotations
 
@@ -180,10 +180,9 @@ class HugeConstant(nn.Module):
 def compressed(program: bytes) -> bytes:
     """The same archive, deflated, as PyTorch reads it, too."""
     made = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(program)) as source:
-        with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as out:
-            for name in source.namelist():
-                out.writestr(name, source.read(name))
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in (source := zipfile.ZipFile(io.BytesIO(program))).namelist():
+            out.writestr(name, source.read(name))
     return made.getvalue()
 
 

@@ -1,7 +1,11 @@
-"""A kernel ready to run, from memory and from SQLite, against ``torch.jit.load`` of bytes in hand.
+"""A kernel ready to run, from each tier, against ``torch.jit.load`` of bytes in hand.
 
-Goal: at most 50 ms from either. A fetch also reads the kernel's metadata and blueprint from the record and
-checks every byte against its digest, which the peer does not.
+Goals: 20 us where it is loaded already, 1.2 times the peer from Redis, 1.5 times from SQLite and PostgreSQL,
+and 50 ms, the user's limit, from any. "First" is a fetch of a kernel that this process has not read before,
+which reads the metadata from the record too, and the blueprint; "again" has only the program to get. Both
+open what is sealed and check the digest, which the peer does not. What is loaded is timed right after another
+fetch and after a pause, when the processor has other things in its caches. Starts servers of its own. Exits 1
+if a goal is missed.
 
 Run: python benchmarks/kernel_load.py [--rounds N]
 """
@@ -10,8 +14,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import statistics
+import sys
 import tempfile
+import time
 import warnings
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -21,9 +29,21 @@ from torch import nn
 from esper.messages import KernelArtefact, KernelMetadata
 from esper.security import Envelope, KeyRing, new_key
 from esper.urza import KernelLibrary, open_library
+from esper.urza.breaker import CircuitBroken
+from esper.urza.encrypted import Encrypted
+from esper.urza.measured import Measured
+from esper.urza.redis import RedisTier
 from esper.urza.tiers import digest_of
 
-LOAD_GOAL_MS = 50.0
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from servers.postgres import PostgresServer
+from servers.redis import RedisServer
+
+LOADED_US = 20.0
+LIMIT_MS = 50.0
+PAUSE_SECONDS = 0.002
+"""Longer than it takes to make the copies that were taken."""
 
 
 class Bottleneck(nn.Module):
@@ -68,35 +88,97 @@ def artefact(program: bytes) -> KernelArtefact:
     return KernelArtefact(metadata, '{"name":"bottleneck"}', program, weights)
 
 
-def compare_loads(folder: Path, rounds: int) -> bool:
-    """Print the time of a load by hand and of fetches; whether the fetches are within the goal."""
+def again_and_after_a_pause(library: KernelLibrary, kernel_id: str, times: int) -> tuple[float, float]:
+    """Median microseconds of a fetch right after another, and of one after a pause."""
+    at_once, rested = [], []
+    for _ in range(times):
+        time.sleep(PAUSE_SECONDS)
+        began = time.perf_counter()
+        library.fetch(kernel_id)
+        between = time.perf_counter()
+        library.fetch(kernel_id)
+        at_once.append(time.perf_counter() - between)
+        rested.append(between - began)
+    return 1e6 * statistics.median(at_once), 1e6 * statistics.median(rested)
+
+
+def loaded(library: KernelLibrary, kernel: KernelArtefact, times: int) -> bool:
+    """Print how long fetches of a loaded kernel take; whether they reach the goal."""
+    library.put(kernel)
+    at_once, rested = again_and_after_a_pause(library, kernel.metadata.kernel_id, times)
+    by_hand = paired(lambda: load(kernel.metadata, kernel.program), lambda: None, rounds=15, steps=5).peer_ms
+    for name, us in (("right after another", at_once), ("after a pause", rested)):
+        print(
+            f"  loaded, {name}: torch.jit.load {by_hand:.2f} ms, fetch {us:.0f} us, "
+            f"ratio {us / 1e3 / by_hand:.3f}; {_verdict(us <= LOADED_US)}"
+        )
+    assert library.tier_counts()["loaded"].misses == 1, library.tier_counts()
+    return max(at_once, rested) <= LOADED_US
+
+
+def from_a_tier(library: KernelLibrary, kernel: KernelArtefact, name: str, goal: float, rounds: int) -> bool:
+    """Print how long fetches from the tier ``name`` take; whether they reach the goal and the limit."""
+    kernel_id = kernel.metadata.kernel_id
+
+    def first() -> None:
+        library._known.forget()
+        library.fetch(kernel_id)
+
+    first()  # which brings the bytes as far as Redis
+    before = library.tier_counts()
+    all_reached = True
+    for which, fetch in (("first", first), ("again", lambda: library.fetch(kernel_id))):
+        timed = paired(
+            lambda: load(kernel.metadata, kernel.program),
+            fetch,
+            rounds=rounds,
+            steps=10,
+            clock=time.perf_counter,
+        )
+        reached = timed.ratio <= goal and timed.ours_ms <= LIMIT_MS
+        print(
+            f"  {name}, {which}: torch.jit.load {timed.peer_ms:.2f} ms, fetch {timed.ours_ms:.2f} ms, "
+            f"ratio {timed.ratio:.2f} ({timed.low:.2f} to {timed.high:.2f}); {_verdict(reached)}"
+        )
+        all_reached &= reached
+    hits = {tier: each.hits - before[tier].hits for tier, each in library.tier_counts().items()}
+    assert hits.pop("redis" if name == "Redis" else "sql") > 20 * rounds
+    assert not any(hits.values()), hits
+    return all_reached
+
+
+def _verdict(reached: bool) -> str:
+    return "goal reached" if reached else "goal MISSED"
+
+
+def compare(folder: Path, rounds: int) -> bool:
+    """Every tier in turn; whether all goals are reached."""
     kernel = artefact(scripted(Bottleneck()))
-    url = f"sqlite:///{folder}/kernels.db"
-    print(f"kernel ready to run, TorchScript archive of {len(kernel.program)} bytes, median ms")
-    reached = True
     envelope = Envelope(KeyRing((new_key(),), "memory"))
-    with (
-        open_library(url, load, envelope=envelope) as warm,
-        open_library(url, load, envelope=envelope, memory_bytes=0) as cold,
-    ):
-        warm.put(kernel)
-        libraries: dict[str, KernelLibrary] = {"from memory": warm, "from SQLite": cold}
-        for name, library in libraries.items():
-            timed = paired(
-                lambda: load(kernel.metadata, kernel.program),
-                lambda library=library: library.fetch(kernel.metadata.kernel_id),
-                rounds=rounds,
-                steps=10,
-            )
-            print(
-                f"  {name}: torch.jit.load {timed.peer_ms:.2f}, fetch {timed.ours_ms:.2f}, "
-                f"ratio {timed.ratio:.2f} ({timed.low:.2f} to {timed.high:.2f})"
-            )
-            reached &= timed.ours_ms <= LOAD_GOAL_MS
-        hits = {name: library.cache_counts() for name, library in libraries.items()}
-    assert hits["from memory"]["sql"][0] == 2, hits  # the program and the blueprint, once
-    assert hits["from SQLite"]["memory"][0] == 0, hits
-    print(f"  goal: at most {LOAD_GOAL_MS:.0f} ms {'reached' if reached else 'MISSED'}")
+    print(f"kernel ready to run, TorchScript archive of {len(kernel.program)} bytes, medians by the wall")
+    with ExitStack() as opened:
+        redis, postgres = (opened.enter_context(closing(each())) for each in (RedisServer, PostgresServer))
+        redis.start()
+        postgres.start()
+        sqlite_url = f"sqlite:///{folder}/kernels.db"
+        with open_library(sqlite_url, load, envelope=envelope) as library:
+            reached = loaded(library, kernel, 20 * rounds)
+        with (
+            closing(RedisTier(redis.url)) as tier,
+            open_library(
+                sqlite_url,
+                load,
+                envelope=envelope,
+                memory_bytes=0,
+                caches=[CircuitBroken(Encrypted(Measured(tier), envelope))],
+            ) as library,
+        ):
+            reached &= from_a_tier(library, kernel, "Redis", 1.2, rounds)
+        postgres_url = postgres.url(postgres.new_database())
+        for name, url in (("SQLite", sqlite_url), ("PostgreSQL", postgres_url)):
+            with open_library(url, load, envelope=envelope, memory_bytes=0) as library:
+                library.put(kernel)
+                reached &= from_a_tier(library, kernel, name, 1.5, rounds)
     return reached
 
 
@@ -108,7 +190,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", DeprecationWarning)  # every call of torch.jit gives one
     with tempfile.TemporaryDirectory() as folder:
-        reached = compare_loads(Path(folder), rounds)
+        reached = compare(Path(folder), rounds)
     raise SystemExit(not reached)
 
 

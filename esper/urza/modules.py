@@ -6,6 +6,7 @@ import contextlib
 import copy
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ if TYPE_CHECKING:  # listing kernels must not wait for PyTorch to be imported
 
 SPARES = 2
 """Copies of a kernel that are kept ready: a layer seldom takes more of one at a time."""
+
+LINGER_SECONDS = 0.001
+"""How long after a module was taken a copy is begun: it holds the interpreter that the taker still needs."""
 
 _END = object()
 """Among the keys of modules that were taken: no more will be."""
@@ -117,6 +121,7 @@ class LoadedModules:
 
     def _run(self) -> None:
         while (key := self._taken.get()) is not _END:
+            time.sleep(LINGER_SECONDS)
             with contextlib.suppress(Exception):  # whoever takes one makes the copy, and meets the error
                 self._prepare(key)
 

@@ -17,9 +17,9 @@ from esper.errors import ConfigError
 MODES = {"growth": "proof", "rescue": "rescue", "size": "size"}
 """What ``mode`` may be, and how the folder of such a proof ends."""
 
-_APART = {"seeds", "seed", "runs", "security"}
-"""What may differ between calls over one folder; so may the next, of ``prove``."""
-_APART_OF_PROVE = {"folder", "jobs"}
+_COMPILING = ("tezzeret.workers", "tezzeret.limits", "tezzeret.alert_url")
+_APART = ("seeds", "seed", "runs", "security", "prove.folder", "prove.jobs", *_COMPILING)
+"""What may differ between calls over one folder: no number depends on it."""
 
 
 class Settings:
@@ -107,9 +107,13 @@ def _bound(cfg: DictConfig) -> dict[str, Any]:
     """
     plain = OmegaConf.to_container(cfg)
     assert isinstance(plain, dict)
-    kept = {str(key): value for key, value in plain.items() if key not in _APART}
-    kept["prove"] = {key: value for key, value in kept["prove"].items() if key not in _APART_OF_PROVE}
-    found: dict[str, Any] = _without_null(kept)
+    for path in _APART:
+        *groups, key = path.split(".")
+        node: dict[Any, Any] = plain
+        for group in groups:
+            node = node[group]
+        node.pop(key, None)
+    found: dict[str, Any] = _without_null(plain)
     return found
 
 

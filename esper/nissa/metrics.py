@@ -83,6 +83,7 @@ class RunCollector(Collector):
         yield up
         if self._compilations is not None:
             yield compilation_latency(self._compilations)
+            yield failed_kernels(self._compilations)
 
     def _state(self) -> Iterable[Metric]:
         info = InfoMetricFamily("esper_run", "What a run trains.", labels=["run"])
@@ -192,6 +193,20 @@ def compilation_latency(records: Sequence[CompilationRecord]) -> Metric:
             total += counts[index]
             buckets.append((bound, float(total)))
         family.add_metric(labels, buckets, sum_value=math.fsum(seconds))
+    return family
+
+
+def failed_kernels(records: Iterable[CompilationRecord]) -> Metric:
+    """How many kernels have a failure for their latest attempt to compile, by target."""
+    latest = {(record.target, record.blueprint_id, record.slot): record.status for record in records}
+    failed = Counter(target for (target, _, _), status in latest.items() if status == "failed")
+    family = GaugeMetricFamily(
+        "esper_compilation_failed_kernels",
+        "Kernels whose latest attempt to compile failed; esper compile --failed tries them again.",
+        labels=["target"],
+    )
+    for target in sorted({target for target, _, _ in latest}):
+        family.add_metric([target], failed[target])
     return family
 
 

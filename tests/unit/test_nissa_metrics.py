@@ -6,6 +6,7 @@ import math
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,15 @@ def test_compilation_latency_is_a_histogram(store: RunStore) -> None:
     assert values[("esper_compilation_latency_sum", *labels)] == pytest.approx(7.353)
     failed = (("status", "failed"), ("target", "torchscript"))
     assert values[("esper_compilation_latency_count", *failed)] == 1
+
+
+def test_a_kernel_that_failed_counts_until_it_is_compiled(store: RunStore) -> None:
+    name = ("esper_compilation_failed_kernels", ("target", "torchscript"))
+    failed = [compilation(1.0, "failed"), compilation(1.0, "failed")]
+    other = replace(failed[0], slot=Slot("features", 2, 2))
+    assert samples(scrape(store, failed))[name] == 1  # two attempts at one kernel
+    assert samples(scrape(store, [*failed, other]))[name] == 2
+    assert samples(scrape(store, [*failed, other, compilation(1.0)]))[name] == 1
 
 
 def test_a_latency_that_is_not_finite_spoils_nothing(store: RunStore) -> None:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from esper.errors import BlueprintError, ConfigError
 from esper.messages import CompilationRecord, Layout, Slot
+from esper_cli.compile_report import Report, compile_progress
 from esper_cli.completion import complete_names, complete_overrides
 from esper_cli.interrupts import interrupts_held
 from esper_cli.keys import tell_key_made
-from esper_cli.progress import describe
-from esper_cli.terminal import console, duration, print_json, print_lines, table
+from esper_cli.terminal import print_lines
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
     from omegaconf import DictConfig
@@ -124,7 +119,7 @@ def compile_blueprints(
             pairs = list(_pairs(blueprints, dict.fromkeys(slots or _default_slots(cfg)), report))
         missing = [pair for pair in pairs if not library.contains(pipeline.kernel_id(*pair))]
         report.present = len(pairs) - len(missing)
-        with _progress(len(missing)) as advance:
+        with compile_progress(len(missing)) as advance:
             report.records = compile_pairs(cfg, library, pipeline, missing, advance, _tell)
     finally:
         library.close()
@@ -133,86 +128,7 @@ def compile_blueprints(
         raise typer.Exit(1)
 
 
-@dataclass
-class Report:
-    """What became of each blueprint."""
-
-    records: list[CompilationRecord] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
-    unfit: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    present: int = 0
-
-    @property
-    def failed(self) -> bool:
-        """Whether anything could not be read or compiled."""
-        return bool(self.refused or self.outcomes("failed"))
-
-    def outcomes(self, status: str) -> list[CompilationRecord]:
-        """The last attempt at each kernel, where it came to ``status``: a failed one may be tried again."""
-        last = {(record.blueprint_id, record.slot): record for record in self.records}
-        return [record for record in last.values() if record.status == status]
-
-    def read(self, paths: Iterable[Path]) -> list[Blueprint]:
-        """The blueprints in files and folders; what cannot be read is noted and left out."""
-        from esper.blueprint import load_blueprints
-
-        blueprints: dict[str, Blueprint] = {}
-        for path in paths:
-            files = _files(path)
-            if not files:
-                self.refused.append(f"{path}: no blueprints in this folder")
-            for file in files:
-                try:
-                    blueprints |= {blueprint.blueprint_id: blueprint for blueprint in load_blueprints(file)}
-                except BlueprintError as error:
-                    self.refused.append(str(error))
-        return list(blueprints.values())
-
-    def show(self, as_json: bool) -> None:
-        """Print the result."""
-        if as_json:
-            print_json(
-                {
-                    "compiled": [asdict(record) for record in self.outcomes("compiled")],
-                    "failed": [asdict(record) for record in self.outcomes("failed")],
-                    "refused": self.refused,
-                    "already_present": self.present,
-                    "no_shape_fits": sorted(self.unfit),
-                    "blueprint_not_found": self.unknown,
-                }
-            )
-            return
-        if self.records:
-            print_lines(self._table())
-        for line in self.refused:
-            print_lines(f"refused: {line}", stderr=True)
-        for name in self.unfit:
-            print_lines(f"{name}: none of the shapes fits it", stderr=True)
-        for name in self.unknown:
-            print_lines(f"{name}: failed before, and its blueprint is not among these", stderr=True)
-        compiled, failed = len(self.outcomes("compiled")), len(self.outcomes("failed"))
-        parts = [f"{compiled} kernels compiled", f"{self.present} already in the library"]
-        parts += [f"{failed} failed"] if failed else []
-        parts += [f"{len(self.refused)} refused"] if self.refused else []
-        nothing = "Nothing to compile: " if not self.records and not self.failed and self.present else ""
-        print_lines(nothing + ", ".join(parts if not nothing else parts[1:]))
-
-    def _table(self) -> Table:
-        rows = table(("blueprint", "for", "result", "time", "kernel"), right=("time",), whole=("kernel",))
-        for record in self.records:
-            good = record.status == "compiled"
-            rows.add_row(
-                record.blueprint_name,
-                str(record.slot),
-                Text("compiled", "green") if good else Text(f"failed in {record.stage}", "red"),
-                duration(record.seconds),
-                record.kernel_id or Text(record.reason or "", "red"),
-            )
-        return rows
-
-
-def parse_shape(text: str) -> Slot:
+def parse_shape(text: str, flag: str = "--shape") -> Slot:
     """``channels:16:32:2`` as the slot of a kernel from 16 to 32 channels that halves height and width.
 
     Raises:
@@ -222,30 +138,22 @@ def parse_shape(text: str) -> Slot:
     layouts = get_args(Layout)
     if match is None or match["layout"] not in layouts:
         raise ConfigError(
-            f"--shape {text!r} is not LAYOUT:IN:OUT[:STRIDE] with a layout of {', '.join(layouts)}",
-            hint="for example: --shape channels:16:32:2",
+            f"{flag} {text!r} is not LAYOUT:IN:OUT[:STRIDE] with a layout of {', '.join(layouts)}",
+            hint=f"for example: {flag} channels:16:32:2",
         )
     slot = Slot(
         cast(Layout, match["layout"]), int(match["input"]), int(match["output"]), int(match["stride"] or 1)
     )
     if min(slot.in_features, slot.out_features, slot.stride) < 1:
-        raise ConfigError(f"--shape {text!r}: features and stride are at least 1")
+        raise ConfigError(f"{flag} {text!r}: features and stride are at least 1")
     if slot.stride > 1 and slot.layout != "channels":
-        raise ConfigError(f"--shape {text!r}: only channels have a stride", hint="leave the last number out")
+        raise ConfigError(f"{flag} {text!r}: only channels have a stride", hint="leave the last number out")
     return slot
 
 
 def _split(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     return [Path(word) for word in words if word not in overrides], overrides
-
-
-def _files(path: Path) -> list[Path]:
-    from esper.blueprint import SUFFIXES
-
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
 
 
 def _pairs(
@@ -298,28 +206,3 @@ def _tell(text: str) -> None:
 
 def _default_slots(cfg: DictConfig) -> list[Slot]:
     return [parse_shape(text) for text in cfg.compile.shapes]
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[CompilationRecord], None]]:
-    """A progress bar in a terminal, a line a kernel elsewhere; on stderr, as stdout is for the result."""
-    out = console(stderr=True)
-    tried: set[tuple[str, Slot]] = set()  # pairs, not attempts: one that fails may be tried twice
-    if not out.is_terminal:
-
-        def tell(record: CompilationRecord) -> None:
-            tried.add((record.blueprint_id, record.slot))
-            fields = {"record": record, "done": len(tried), "total": total}
-            out.print(Text(describe("compile", fields) or ""))
-
-        yield tell
-        return
-    columns = (TextColumn("compiling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, TextColumn("{task.description}"), console=out, transient=True) as bar:
-        task = bar.add_task("", total=total, visible=total > 0)
-
-        def advance(record: CompilationRecord) -> None:
-            tried.add((record.blueprint_id, record.slot))
-            bar.update(task, completed=len(tried), description=record.blueprint_name)
-
-        yield advance

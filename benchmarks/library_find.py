@@ -64,7 +64,7 @@ def fill(database: Database, count: int) -> None:
                 verdicts = [draw.choice(("kept", "culled")) for _ in range(tried)]
                 kernels.append(kernel_row(kernel_id, place, draw, verdicts))
                 tags += [
-                    {"kernel_id": kernel_id, "tag": tag, "position": position}
+                    place | {"kernel_id": kernel_id, "tag": tag, "position": position}
                     for position, tag in enumerate(
                         [*draw.sample(TAGS, 2), *(["rare"] if number % 1000 == 0 else [])]
                     )

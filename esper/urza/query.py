@@ -6,16 +6,16 @@ import base64
 import binascii
 import difflib
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, RowMapping, Select, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, RowMapping, Select, and_, func, or_, select
 
 from esper.errors import ConfigError
 from esper.messages import Layout
-from esper.urza.schema import KernelRow, KernelTagRow
+from esper.urza.schema import KernelRow
+from esper.urza.tags import among_tagged, has_tag
 
 Status = Literal["validated", "retired"]
 """Only validated kernels are found for a slot; a retired one stays in the library for those who name it."""
@@ -31,8 +31,9 @@ _ASCENDING: Final[dict[str, ColumnElement[Any]]] = {
     "latency": KernelRow.__table__.c.latency_ratio,
     "parameters": KernelRow.__table__.c.parameters,
     "size": KernelRow.__table__.c.program_bytes + KernelRow.__table__.c.weights_bytes,
+    "id": KernelRow.__table__.c.kernel_id,
 }
-SORT_KEYS: Final = ("rank", "name", "created", "score", "latency", "parameters", "size", "trials")
+SORT_KEYS: Final = ("rank", "name", "created", "score", "latency", "parameters", "size", "trials", "id")
 """What ``KernelQuery.sort`` takes. Each sorts the way one reads it: best, newest, fastest, smallest first."""
 
 
@@ -43,6 +44,7 @@ class KernelQuery:
     A kernel has all of ``tags``, one or more of ``any_tags``, none of ``no_tags``. ``input`` and ``output``
     are features (channels), ``name`` is any part of the name in any case, ``created_after`` (that moment
     included) and ``created_before`` (excluded) are dates or times in ISO 8601, UTC unless they say otherwise.
+    ``id_prefix`` is the start of the id, which may leave ``kernel_`` out.
     ``sort`` is one of ``SORT_KEYS``, ``limit`` the most to return, ``after`` the ``next`` of an earlier page.
     """
 
@@ -63,20 +65,32 @@ class KernelQuery:
     created_after: str | None = None
     created_before: str | None = None
     after: str | None = None
+    id_prefix: str | None = None
 
 
-def matching(query: KernelQuery) -> Select[Any]:
-    """The rows of ``kernels`` that ``query`` describes, each with its ``sort_value``; or ``ConfigError``."""
+def tag_groups(query: KernelQuery) -> list[tuple[str, ...]]:
+    """Tags of which a kernel must have one or more, for each group."""
+    return [*((tag,) for tag in query.tags), *((query.any_tags,) if query.any_tags else ())]
+
+
+def matching(query: KernelQuery, rare: tuple[str, ...] | None = None) -> list[Select[Any]]:
+    """Statements whose rows, one after the other, are those of ``kernels`` that ``query`` describes.
+
+    Each row has its ``sort_value``. The limit is left out. ``rare`` is the one of the ``tag_groups`` that few
+    kernels have, if any. Raises ``ConfigError``.
+    """
     if query.sort not in SORT_KEYS:
         near = difflib.get_close_matches(query.sort, SORT_KEYS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(SORT_KEYS)}"
         raise ConfigError(f"kernels cannot be sorted by {query.sort!r}", hint=hint)
-    conditions = [_tagged(KernelTagRow.tag == tag) for tag in query.tags]
-    if query.any_tags:
-        conditions.append(tagged_any(query.any_tags))
+    groups = tag_groups(query)
+    conditions: list[ColumnElement[bool]]
+    conditions = [among_tagged(tags) if tags == rare else has_tag(tags) for tags in groups]
     if query.no_tags:
-        conditions.append(~tagged_any(query.no_tags))
-    columns = {
+        conditions.append(~has_tag(query.no_tags))
+    if query.id_prefix:
+        conditions.append(or_(*[_starts_with(start + query.id_prefix) for start in ("", "kernel_")]))
+    equal = {
         KernelRow.in_features: query.input,
         KernelRow.out_features: query.output,
         KernelRow.layout: query.layout,
@@ -86,7 +100,7 @@ def matching(query: KernelQuery) -> Select[Any]:
         KernelRow.author: query.author,
         KernelRow.blueprint_id: query.blueprint,
     }
-    conditions += [column == value for column, value in columns.items() if value is not None]
+    conditions += [column == value for column, value in equal.items() if value is not None]
     if query.name is not None:
         conditions.append(KernelRow.name.icontains(query.name, autoescape=True))
     if query.created_after is not None:
@@ -95,12 +109,27 @@ def matching(query: KernelQuery) -> Select[Any]:
         conditions.append(KernelRow.created_at < _moment(query.created_before))
     descending = query.sort in _DESCENDING
     key = _DESCENDING[query.sort] if descending else _ASCENDING[query.sort]
-    if query.after is not None:
-        conditions.append(_beyond(query, key, descending))
+    table: Any = KernelRow.__table__
+    statement = select(table, key.label("sort_value")).where(*conditions)
+    columns: Any = table.c
+    if rare is not None or query.id_prefix:
+        # Few rows: sorted once they are found, not found in the order of an index.
+        columns = statement.offset(0).subquery().c
+        key = columns.sort_value
+        statement = select(columns)
     # Equal ranks are common, so the faster comes first; the id makes any order repeatable.
-    order = (key.desc() if descending else key.asc(), KernelRow.latency_ratio, KernelRow.kernel_id)
-    statement = select(KernelRow.__table__, key.label("sort_value"))
-    return statement.where(*conditions).order_by(*order).limit(query.limit)
+    order = (key.desc() if descending else key.asc(), columns.latency_ratio, columns.kernel_id)
+    statement = statement.order_by(*order)
+    if query.after is None:
+        return [statement]
+    value, latency, kernel_id = _place(query)
+    # Behind the place of a cursor: first its equals, for in an index each of the two is one stretch.
+    tie = and_(
+        key == value,
+        columns.latency_ratio >= latency,
+        or_(columns.latency_ratio > latency, columns.kernel_id > kernel_id),
+    )
+    return [statement.where(tie), statement.where(key < value if descending else key > value)]
 
 
 def cursor_after(query: KernelQuery, row: RowMapping) -> str:
@@ -109,23 +138,8 @@ def cursor_after(query: KernelQuery, row: RowMapping) -> str:
     return base64.urlsafe_b64encode(json.dumps(place, separators=(",", ":")).encode()).decode()
 
 
-def tagged_any(tags: Collection[str]) -> ColumnElement[bool]:
-    """That a row of ``kernels`` has one or more of ``tags``."""
-    return _tagged(KernelTagRow.tag.in_(sorted(tags)))
-
-
-def _tagged(condition: ColumnElement[bool]) -> ColumnElement[bool]:
-    return exists().where(KernelTagRow.kernel_id == KernelRow.kernel_id, condition)
-
-
-def _beyond(query: KernelQuery, key: ColumnElement[Any], descending: bool) -> ColumnElement[bool]:
-    """Behind the place of a cursor, in the order of the query; rows that were added there are no obstacle."""
-    value, latency, kernel_id = _place(query)
-    tie = or_(
-        KernelRow.latency_ratio > latency,
-        and_(KernelRow.latency_ratio == latency, KernelRow.kernel_id > kernel_id),
-    )
-    return or_(key < value if descending else key > value, and_(key == value, tie))
+def _starts_with(start: str) -> ColumnElement[bool]:
+    return and_(KernelRow.kernel_id >= start, KernelRow.kernel_id < start + "\U0010ffff")
 
 
 def _place(query: KernelQuery) -> tuple[Any, float, str]:
@@ -133,7 +147,7 @@ def _place(query: KernelQuery) -> tuple[Any, float, str]:
         sort, value, latency, kernel_id = json.loads(base64.urlsafe_b64decode(query.after or ""))
     except (binascii.Error, ValueError, TypeError):
         sort = value = latency = kernel_id = None
-    kind = str if query.sort in ("name", "created") else (int, float)
+    kind = str if query.sort in ("name", "created", "id") else (int, float)
     good = isinstance(value, kind) and isinstance(latency, (int, float)) and isinstance(kernel_id, str)
     if sort != query.sort or not good:
         hint = "take it from the page before, with the same sort"

@@ -31,8 +31,8 @@ from sqlalchemy import (
 )
 
 from esper.messages import KernelMetadata, Layout, Slot
-from esper.urza.query import tagged_any
 from esper.urza.schema import KernelRow, TrialRow
+from esper.urza.tags import among_tagged, has_tag
 
 UNLIKE: Final = 0.25
 HALF_LIKE: Final = 0.5
@@ -68,22 +68,23 @@ class Wanted:
 
 
 @lru_cache(maxsize=256)
-def ranking(wanted: Wanted) -> list[Select[Any]]:
+def ranking(wanted: Wanted, scarce: bool = False) -> list[Select[Any]]:
     """Statements whose rows, ids with ``score`` and ``weight``, hold the best ``wanted.limit`` kernels.
 
-    One a layout that fits, for only then does an index have them in order, and one more for those with
-    trials in the context.
+    One a layout that fits, for only then does an index have them in order, or if the tags are ``scarce`` one
+    for all kernels with the tags, and one more for those with trials in the context.
     """
     like = None if wanted.context is None else _like(wanted.slot, wanted.context)
+    layouts = [layout for layout in get_args(Layout) if wanted.slot.accepts(layout)]
     statements: list[Select[Any]] = []
-    for layout in [layout for layout in get_args(Layout) if wanted.slot.accepts(layout)]:
-        fits = [KernelRow.layout == layout, *_fits(wanted)]
+    for each in [layouts] if scarce else [[layout] for layout in layouts]:
+        fits = _fits(wanted, each, scarce)
         if like is not None:
             fits.append(~exists().where(TrialRow.kernel_id == KernelRow.kernel_id, *like))
         unlike = 1 + (UNLIKE if wanted.context else 1) * KernelRow.trial_count
         statements.append(_best(fits, KernelRow.__table__.c.rank, unlike, wanted.limit))
     if wanted.context is not None and like is not None:
-        statements.append(_computed(wanted, wanted.context, like))
+        statements.append(_computed(wanted, wanted.context, like, _fits(wanted, layouts, scarce)))
     return statements
 
 
@@ -98,16 +99,20 @@ def error_of(row: RowMapping) -> float:
     return math.sqrt(max(mean * (1 - mean), 0.0) / (row["weight"] + 1))
 
 
-def _fits(wanted: Wanted) -> list[ColumnElement[bool]]:
+def _fits(wanted: Wanted, layouts: list[Layout], scarce: bool) -> list[ColumnElement[bool]]:
     slot = wanted.slot
-    conditions = [
-        KernelRow.in_features == slot.in_features,
-        KernelRow.out_features == slot.out_features,
-        KernelRow.stride == slot.stride,
-        KernelRow.status == "validated",
-    ]
-    if wanted.tags:
-        conditions.append(tagged_any(wanted.tags))
+    conditions: list[ColumnElement[bool]] = [KernelRow.status == "validated"]
+    if scarce:  # the rows of the tags have the slot as well
+        conditions.append(among_tagged(wanted.tags, slot))
+    else:
+        conditions += [
+            KernelRow.in_features == slot.in_features,
+            KernelRow.out_features == slot.out_features,
+            KernelRow.stride == slot.stride,
+            KernelRow.layout.in_(layouts) if len(layouts) > 1 else KernelRow.layout == layouts[0],
+        ]
+        if wanted.tags:
+            conditions.append(has_tag(wanted.tags))
     if wanted.dtype is not None:
         conditions.append(KernelRow.dtype == wanted.dtype)
     if wanted.device is not None:
@@ -126,7 +131,12 @@ def _like(slot: Slot, context: TrialContext) -> list[ColumnElement[bool]]:
     ]
 
 
-def _computed(wanted: Wanted, context: TrialContext, like: list[ColumnElement[bool]]) -> Select[Any]:
+def _computed(
+    wanted: Wanted,
+    context: TrialContext,
+    like: list[ColumnElement[bool]],
+    fits: list[ColumnElement[bool]],
+) -> Select[Any]:
     half, full, none, unlike = (literal(value, Double) for value in (HALF_LIKE, 1.0, 0.0, UNLIKE))
     same = and_(TrialRow.layer_kind == context.layer_kind, TrialRow.task == context.task)
     weight = case((same, full), else_=half)
@@ -149,9 +159,7 @@ def _computed(wanted: Wanted, context: TrialContext, like: list[ColumnElement[bo
     prior = full + unlike * elsewhere
     total = prior + seen.c.weight
     score = (prior * mean + seen.c.kept_weight) / total
-    layouts = [layout for layout in get_args(Layout) if wanted.slot.accepts(layout)]
-    fits = [KernelRow.layout.in_(layouts), *_fits(wanted), KernelRow.kernel_id == seen.c.kernel_id]
-    return _best(fits, score, total, wanted.limit)
+    return _best([KernelRow.kernel_id == seen.c.kernel_id, *fits], score, total, wanted.limit)
 
 
 def _best(

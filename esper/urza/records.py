@@ -14,7 +14,7 @@ from sqlalchemy import Connection, RowMapping, Select, delete, exists, func, ins
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import CompilationRecord, KernelArtefact, KernelMetadata
 from esper.urza.database import Database
-from esper.urza.query import KernelQuery, Status, cursor_after, matching
+from esper.urza.query import KernelQuery, Status, cursor_after, matching, tag_groups
 from esper.urza.ranking import RankedKernel, Wanted, error_of, in_order, ranking
 from esper.urza.rows import (
     Trial,
@@ -22,12 +22,14 @@ from esper.urza.rows import (
     compilation_values,
     kernel_metadata,
     kernel_values,
+    tag_values,
     trial_of,
     trial_values,
 )
 from esper.urza.schema import BlobRow, CompilationRow, KernelRow, KernelTagRow, TrialRow
 from esper.urza.seals import Seals
 from esper.urza.sql import read_blob, write_blob
+from esper.urza.tags import is_scarce
 from esper.urza.tiers import MISSING, Missing, digest_of
 from esper.urza.upkeep import Garbage, collect_garbage
 
@@ -127,7 +129,8 @@ class KernelRecords:
     def rank(self, wanted: Wanted) -> list[RankedKernel]:
         """The validated kernels that are ``wanted``, best first; see ``esper.urza.ranking``."""
         with self._database.reading() as connection:
-            rows = [row for each in ranking(wanted) for row in connection.execute(each).mappings()]
+            statements = ranking(wanted, is_scarce(connection, wanted.tags, wanted.slot))
+            rows = [row for each in statements for row in connection.execute(each).mappings()]
             best = in_order(rows, wanted.limit)
             found = _by_id(connection, [row["kernel_id"] for row in best])
         return [RankedKernel(found[row["kernel_id"]], row["score"], error_of(row)) for row in best]
@@ -135,16 +138,22 @@ class KernelRecords:
     def page(self, query: KernelQuery) -> Page:
         """The kernels that ``query`` describes, in its order; ``ConfigError`` for a sort that is none."""
         with self._database.reading() as connection:
-            rows = connection.execute(matching(query)).mappings().all()
+            rare = next((tags for tags in tag_groups(query) if is_scarce(connection, tags)), None)
+            rows: list[RowMapping] = []
+            for statement in matching(query, rare):
+                left = None if query.limit is None else query.limit - len(rows)
+                rows += connection.execute(statement.limit(left)).mappings()
+                if len(rows) == query.limit:
+                    break
             kernels = tuple(entry.metadata for entry in _with_tags(connection, rows))
         return Page(kernels, cursor_after(query, rows[-1]) if rows and len(rows) == query.limit else None)
 
     def set_tags(self, kernel_id: str, tags: Collection[str]) -> None:
         """Give a kernel these tags in place of those that it has; or ``KernelNotFound``."""
         with self._database.writing() as connection:
-            _entry(connection, kernel_id)
+            metadata = _entry(connection, kernel_id).metadata
             connection.execute(delete(KernelTagRow).where(KernelTagRow.kernel_id == kernel_id))
-            _insert_tags(connection, kernel_id, tags)
+            _insert_tags(connection, metadata, tags)
 
     def set_status(self, kernel_id: str, status: Status) -> None:
         """Retire a kernel, so that no slot is offered it, or bring it back; or ``KernelNotFound``."""
@@ -290,15 +299,11 @@ def _insert(connection: Connection, entry: KernelEntry) -> None:
     values = kernel_values(metadata) | _tally(connection, metadata.kernel_id)
     values |= {"blueprint_digest": entry.blueprint_digest, "signature": entry.signature}
     connection.execute(insert(KernelRow).values(values))
-    _insert_tags(connection, metadata.kernel_id, metadata.tags)
+    _insert_tags(connection, metadata, metadata.tags)
 
 
-def _insert_tags(connection: Connection, kernel_id: str, tags: Collection[str]) -> None:
-    rows = [
-        {"kernel_id": kernel_id, "tag": tag, "position": position}
-        for position, tag in enumerate(dict.fromkeys(tags))
-    ]
-    if rows:
+def _insert_tags(connection: Connection, metadata: KernelMetadata, tags: Collection[str]) -> None:
+    if rows := tag_values(metadata, tags):
         connection.execute(insert(KernelTagRow), rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -53,6 +53,12 @@ def kernel_values(metadata: KernelMetadata) -> Values:
     """The columns of ``kernels`` that the metadata fills; the tags have a table of their own."""
     features = {"in_features": metadata.input_shape[-1], "out_features": metadata.output_shape[-1]}
     return _copy(metadata, _KERNEL) | features
+
+
+def tag_values(metadata: KernelMetadata, tags: Collection[str]) -> list[Values]:
+    """The rows of ``kernel_tags`` that give a kernel these tags, each once."""
+    kernel = {"kernel_id": metadata.kernel_id} | _spread(metadata.slot)
+    return [kernel | {"tag": tag, "position": n} for n, tag in enumerate(dict.fromkeys(tags))]
 
 
 def kernel_metadata(row: RowMapping, tags: Sequence[str]) -> KernelMetadata:

@@ -21,11 +21,23 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     desc,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from esper.messages import Layout
+
+_SORTS: dict[str, Any] = {
+    "rank": desc("rank"),
+    "name": text("lower(name)"),
+    "created_at": desc("created_at"),
+    "score": desc("performance_score"),
+    "parameters": "parameters",
+    "size": text("(program_bytes + weights_bytes)"),
+    "trials": desc("trial_count"),
+}
+"""What kernels are listed by, besides their latency and id, with its index."""
 
 RANK = "(kept_count + performance_score) / (trial_count + 1)"
 """Mean verdict over a kernel's trials, with its validation score counted as one more trial."""
@@ -104,7 +116,7 @@ class KernelRow(Base):
     blueprint_digest: Mapped[str] = mapped_column(ForeignKey("blobs.digest"), index=True)
     program_bytes: Mapped[int] = mapped_column(BigInteger)
     weights_bytes: Mapped[int] = mapped_column(BigInteger)
-    created_at: Mapped[str] = mapped_column(words(40), index=True)
+    created_at: Mapped[str] = mapped_column(words(40))
     author: Mapped[str] = mapped_column(words(200), server_default="")
     parent_blueprint: Mapped[str] = mapped_column(words(128), server_default="")
     parent_kernel: Mapped[str] = mapped_column(words(128), server_default="")
@@ -128,11 +140,18 @@ class KernelRow(Base):
             "latency_ratio",
             "kernel_id",
         ),
+        # In the whole order of a list, so that a page anywhere in it reads its own rows alone.
+        *[Index(f"ix_kernels_{name}", key, "latency_ratio", "kernel_id") for name, key in _SORTS.items()],
+        Index("ix_kernels_latency", "latency_ratio", "kernel_id"),
     )
 
 
 class KernelTagRow(Base):
-    """One tag of one kernel; ``position`` keeps the order in which the metadata gave them."""
+    """One tag of one kernel; ``position`` keeps the order in which the metadata gave them.
+
+    The slot is that of the kernel, which never changes: how many kernels of a slot have a tag, and which, is
+    answered by the index alone.
+    """
 
     __tablename__ = "kernel_tags"
 
@@ -141,8 +160,14 @@ class KernelTagRow(Base):
     )
     tag: Mapped[str] = mapped_column(words(100), primary_key=True)
     position: Mapped[int]
+    layout: Mapped[Layout] = mapped_column(words(16), server_default="")
+    in_features: Mapped[int] = mapped_column(server_default="0")
+    out_features: Mapped[int] = mapped_column(server_default="0")
+    stride: Mapped[int] = mapped_column(server_default="0")
 
-    __table_args__ = (Index("ix_kernel_tags_tag", "tag", "kernel_id"),)
+    __table_args__ = (
+        Index("ix_kernel_tags_tag", "tag", "in_features", "out_features", "stride", "layout", "kernel_id"),
+    )
 
 
 class CompilationRow(Base):

@@ -211,6 +211,7 @@ def test_query_sorts_the_way_one_reads_it(library: KernelLibrary) -> None:
         "parameters": "small",
         "size": "small",
         "trials": "Large",
+        "id": "Large",
     }
 
 

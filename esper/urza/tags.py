@@ -1,0 +1,51 @@
+"""Kernels by their tags, read one by one where they are few and looked for in the wanted order where not.
+
+Databases guess which is faster, and guess wrong; so the few are counted, which an index answers, and a
+condition is written so that it can be met in one way only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final, get_args
+
+from sqlalchemy import ColumnElement, Connection, exists, func, select
+
+from esper.messages import Layout, Slot
+from esper.urza.schema import KernelRow, KernelTagRow
+
+FEW: Final = 1000
+"""So many kernels are read one by one in two milliseconds or so."""
+
+
+def is_scarce(connection: Connection, tags: Collection[str], slot: Slot | None = None) -> bool:
+    """Whether only ``FEW`` kernels, of those that fit ``slot``, have one or more of ``tags``."""
+    if not tags:
+        return False
+    some = select(KernelTagRow.kernel_id).where(*_tagged(tags, slot)).limit(FEW + 1).subquery()
+    found = connection.scalar(select(func.count()).select_from(some))
+    return found is not None and found <= FEW
+
+
+def among_tagged(tags: Collection[str], slot: Slot | None = None) -> ColumnElement[bool]:
+    """That a row of ``kernels`` is one of the few that have one or more of ``tags`` and fit ``slot``."""
+    # An offset, even of 0, keeps the planners of both databases from turning the condition into another.
+    return KernelRow.kernel_id.in_(select(KernelTagRow.kernel_id).where(*_tagged(tags, slot)).offset(0))
+
+
+def has_tag(tags: Collection[str]) -> ColumnElement[bool]:
+    """That a row of ``kernels`` has one or more of ``tags``, asked of each row in turn."""
+    mine = select(1).where(KernelTagRow.kernel_id == KernelRow.kernel_id, KernelTagRow.tag.in_(sorted(tags)))
+    return exists(mine.correlate(KernelRow).offset(0))
+
+
+def _tagged(tags: Collection[str], slot: Slot | None) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [KernelTagRow.tag.in_(sorted(tags))]
+    if slot is not None:
+        conditions += [
+            KernelTagRow.in_features == slot.in_features,
+            KernelTagRow.out_features == slot.out_features,
+            KernelTagRow.stride == slot.stride,
+            KernelTagRow.layout.in_([layout for layout in get_args(Layout) if slot.accepts(layout)]),
+        ]
+    return conditions

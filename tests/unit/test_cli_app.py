@@ -52,7 +52,7 @@ def test_an_error_is_one_line_with_its_next_step() -> None:
         (["train", "--resume", "x", "-m"], "--resume goes on with one run as it was configured"),
         (["train", "-m", "--cfg", "job"], "--multirun and --cfg exclude each other"),
         (["train", "--resolve"], "--resolve and --package say what --cfg prints"),
-        (["compile"], "Missing argument"),
+        (["compile"], "no blueprint to compile was named"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(

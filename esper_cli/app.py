@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
-from esper_cli import compile, doctor, kernels_upkeep, keys, prove, runs, serve, train
+from esper_cli import blueprints, compile, doctor, kernels_upkeep, keys, prove, runs, serve, train
 from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
@@ -35,6 +35,7 @@ app.command("prove", epilog=prove.EPILOG)(prove.prove)
 app.command("compile", epilog="Example: esper compile blueprints/ --shape features:128:256")(
     compile.compile_blueprints
 )
+app.add_typer(blueprints.app, name="blueprints")
 app.add_typer(kernels_upkeep.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(runs.app, name="runs")

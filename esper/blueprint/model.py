@@ -214,6 +214,11 @@ class Blueprint(BaseModel):
         """
         return f"graph_{graph_digest(self.nodes, self.output, self.sizes)[:16]}"
 
+    @property
+    def file(self) -> str:
+        """Where it was read; "" if it was not read from a file."""
+        return self._source.file if self._source else ""
+
     def where(self, node_id: str | None = None) -> str:
         """A prefix for messages: file and line when known, then the node or the blueprint's name."""
         subject = self.name if node_id is None else f"{self.name}: node {node_id!r}"

@@ -29,7 +29,7 @@ def load_catalogue(paths: Iterable[Path | str]) -> Catalogue:
     errors: list[BlueprintError] = []
     for path in paths:
         try:
-            files = list(_files(Path(path)))
+            files = list(blueprint_files(Path(path)))
         except BlueprintError as error:
             errors.append(error)
             continue
@@ -56,7 +56,7 @@ def _add(by_name: dict[str, Blueprint], blueprint: Blueprint) -> None:
         )
 
 
-def _files(path: Path) -> Iterator[Path]:
+def blueprint_files(path: Path) -> Iterator[Path]:
     """``path`` itself, or the blueprint files below it in alphabetical order."""
     if not path.is_dir():
         yield path

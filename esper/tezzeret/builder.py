@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from esper.blueprint import INPUT, Blueprint, Plan, plan
 from esper.messages import Slot
-from esper.tezzeret.budget import Budget, count_parameters, measure
+from esper.tezzeret.budget import Budget, Cost, count_parameters, measure
 from esper.tezzeret.examples import input_shape
 from esper.tezzeret.modules import FeatureWeight
 from esper.tezzeret.ops import CONSTRUCTORS, Layer
@@ -37,6 +37,13 @@ def build_plan(plan: Plan, *, seed: int = 0, budget: Budget | None = None) -> fx
     for node in graph.nodes:
         node.type = None  # fx keeps annotations as text, which TorchScript cannot read; none means Tensor
     return fx.GraphModule(network, graph, class_name="Kernel")
+
+
+def cost(plan: Plan) -> Cost:
+    """What the network of ``plan`` costs, counted on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        network, given = _Network(plan), torch.empty(input_shape(plan.slot))
+        return measure(network, lambda: network.values(given).values())
 
 
 class _Network(nn.Module):

@@ -5,9 +5,10 @@ Edges that skip layers get a point in each, so that they find their way between 
 
 from __future__ import annotations
 
-import itertools
+from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 SWEEPS = 12
 
@@ -47,7 +48,7 @@ def place(inputs: Mapping[str, Sequence[str]], widths: Mapping[str, float], gap:
                 rows[layer].append(path[-1])
             path.append(nodes[name])
             edges[name, index] = path
-            for upper, lower in itertools.pairwise(path):
+            for upper, lower in pairwise(path):
                 upper.below.append(lower)
                 lower.above.append(upper)
     _spread(_ordered(rows), gap)
@@ -73,27 +74,32 @@ def _ordered(rows: list[list[Point]]) -> list[list[Point]]:
     best, fewest = [list(row) for row in rows], _crossings(rows)
     for sweep in range(SWEEPS):
         downward = sweep % 2 == 0
-        for row in rows if downward else rows[::-1]:
-            spots = {id(point): place for other in rows for place, point in enumerate(other)}
-            row.sort(key=lambda point: _mean_spot(point, spots, downward))
+        for fixed, row in pairwise(rows if downward else rows[::-1]):
+            spots = {id(point): spot for spot, point in enumerate(fixed)}
+            own = {id(point): spot for spot, point in enumerate(row)}
+            row.sort(key=lambda point: _mean_spot(point, downward, spots, own))
         crossings = _crossings(rows)
         if crossings < fewest:
             best, fewest = [list(row) for row in rows], crossings
     return best
 
 
-def _mean_spot(point: Point, spots: Mapping[int, int], downward: bool) -> float:
-    near = (point.above if downward else point.below) or [point]
-    return sum(spots[id(other)] for other in near) / len(near)
+def _mean_spot(point: Point, downward: bool, spots: Mapping[int, int], own: Mapping[int, int]) -> float:
+    """The mean place of the neighbours of ``point`` in the row that is fixed; its own if it has none."""
+    near = point.above if downward else point.below
+    return sum(spots[id(other)] for other in near) / len(near) if near else own[id(point)]
 
 
 def _crossings(rows: Sequence[Sequence[Point]]) -> int:
+    """How many pairs of edges between neighbouring rows cross."""
     found = 0
-    for upper, lower in itertools.pairwise(rows):
+    for upper, lower in pairwise(rows):
         spots = {id(point): spot for spot, point in enumerate(lower)}
-        ends = [sorted(spots[id(point)] for point in above.below) for above in upper]
-        flat = [spot for row in ends for spot in row]
-        found += sum(a > b for i, a in enumerate(flat) for b in flat[i + 1 :])
+        before: list[int] = []
+        for above in upper:
+            for spot in sorted(spots[id(point)] for point in above.below):
+                found += len(before) - bisect_right(before, spot)
+                insort(before, spot)
     return found
 
 
@@ -115,7 +121,7 @@ def _spread(rows: Sequence[Sequence[Point]], gap: float) -> None:
 def _settle(row: Sequence[Point], wanted: Sequence[float], gap: float) -> None:
     """Positions in order and apart, nearest to ``wanted`` in squares: pool what would overlap."""
     offsets = [0.0]
-    for left, right in itertools.pairwise(row):
+    for left, right in pairwise(row):
         offsets.append(offsets[-1] + (left.width + right.width) / 2 + gap)
     pools: list[tuple[float, int]] = []
     for spot, offset in zip(wanted, offsets, strict=True):

@@ -153,6 +153,8 @@ def test_a_server_that_dies_is_replaced() -> None:
     with WorkerPool(1, LIMITS) as pool:
         dying = pool.submit(hostile(deeds.sleep))
         worker = until(workers)[0]
+        until(lambda: "Seccomp:\t2" in Path(f"/proc/{worker}/status").read_text())  # it is at its deed
+        time.sleep(0.5)
         server = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(server, signal.SIGKILL)
         assert "forked from has ended" in str(dying.result().reason)

@@ -24,9 +24,11 @@ from esper.blueprint.ops import OPS, Size
 
 
 def graph_digest(nodes: Sequence[NodeLike], output: str, sizes: Mapping[str, int | str]) -> str:
-    """SHA-256, in hex, of the graph of a valid blueprint."""
+    """SHA-256, in hex, of the graph of a valid blueprint; ``sizes`` stand after those that they use."""
     by_id = {node.id: node for node in nodes}
-    written_out = _Sizes(sizes)
+    known: dict[str, str] = {}  # digests, for written out in full each size could double the text
+    for name, size in sizes.items():
+        known[name] = _of_expression(size, known)
     numbers: dict[str, int] = {INPUT: 0}
     code: list[Any] = []
 
@@ -35,7 +37,9 @@ def graph_digest(nodes: Sequence[NodeLike], output: str, sizes: Mapping[str, int
             node = by_id[node_id]
             inputs = [visit(source) for source in node.inputs]
             parameters = {
-                name: written_out.digest(value) if isinstance(OPS[node.op].parameters[name], Size) else value
+                name: _of_expression(value, known)
+                if isinstance(OPS[node.op].parameters[name], Size)
+                else value
                 for name, value in node.params.items()
             }
             code.append([node.op, inputs, parameters])
@@ -46,25 +50,15 @@ def graph_digest(nodes: Sequence[NodeLike], output: str, sizes: Mapping[str, int
     return _digest(code)
 
 
-class _Sizes:
-    """Digests of expressions with the blueprint's own sizes written out, each worked out once.
+def _of_expression(size: object, known: Mapping[str, str]) -> str:
+    """The digest of an expression, with the digests of ``known`` sizes in the place of their names."""
+    return _of_term(expression.parse(str(size)), known)
 
-    Writing them out in full could double the text with each size.
-    """
 
-    def __init__(self, sizes: Mapping[str, int | str]) -> None:
-        self.sizes = sizes
-        self.known: dict[str, str] = {}
-
-    def digest(self, size: object) -> str:
-        return self._of(expression.parse(str(size)))
-
-    def _of(self, term: Term) -> str:
-        if isinstance(term.head, str) and term.head in self.sizes and not term.args:
-            if term.head not in self.known:
-                self.known[term.head] = self.digest(self.sizes[term.head])
-            return self.known[term.head]
-        return _digest([str(term.head), [self._of(arg) for arg in term.args]])
+def _of_term(term: Term, known: Mapping[str, str]) -> str:
+    if isinstance(term.head, str) and not term.args and term.head in known:
+        return known[term.head]
+    return _digest([str(term.head), [_of_term(arg, known) for arg in term.args]])
 
 
 def _digest(value: Any) -> str:

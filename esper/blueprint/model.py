@@ -212,7 +212,8 @@ class Blueprint(BaseModel):
 
         See ``esper.blueprint.isomorphism`` for what counts.
         """
-        return f"graph_{graph_digest(self.nodes, self.output, self.sizes)[:16]}"
+        sizes = {name: self.sizes[name] for name in self.size_order}
+        return f"graph_{graph_digest(self.nodes, self.output, sizes)[:16]}"
 
     @property
     def file(self) -> str:

@@ -151,6 +151,7 @@ def finding(
     line = next((lines[path[:size]] for size in range(len(path), -1, -1) if path[:size] in lines), None)
     name = data.get("name")
     subject = name[:40] if isinstance(name, str) else "blueprint"
+    subject = subject if subject.isprintable() else repr(subject)  # no line breaks, no codes for a terminal
     return Finding(file, line, subject, node_id[:40], message, hint)
 
 

@@ -7,6 +7,7 @@ keeps the file where one of them does anything else.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import re
@@ -263,7 +264,7 @@ class Mutator:
             elif action == 1 and isinstance(holder, dict):
                 holder[self.order.choice(["__class__", "x", "in", "op", "z", "\u0430"])] = holder[key]
             else:
-                holder[key] = self.order.choice(others)
+                holder[key] = copy.deepcopy(self.order.choice(others))
             if not data:
                 break
         if self.order.randrange(5) == 0:

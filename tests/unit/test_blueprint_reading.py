@@ -90,6 +90,7 @@ def test_several_documents_in_one_file(tmp_path: Path) -> None:
             "version: 2",
             ":1: small: version 2 is newer than 1, the newest that is read here (update",
         ),
+        ("name: small", 'name: "a\\nb\\e[2J"', ":2: 'a\\nb\\x1b[2J': name: String should match pattern"),
         ("version: 1", "version: -1", ":1: small: version -1 is not read here (write version: 1)"),
         ("version: 1", "version: true", ":1: small: version: Input should be a valid integer, not True"),
         ("version: 1", "version: 1.0", ":1: small: version: Input should be a valid integer, not 1.0"),

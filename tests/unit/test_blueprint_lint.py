@@ -112,6 +112,14 @@ def test_an_unused_node_is_an_error_since_no_command_would_take_it(tmp_path: Pat
         load_blueprints(tmp_path / "a.yaml")
 
 
+def test_an_unused_node_is_told_beside_a_mistake_elsewhere(tmp_path: Path) -> None:
+    found = lint(tmp_path, GOOD.replace("[down]", "[x]").replace("title:", "tilte:"))
+    assert [(f.line, f.message) for f in found] == [
+        (3, "unknown field 'tilte'"),
+        (10, "its value is never used"),
+    ]
+
+
 def test_a_slot_that_was_named_must_fit(tmp_path: Path) -> None:
     text = GOOD.replace("{out: out}", "{out: 3}")
     fits, no_business, misfit = Slot("features", 4, 3), Slot("channels", 4, 4), Slot("tokens", 4, 4)

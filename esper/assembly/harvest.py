@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from esper.assembly.kernels import build_pipeline, rebuilder
 from esper.assembly.network import build_data, build_host
-from esper.blueprint import Blueprint
+from esper.blueprint import from_json
 from esper.errors import RunError
 from esper.kasmina import seeded_layers
 from esper.messages import KernelMetadata
@@ -50,7 +50,7 @@ def harvest(
         assert kernel is not None, trial.name  # a seed whose trial is over and kept holds its kernel
         decision = f"epoch {trial.started_epoch}, {trial.layer}, seed {trial.seed_idx}"
         trained = Trained(kernel.state_dict(), trial.kernel_id, run.name, decision)
-        blueprint = Blueprint.model_validate_json(trial.blueprint)
+        blueprint = from_json(trial.blueprint)
         new = not library.contains(pipeline.kernel_id(blueprint, trial.slot, trained))
         artefact = pipeline.compile(blueprint, trial.slot, trained=trained)
         stored = library.put(artefact)

@@ -14,7 +14,7 @@ from torch import nn
 
 from esper.assembly.configured import configured
 from esper.assembly.network import usable_device
-from esper.blueprint import Blueprint
+from esper.blueprint import Blueprint, from_json
 from esper.errors import BlueprintError, ConfigError
 from esper.karn.catalogue import Catalogue, fitting, load_catalogue
 from esper.messages import CompilationRecord, Slot
@@ -59,7 +59,7 @@ def rebuilder(pipeline: Pipeline) -> Rebuild:
     target = pipeline.target
 
     def rebuild(blueprint: str, slot: Slot) -> nn.Module:
-        program = target.compile(build(Blueprint.model_validate_json(blueprint), slot, seed=pipeline.seed))
+        program = target.compile(build(from_json(blueprint), slot, seed=pipeline.seed))
         target.optimise(program, torch.device(pipeline.device))
         return target.load(target.save(program), pipeline.device)
 

@@ -17,7 +17,7 @@ from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
 from esper.assembly.keys import key_made_notice
 from esper.assembly.network import build_data, build_host, device_of, slots
 from esper.assembly.storage import build_library
-from esper.blueprint import Blueprint
+from esper.blueprint import from_json
 from esper.data.splits import DataSplits
 from esper.errors import ConfigError, StorageError
 from esper.nissa.journal import JOURNAL_NAME, Journal
@@ -132,7 +132,7 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
         hint="export with the model and the seeded layers that the run had",
     )
     kernels = {
-        key: build(Blueprint.model_validate_json(trial.blueprint), trial.slot)
+        key: build(from_json(trial.blueprint), trial.slot)
         for key, trial in trials.items()
     }
     notes = f"Run {run.name}, after epoch {state['epoch']}. x is normalised as in that run: {data.task}."

@@ -117,11 +117,11 @@ def matching(query: KernelQuery, rare: tuple[str, ...] | None = None) -> list[Se
         columns = statement.offset(0).subquery().c
         key = columns.sort_value
         statement = select(columns)
+    first = key.desc() if descending else key.asc()
     # Equal ranks are common, so the faster comes first; the id makes any order repeatable.
-    order = (key.desc() if descending else key.asc(), columns.latency_ratio, columns.kernel_id)
-    statement = statement.order_by(*order)
+    then = (columns.latency_ratio, columns.kernel_id)
     if query.after is None:
-        return [statement]
+        return [statement.order_by(first, *then)]
     value, latency, kernel_id = _place(query)
     # Behind the place of a cursor: first its equals, for in an index each of the two is one stretch.
     tie = and_(
@@ -129,7 +129,8 @@ def matching(query: KernelQuery, rare: tuple[str, ...] | None = None) -> list[Se
         columns.latency_ratio >= latency,
         or_(columns.latency_ratio > latency, columns.kernel_id > kernel_id),
     )
-    return [statement.where(tie), statement.where(key < value if descending else key > value)]
+    beyond = statement.where(key < value if descending else key > value)
+    return [statement.where(tie).order_by(*then), beyond.order_by(first, *then)]
 
 
 def cursor_after(query: KernelQuery, row: RowMapping) -> str:

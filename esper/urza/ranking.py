@@ -28,6 +28,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    union_all,
 )
 
 from esper.messages import KernelMetadata, Layout, Slot
@@ -68,29 +69,34 @@ class Wanted:
 
 
 @lru_cache(maxsize=256)
-def ranking(wanted: Wanted, scarce: bool = False) -> list[Select[Any]]:
-    """Statements whose rows, ids with ``score`` and ``weight``, hold the best ``wanted.limit`` kernels.
+def ranking(wanted: Wanted, scarce: bool = False) -> Select[Any]:
+    """The rows of ``kernels`` that are the best, best first, each with its ``score`` and ``weight``.
 
-    One a layout that fits, for only then does an index have them in order, or if the tags are ``scarce`` one
-    for all kernels with the tags, and one more for those with trials in the context.
+    They are the best of several parts: one for each layout that fits, for only then does an index have them
+    in order, or if the tags are ``scarce`` one for all kernels with the tags; and one for those with trials
+    in the context.
     """
     like = None if wanted.context is None else _like(wanted.slot, wanted.context)
     layouts = [layout for layout in get_args(Layout) if wanted.slot.accepts(layout)]
-    statements: list[Select[Any]] = []
+    parts: list[Select[Any]] = []
     for each in [layouts] if scarce else [[layout] for layout in layouts]:
         fits = _fits(wanted, each, scarce)
         if like is not None:
             fits.append(~exists().where(TrialRow.kernel_id == KernelRow.kernel_id, *like))
         unlike = 1 + (UNLIKE if wanted.context else 1) * KernelRow.trial_count
-        statements.append(_best(fits, KernelRow.__table__.c.rank, unlike, wanted.limit))
+        parts.append(_best(fits, KernelRow.__table__.c.rank, unlike, wanted.limit))
     if wanted.context is not None and like is not None:
-        statements.append(_computed(wanted, wanted.context, like, _fits(wanted, layouts, scarce)))
-    return statements
+        parts.append(_computed(wanted, wanted.context, like, _fits(wanted, layouts, scarce)))
+    # All in one statement, for a round trip to a server takes longer than the reading.
+    all_parts = union_all(*[select(part.subquery()) for part in parts]).subquery()
+    best = _in_order(select(all_parts), all_parts.c).limit(wanted.limit).subquery()
+    table: Any = KernelRow.__table__
+    rows = select(table, best.c.score, best.c.weight).where(table.c.kernel_id == best.c.kernel_id)
+    return _in_order(rows, best.c)
 
 
-def in_order(rows: list[RowMapping], limit: int) -> list[RowMapping]:
-    """The best ``limit`` of the rows of all statements."""
-    return sorted(rows, key=lambda row: (-row["score"], row["latency_ratio"], row["kernel_id"]))[:limit]
+def _in_order(statement: Select[Any], columns: Any) -> Select[Any]:
+    return statement.order_by(columns.score.desc(), columns.latency_ratio, columns.kernel_id)
 
 
 def error_of(row: RowMapping) -> float:

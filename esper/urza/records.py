@@ -9,13 +9,29 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, RowMapping, Select, delete, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    String,
+    any_,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import CompilationRecord, KernelArtefact, KernelMetadata
 from esper.urza.database import Database
 from esper.urza.query import KernelQuery, Status, cursor_after, matching, tag_groups
-from esper.urza.ranking import RankedKernel, Wanted, error_of, in_order, ranking
+from esper.urza.ranking import RankedKernel, Wanted, error_of, ranking
 from esper.urza.rows import (
     Trial,
     compilation_record,
@@ -129,11 +145,13 @@ class KernelRecords:
     def rank(self, wanted: Wanted) -> list[RankedKernel]:
         """The validated kernels that are ``wanted``, best first; see ``esper.urza.ranking``."""
         with self._database.reading() as connection:
-            statements = ranking(wanted, is_scarce(connection, wanted.tags, wanted.slot))
-            rows = [row for each in statements for row in connection.execute(each).mappings()]
-            best = in_order(rows, wanted.limit)
-            found = _by_id(connection, [row["kernel_id"] for row in best])
-        return [RankedKernel(found[row["kernel_id"]], row["score"], error_of(row)) for row in best]
+            scarce = is_scarce(connection, wanted.tags, wanted.slot)
+            rows = connection.execute(ranking(wanted, scarce)).mappings().all()
+            kernels = _with_tags(connection, rows)
+        return [
+            RankedKernel(entry.metadata, row["score"], error_of(row))
+            for entry, row in zip(kernels, rows, strict=True)
+        ]
 
     def page(self, query: KernelQuery) -> Page:
         """The kernels that ``query`` describes, in its order; ``ConfigError`` for a sort that is none."""
@@ -260,26 +278,27 @@ def entries(connection: Connection, statement: Select[Any]) -> list[KernelEntry]
     return _with_tags(connection, connection.execute(statement).mappings().all())
 
 
-def _by_id(connection: Connection, ids: Sequence[str]) -> dict[str, KernelMetadata]:
-    rows: list[RowMapping] = []
-    for start in range(0, len(ids), _MOST_IDS):
-        chosen = KernelRow.kernel_id.in_(ids[start : start + _MOST_IDS])
-        rows += connection.execute(select(KernelRow.__table__).where(chosen)).mappings()
-    return {entry.metadata.kernel_id: entry.metadata for entry in _with_tags(connection, rows)}
-
-
 def _with_tags(connection: Connection, rows: Sequence[RowMapping]) -> list[KernelEntry]:
     tags: dict[str, list[str]] = defaultdict(list)
     ids = [row["kernel_id"] for row in rows]
     pairs = select(KernelTagRow.kernel_id, KernelTagRow.tag).order_by(KernelTagRow.position)
     for start in range(0, len(ids), _MOST_IDS):
-        chosen = pairs.where(KernelTagRow.kernel_id.in_(ids[start : start + _MOST_IDS]))
-        for kernel_id, tag in connection.execute(chosen):
+        chosen = _is_one_of(connection, ids[start : start + _MOST_IDS])
+        for kernel_id, tag in connection.execute(pairs.where(chosen)):
             tags[kernel_id].append(tag)
     return [
         KernelEntry(kernel_metadata(row, tags[row["kernel_id"]]), row["blueprint_digest"], row["signature"])
         for row in rows
     ]
+
+
+def _is_one_of(connection: Connection, ids: Sequence[str]) -> ColumnElement[bool]:
+    """That a row of ``kernel_tags`` is of one of the kernels ``ids``."""
+    column: ColumnElement[str] = KernelTagRow.__table__.c.kernel_id
+    if connection.dialect.name == "postgresql":
+        # One value for all: psycopg takes milliseconds to read a statement with a mark for each.
+        return column == any_(literal(list(ids), ARRAY(String)))
+    return column.in_(ids)
 
 
 def _find_entry(connection: Connection, kernel_id: str) -> KernelEntry | None:

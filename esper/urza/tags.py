@@ -7,9 +7,10 @@ condition is written so that it can be met in one way only.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Final, get_args
 
-from sqlalchemy import ColumnElement, Connection, exists, func, select
+from sqlalchemy import ColumnElement, Connection, Select, exists, func, select
 
 from esper.messages import Layout, Slot
 from esper.urza.schema import KernelRow, KernelTagRow
@@ -22,9 +23,13 @@ def is_scarce(connection: Connection, tags: Collection[str], slot: Slot | None =
     """Whether only ``FEW`` kernels, of those that fit ``slot``, have one or more of ``tags``."""
     if not tags:
         return False
-    some = select(KernelTagRow.kernel_id).where(*_tagged(tags, slot)).limit(FEW + 1).subquery()
-    found = connection.scalar(select(func.count()).select_from(some))
-    return found is not None and found <= FEW
+    return connection.scalar(_not_more(FEW, tuple(tags), slot)) is True
+
+
+@lru_cache(maxsize=256)
+def _not_more(few: int, tags: tuple[str, ...], slot: Slot | None) -> Select[bool]:
+    some = select(KernelTagRow.kernel_id).where(*_tagged(tags, slot)).limit(few + 1).subquery()
+    return select(func.count() <= few).select_from(some)
 
 
 def among_tagged(tags: Collection[str], slot: Slot | None = None) -> ColumnElement[bool]:

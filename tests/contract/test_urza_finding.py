@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,7 +14,7 @@ from urza_support import artefact, never_load, open_sealed, report
 
 from esper.errors import ConfigError, KernelNotFound
 from esper.messages import FieldReport, KernelMetadata, Slot
-from esper.urza import SORT_KEYS, KernelLibrary, KernelQuery, TrialContext, Wanted
+from esper.urza import SORT_KEYS, KernelLibrary, KernelQuery, TrialContext, Wanted, tags
 from esper.urza.database import open_database
 from esper.urza.sql import SqlTier
 from esper.urza.tiers import digest_of
@@ -26,6 +27,13 @@ HERE = TrialContext("attention", "text")
 def library(library_url: str) -> Iterator[KernelLibrary]:
     with open_sealed(library_url, never_load) as opened:
         yield opened
+
+
+@pytest.fixture(params=[1000, 0])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many kernels with a tag are read one by one: all or none of a test's."""
+    monkeypatch.setattr(tags, "FEW", request.param)
+    return int(request.param)
 
 
 def posterior(kernel: KernelMetadata, trials: list[tuple[FieldReport, str]], context: TrialContext) -> float:
@@ -45,7 +53,7 @@ def posterior(kernel: KernelMetadata, trials: list[tuple[FieldReport, str]], con
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_rank_is_that_of_the_whole_computation_and_leaves_nothing_out(
-    library: KernelLibrary, seed: int
+    library: KernelLibrary, seed: int, few: int
 ) -> None:
     draw = random.Random(seed)
     kernels = [
@@ -80,6 +88,8 @@ def test_the_rank_is_that_of_the_whole_computation_and_leaves_nothing_out(
         if "a" in kernel.tags
     ]
     expected = {kernel.kernel_id: posterior(kernel, trials, HERE) for kernel in fit}
+    with library._records._database.reading() as connection:
+        assert tags.is_scarce(connection, ("a",), SLOT) is (few > 0)
     for limit in (1, 3, 1000):
         ranked = library.rank(Wanted(SLOT, HERE, tags=("a",), dtype="float32", limit=limit))
         assert len(ranked) == min(limit, len(fit))
@@ -203,6 +213,51 @@ def test_pages_hold_each_kernel_once_though_others_are_added_between(
     first = [kernel for kernel in seen if not kernel.name.startswith("added")]
     assert first == whole
     assert len({kernel.kernel_id for kernel in seen}) == len(seen)
+
+
+@pytest.mark.parametrize("sort", ["rank", "created"])
+def test_pages_of_a_tag_are_those_of_the_whole_list(library: KernelLibrary, sort: str, few: int) -> None:
+    draw = random.Random(few)
+    for number in range(60):
+        library.put(
+            artefact(
+                str(number),
+                tags=("a", "b")[: draw.randrange(3)],
+                performance_score=draw.choice([0.1, 0.9]),
+                latency_ratio=draw.choice([0.5, 1.0, 1.5]),
+                created_at=draw.choice(["2026-01-01", "2026-01-02"]),
+            )
+        )
+    whole = [kernel for kernel in library.query(KernelQuery(sort=sort)) if "b" in kernel.tags]
+    seen: list[KernelMetadata] = []
+    query = KernelQuery(tags=("a", "b"), any_tags=("b", "c"), sort=sort, limit=5)
+    for _ in range(len(whole)):
+        page = library.page(query)
+        seen += page.kernels
+        if page.next is None:
+            break
+        query = replace(query, after=page.next)
+    assert seen == whole
+    assert len(seen) > 2 * 5
+    with library._records._database.reading() as connection:
+        assert tags.is_scarce(connection, ("b",)) is (few > 0)
+
+
+def test_ids_are_found_by_their_start_with_or_without_the_usual_one(library: KernelLibrary) -> None:
+    for name in ("ab1", "ab2", "b", "kernel_ab3"):
+        library.put(artefact(name, kernel_id=name if name == "b" else f"kernel_{name}"))
+
+    def listed(start: str, **conditions: object) -> list[str]:
+        found = library.query(KernelQuery(id_prefix=start, sort="id", **conditions))
+        return [kernel.kernel_id for kernel in found]
+
+    assert listed("ab") == ["kernel_ab1", "kernel_ab2"]
+    assert listed("kernel_ab") == ["kernel_ab1", "kernel_ab2", "kernel_kernel_ab3"]
+    assert listed("ab", limit=1) == ["kernel_ab1"]
+    assert listed("b") == ["b"]
+    assert listed("ker", limit=2) == ["kernel_ab1", "kernel_ab2"]
+    assert listed("%") == listed("kernel%") == listed("zz") == []
+    assert listed("") == ["b", "kernel_ab1", "kernel_ab2", "kernel_kernel_ab3"]
 
 
 @pytest.mark.parametrize("after", ["", "nonsense", "WzFd", "bnVsbA==", "äöü"])

@@ -1,31 +1,36 @@
-"""``esper kernels``: list, show, remove and verify the kernels of the library."""
+"""``esper kernels``: show, remove and verify the kernels of the library."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-from esper.errors import ConfigError, CorruptKernel, KernelNotFound, LibraryError
-from esper.messages import KernelMetadata, Layout
-from esper_cli.completion import complete_names, complete_overrides
+from esper.errors import ConfigError, CorruptKernel, EsperError, KernelNotFound, LibraryError
+from esper.messages import KernelMetadata
+from esper_cli.completion import complete_overrides
 from esper_cli.keys import tell_key_made
-from esper_cli.terminal import count, is_wide, print_json, print_lines, table
+from esper_cli.terminal import console, print_json, print_lines, table
 
 if TYPE_CHECKING:
-    from esper.urza import KernelLibrary
+    from esper.urza import KernelLibrary, KernelQuery
 
 app = typer.Typer(
     no_args_is_help=True, help="List, show, tag, exchange, harvest, verify and remove compiled kernels."
 )
 
-LAYOUTS = ("features", "tokens", "channels")
-STATUSES = ("validated", "retired")
+PREFIX = "kernel_"
+"""What ids begin with; it may be left out."""
+PAGE = 500
+"""How many kernels are read at a time where all are gone through."""
+OFFERED = 100
+"""How many ids a completion offers at most."""
 
 
 @contextmanager
@@ -41,18 +46,45 @@ def library(overrides: Sequence[str] = ()) -> Iterator[KernelLibrary]:
         opened.close()
 
 
-def kernel_ids() -> list[str]:
-    """The ids of all kernels, for completion."""
+def complete_ids(incomplete: str) -> list[str]:
+    """The ids that ``incomplete`` may become, whole or without what all ids begin with."""
     from esper.urza import KernelQuery
 
-    with library() as opened:
-        return [kernel.kernel_id for kernel in opened.query(KernelQuery())]
+    try:
+        with library() as opened:
+            found = opened.query(KernelQuery(id_prefix=incomplete, sort="id", limit=OFFERED))
+    except (EsperError, OSError):
+        return []
+    ids = [kernel.kernel_id for kernel in found]
+    return [name if name.startswith(incomplete) else name.removeprefix(PREFIX) for name in ids]
 
 
-def _sort_keys() -> list[str]:
-    from esper.urza import SORT_KEYS
+def in_pages(opened: KernelLibrary, query: KernelQuery) -> Iterator[KernelMetadata]:
+    """All that ``query`` describes, never more in memory than a page."""
+    query = replace(query, limit=PAGE)
+    while True:
+        page = opened.page(query)
+        yield from page.kernels
+        if page.next is None:
+            return
+        query = replace(query, after=page.next)
 
-    return list(SORT_KEYS)
+
+@contextmanager
+def counted(what: str, *, shown: bool = True) -> Iterator[Callable[[], object]]:
+    """What to call after each kernel; how many they were stands on stderr, where somebody looks."""
+    columns = (TextColumn(what), TextColumn("{task.completed:,.0f} kernels"), TimeElapsedColumn())
+    out = console(stderr=True)
+    bar = Progress(
+        *columns,
+        console=out,
+        transient=True,
+        redirect_stdout=False,
+        disable=not (shown and out.is_terminal),
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda: bar.advance(task)
 
 
 Overrides = Annotated[
@@ -67,88 +99,16 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KernelId = Annotated[
     str,
-    typer.Argument(
-        metavar="ID", help="A kernel's id, or the start of one.", autocompletion=complete_names(kernel_ids)
-    ),
+    typer.Argument(metavar="ID", help="A kernel's id, or the start of one.", autocompletion=complete_ids),
 ]
 KernelIds = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="ID|KEY=VALUE",
         help="Ids, or the starts of ids; overrides of the configuration.",
-        autocompletion=complete_names(kernel_ids),
+        autocompletion=complete_ids,
     ),
 ]
-
-
-@app.command("ls", epilog="Example: esper kernels ls --tag linear --input 128 --sort latency")
-def list_kernels(
-    tag: Annotated[
-        list[str] | None, typer.Option(help="Only kernels with this tag; repeated: with all.")
-    ] = None,
-    input_: Annotated[int | None, typer.Option("--input", help="Only this many input features.")] = None,
-    output: Annotated[int | None, typer.Option(help="Only this many output features.")] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="features, tokens or channels.", autocompletion=lambda: list(LAYOUTS))
-    ] = None,
-    status: Annotated[
-        str | None, typer.Option(help="validated or retired.", autocompletion=lambda: list(STATUSES))
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Only names that contain this.")] = None,
-    sort: Annotated[
-        str, typer.Option(help="rank, name, created, score, latency, ...", autocompletion=_sort_keys)
-    ] = "rank",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many.")] = None,
-    as_json: AsJson = False,
-    overrides: Overrides = None,
-) -> None:
-    """List kernels, the best first."""
-    from esper.urza import KernelQuery
-
-    query = KernelQuery(
-        tags=tuple(tag or ()),
-        input=input_,
-        output=output,
-        layout=cast("Layout | None", _one_of("--layout", layout, LAYOUTS)),
-        status=cast(Any, _one_of("--status", status, STATUSES)),
-        name=name,
-        sort=sort,
-        limit=limit,
-    )
-    with library(overrides or ()) as opened:
-        kernels = opened.query(query)
-        narrowed = query != KernelQuery(sort=sort)
-        empty = not kernels and not opened.query(KernelQuery(limit=1))
-    if as_json:
-        print_json([kernel.to_json() for kernel in kernels])
-    elif empty:
-        print_lines("The library has no kernels yet. Compile some with: esper compile blueprints/")
-    elif not kernels and narrowed:
-        print_lines("No kernel matches.")
-    else:
-        _print_table(kernels)
-
-
-def _print_table(kernels: Sequence[KernelMetadata]) -> None:
-    wide = is_wide()
-    rows = table(
-        ("kernel", "name", "for", "params", "score", *(("latency",) if wide else ()), "tags"),
-        right=("params", "score", "latency"),
-        whole=("kernel", "name", "for"),
-    )
-    for kernel in kernels:
-        marked = "" if kernel.status == "validated" else f" ({kernel.status})"
-        rows.add_row(
-            # In 80 columns there is room for what tells ids apart; every command takes that alone.
-            kernel.kernel_id if wide else kernel.kernel_id.removeprefix("kernel_"),
-            kernel.name + marked,
-            str(kernel.slot),
-            count(kernel.parameters),
-            f"{kernel.performance_score:.2f}",
-            *((f"{kernel.latency_ms:.2f} ms",) if wide else ()),
-            " ".join(tag for tag in kernel.tags if tag != "validated"),
-        )
-    print_lines(rows)
 
 
 @app.command("show", epilog="Example: esper kernels show kernel_13c6")
@@ -242,26 +202,33 @@ def verify_kernels(
     if bool(ids) == all_:
         raise ConfigError("verify takes kernel ids, or --all", hint="esper kernels verify --all")
     found: dict[str, str | None] = {}
-    with library(overrides) as opened:
-        if all_:
-            kernels = opened.query(KernelQuery(sort="name"))
-        else:
-            kernels = [resolve(opened, kernel_id) for kernel_id in ids]
-        for kernel in kernels:
-            try:
-                opened.verify(kernel.kernel_id)
-                found[kernel.kernel_id] = None
-            except CorruptKernel as error:
-                found[kernel.kernel_id] = error.message
-    corrupt = {kernel_id: reason for kernel_id, reason in found.items() if reason is not None}
+    with library(overrides) as opened, counted("verified") as one_more:
+        named = [resolve(opened, kernel_id) for kernel_id in ids]
+        try:
+            for kernel in in_pages(opened, KernelQuery(sort="name")) if all_ else named:
+                try:
+                    opened.verify(kernel.kernel_id)
+                    found[kernel.kernel_id] = None
+                except CorruptKernel as error:
+                    found[kernel.kernel_id] = error.message
+                one_more()
+        except KeyboardInterrupt:
+            _tell_verified(found, stderr=as_json)
+            print_lines("stopped before the end", stderr=True)
+            raise
     if as_json:
         print_json([{"kernel_id": i, "intact": r is None, "reason": r} for i, r in found.items()])
     else:
-        for kernel_id, reason in corrupt.items():
-            print_lines(f"{reason}; compile it again after: esper kernels rm {kernel_id}")
-        print_lines(f"{len(found) - len(corrupt)} of {len(found)} kernels are intact")
-    if corrupt:
+        _tell_verified(found)
+    if any(reason is not None for reason in found.values()):
         raise typer.Exit(CorruptKernel.exit_code)
+
+
+def _tell_verified(found: Mapping[str, str | None], *, stderr: bool = False) -> None:
+    corrupt = {kernel_id: reason for kernel_id, reason in found.items() if reason is not None}
+    for kernel_id, reason in corrupt.items():
+        print_lines(f"{reason}; compile it again after: esper kernels rm {kernel_id}", stderr=stderr)
+    print_lines(f"{len(found) - len(corrupt)} of {len(found)} kernels are intact", stderr=stderr)
 
 
 def resolve(opened: KernelLibrary, kernel_id: str) -> KernelMetadata:
@@ -270,12 +237,12 @@ def resolve(opened: KernelLibrary, kernel_id: str) -> KernelMetadata:
 
     if opened.contains(kernel_id):
         return opened.get(kernel_id)
-    kernels = opened.query(KernelQuery(sort="name"))
-    starts = (kernel_id, f"kernel_{kernel_id}")
-    matches = [kernel for kernel in kernels if kernel_id and kernel.kernel_id.startswith(starts)]
+    few = KernelQuery(id_prefix=kernel_id, sort="id", limit=4)
+    matches = opened.query(few) if kernel_id else []
     if len(matches) > 1:
+        number = f"{len(matches)}" if len(matches) < 4 else "more than 3"
         raise LibraryError(
-            f"{kernel_id!r} is the start of {len(matches)} kernels' ids",
+            f"{kernel_id!r} is the start of {number} kernels' ids",
             hint=f"give more of it: {', '.join(match.kernel_id for match in matches[:3])}",
         )
     if not matches:
@@ -287,9 +254,3 @@ def split_overrides(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """Arguments as names, each once, and overrides: the latter hold ``=``."""
     given = list(dict.fromkeys(words or ()))
     return [word for word in given if "=" not in word], [word for word in given if "=" in word]
-
-
-def _one_of(flag: str, value: str | None, allowed: Sequence[str]) -> str | None:
-    if value is not None and value not in allowed:
-        raise ConfigError(f"{flag} takes {', '.join(allowed)}, not {value!r}")
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,11 +15,13 @@ from esper_cli.kernels import (
     AsJson,
     KernelIds,
     Overrides,
-    app,
+    counted,
+    in_pages,
     library,
     resolve,
     split_overrides,
 )
+from esper_cli.kernels_list import app
 from esper_cli.runs import RunId, open_store
 from esper_cli.terminal import print_json, print_lines
 
@@ -177,23 +180,33 @@ def _exchange(
 
     if names and tags:
         raise ConfigError("give kernels' ids or --tag, not both")
-    kernels = (
-        [resolve(source, name) for name in names]
-        if names
-        else source.query(KernelQuery(tags=tuple(tags or ()), sort="created"))
-    )
+    everything = in_pages(source, KernelQuery(tags=tuple(tags or ()), sort="created"))
+    kernels = [resolve(source, name) for name in names] if names else everything
     told: list[dict[str, Any]] = []
 
     def tell(kernel: KernelMetadata, new: bool) -> None:
         told.append({"kernel_id": kernel.kernel_id, "copied": new})
+        one_more()
         if new and not as_json:
             print_lines(f"copied {_described(kernel)}")
 
-    copied = copy_kernels(source, target, kernels, tell)
+    # In a terminal the lines themselves show how it goes.
+    with counted("gone through", shown=as_json or not sys.stdout.isatty()) as one_more:
+        try:
+            copy_kernels(source, target, kernels, tell)
+        except KeyboardInterrupt:
+            hint = "what is copied is whole, and the same command goes on"
+            print_lines(f"stopped: {_copied(told)}; {hint}", stderr=True)
+            raise
     if as_json:
         print_json(told)
     else:
-        print_lines(f"{copied} kernels copied, {len(kernels) - copied} were there already")
+        print_lines(_copied(told))
+
+
+def _copied(told: Sequence[dict[str, Any]]) -> str:
+    copied = sum(each["copied"] for each in told)
+    return f"{copied} kernels copied, {len(told) - copied} were there already"
 
 
 def _named(opened: KernelLibrary, names: Sequence[str]) -> list[KernelMetadata]:

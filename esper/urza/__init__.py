@@ -4,7 +4,7 @@ from esper.urza.library import Kernel, KernelLibrary
 from esper.urza.opening import open_library
 from esper.urza.query import SORT_KEYS, KernelQuery
 from esper.urza.ranking import RankedKernel, TrialContext, Wanted
-from esper.urza.records import Page
+from esper.urza.records import Page, Standing
 from esper.urza.rows import Trial
 from esper.urza.upkeep import Garbage
 
@@ -16,6 +16,7 @@ __all__ = [
     "KernelQuery",
     "Page",
     "RankedKernel",
+    "Standing",
     "Trial",
     "TrialContext",
     "Wanted",

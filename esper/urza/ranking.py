@@ -19,7 +19,6 @@ from typing import Any, Final, get_args
 from sqlalchemy import (
     ColumnElement,
     Double,
-    RowMapping,
     Select,
     and_,
     case,
@@ -99,10 +98,9 @@ def _in_order(statement: Select[Any], columns: Any) -> Select[Any]:
     return statement.order_by(columns.score.desc(), columns.latency_ratio, columns.kernel_id)
 
 
-def error_of(row: RowMapping) -> float:
+def error_of(mean: float, weight: float) -> float:
     """The standard deviation of the posterior: that of a Beta distribution of this mean and weight."""
-    mean: float = row["score"]
-    return math.sqrt(max(mean * (1 - mean), 0.0) / (row["weight"] + 1))
+    return math.sqrt(max(mean * (1 - mean), 0.0) / (weight + 1))
 
 
 def _fits(wanted: Wanted, layouts: list[Layout], scarce: bool) -> list[ColumnElement[bool]]:

@@ -72,10 +72,24 @@ class KernelEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What is known of a kernel in no context: its chance of being kept, how sure that is, and its trials."""
+
+    score: float
+    error: float
+    kept: int
+    trials: int
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
-    """Kernels in the order of a query, and what ``KernelQuery.after`` takes to go on; ``None`` at the end."""
+    """Kernels in the order of a query, each with its standing.
+
+    ``next`` is what ``KernelQuery.after`` takes to go on; ``None`` at the end.
+    """
 
     kernels: tuple[KernelMetadata, ...]
+    standings: tuple[Standing, ...]
     next: str | None
 
 
@@ -149,7 +163,7 @@ class KernelRecords:
             rows = connection.execute(ranking(wanted, scarce)).mappings().all()
             kernels = _with_tags(connection, rows)
         return [
-            RankedKernel(entry.metadata, row["score"], error_of(row))
+            RankedKernel(entry.metadata, row["score"], error_of(row["score"], row["weight"]))
             for entry, row in zip(kernels, rows, strict=True)
         ]
 
@@ -157,14 +171,19 @@ class KernelRecords:
         """The kernels that ``query`` describes, in its order; ``ConfigError`` for a sort that is none."""
         with self._database.reading() as connection:
             rare = next((tags for tags in tag_groups(query) if is_scarce(connection, tags)), None)
+            most = None if query.limit is None else query.limit + 1  # one more tells whether that is all
             rows: list[RowMapping] = []
             for statement in matching(query, rare):
-                left = None if query.limit is None else query.limit - len(rows)
+                left = None if most is None else most - len(rows)
                 rows += connection.execute(statement.limit(left)).mappings()
-                if len(rows) == query.limit:
+                if len(rows) == most:
                     break
+            more = len(rows) == most
+            rows = rows[: query.limit]
             kernels = tuple(entry.metadata for entry in _with_tags(connection, rows))
-        return Page(kernels, cursor_after(query, rows[-1]) if rows and len(rows) == query.limit else None)
+        return Page(
+            kernels, tuple(_standing(row) for row in rows), cursor_after(query, rows[-1]) if more else None
+        )
 
     def set_tags(self, kernel_id: str, tags: Collection[str]) -> None:
         """Give a kernel these tags in place of those that it has; or ``KernelNotFound``."""
@@ -290,6 +309,11 @@ def _with_tags(connection: Connection, rows: Sequence[RowMapping]) -> list[Kerne
         KernelEntry(kernel_metadata(row, tags[row["kernel_id"]]), row["blueprint_digest"], row["signature"])
         for row in rows
     ]
+
+
+def _standing(row: RowMapping) -> Standing:
+    rank, trials = row["rank"], row["trial_count"]
+    return Standing(rank, error_of(rank, 1 + trials), row["kept_count"], trials)
 
 
 def _is_one_of(connection: Connection, ids: Sequence[str]) -> ColumnElement[bool]:

@@ -1,0 +1,140 @@
+"""``esper kernels ls``: which kernels there are, a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from esper.errors import ConfigError
+from esper.messages import Layout
+from esper_cli.kernels import PREFIX, AsJson, Overrides, app, library
+from esper_cli.terminal import count, is_wide, print_json, print_lines, table
+
+if TYPE_CHECKING:
+    from esper.urza import Page
+
+__all__ = ["app"]  # of kernels.py, with the command of this file
+
+LAYOUTS = ("features", "tokens", "channels")
+STATUSES = ("validated", "retired")
+LIMIT = 100
+"""How many are listed where nothing is said."""
+
+Many = list[str] | None
+
+
+def _sort_keys() -> list[str]:
+    from esper.urza import SORT_KEYS
+
+    return list(SORT_KEYS)
+
+
+@app.command("ls", epilog="Example: esper kernels ls --tag linear --input 128 --sort latency")
+def list_kernels(
+    tag: Annotated[Many, typer.Option(help="Only kernels with this tag; repeated: with all.")] = None,
+    any_tag: Annotated[Many, typer.Option(help="Repeated: with at least one of these tags.")] = None,
+    no_tag: Annotated[Many, typer.Option(help="Only kernels without this tag.")] = None,
+    input_: Annotated[int | None, typer.Option("--input", help="Only this many input features.")] = None,
+    output: Annotated[int | None, typer.Option(help="Only this many output features.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="features, tokens or channels.", autocompletion=lambda: list(LAYOUTS))
+    ] = None,
+    status: Annotated[
+        str | None, typer.Option(help="validated or retired.", autocompletion=lambda: list(STATUSES))
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only names that contain this.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...")] = None,
+    author: Annotated[str | None, typer.Option(help="Only those that this author made.")] = None,
+    blueprint: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this blueprint.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Made then or later: 2026-11-23, or with a time.")
+    ] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Made earlier than that.")] = None,
+    sort: Annotated[
+        str, typer.Option(help="rank, name, created, score, latency, ...", autocompletion=_sort_keys)
+    ] = "rank",
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = LIMIT,
+    all_: Annotated[bool, typer.Option("--all", help="All of them, however many.")] = False,
+    after: Annotated[
+        str | None, typer.Option(metavar="CURSOR", help="Go on where an earlier list with this sort ended.")
+    ] = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """List kernels, the best first, in a wide terminal with the chance of being kept and the trials kept."""
+    from esper.urza import KernelQuery
+
+    query = KernelQuery(
+        tags=tuple(tag or ()),
+        any_tags=tuple(any_tag or ()),
+        no_tags=tuple(no_tag or ()),
+        input=input_,
+        output=output,
+        layout=cast("Layout | None", _one_of("--layout", layout, LAYOUTS)),
+        status=cast(Any, _one_of("--status", status, STATUSES)),
+        name=name,
+        dtype=dtype,
+        device=device,
+        author=author,
+        blueprint=blueprint,
+        created_after=since,
+        created_before=before,
+        sort=sort,
+        limit=None if all_ else limit,
+        after=after,
+    )
+    with library(overrides or ()) as opened:
+        page = opened.page(query)
+        empty = not page.kernels and not opened.query(KernelQuery(limit=1))
+    if as_json:
+        standings = map(asdict, page.standings)
+        print_json([k.to_json() | {"standing": s} for k, s in zip(page.kernels, standings, strict=True)])
+    elif empty:
+        print_lines("The library has no kernels yet. Compile some with: esper compile blueprints/")
+    elif not page.kernels:
+        print_lines("No kernel matches.")
+    else:
+        _print_table(page)
+    if page.next is not None:
+        print_lines(f"There are more; go on with --after {page.next}, or list --all", stderr=True)
+
+
+def _print_table(page: Page) -> None:
+    wide = is_wide()
+    rows = table(
+        (
+            *("kernel", "name", "for", "params", "score"),
+            *(("rank", "kept", "latency") if wide else ()),
+            "tags",
+        ),
+        right=("params", "score", "rank", "kept", "latency"),
+        whole=("kernel", "name", "for"),
+    )
+    for kernel, standing in zip(page.kernels, page.standings, strict=True):
+        marked = "" if kernel.status == "validated" else f" ({kernel.status})"
+        measured = (
+            f"{standing.score:.2f} ± {standing.error:.2f}",
+            f"{standing.kept}/{standing.trials}",
+            f"{kernel.latency_ms:.2f} ms",
+        )
+        rows.add_row(
+            # In 80 columns there is room for what tells ids apart; every command takes that alone.
+            kernel.kernel_id if wide else kernel.kernel_id.removeprefix(PREFIX),
+            kernel.name + marked,
+            str(kernel.slot),
+            count(kernel.parameters),
+            f"{kernel.performance_score:.2f}",
+            *(measured if wide else ()),
+            " ".join(tag for tag in kernel.tags if tag != "validated"),
+        )
+    print_lines(rows)
+
+
+def _one_of(flag: str, value: str | None, allowed: Sequence[str]) -> str | None:
+    if value is not None and value not in allowed:
+        raise ConfigError(f"{flag} takes {', '.join(allowed)}, not {value!r}")
+    return value

@@ -14,6 +14,7 @@ from esper.urza import open_library
 from esper.urza.tiers import digest_of
 from esper_cli import app
 from esper_cli.compile import parse_shape
+from esper_cli.kernels import complete_ids
 
 Output = pytest.CaptureFixture[str]
 
@@ -26,9 +27,14 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "kernels.db"
     envelope = Envelope(StoredKeys(FileKeys(str(tmp_path / "keys.json"))))  # where the command looks for them
     with open_library(f"sqlite:///{path}", never_load, envelope=envelope) as library:
-        library.put(artefact("aa11", tags=("linear", "mlp"), performance_score=0.9, input_shape=(128,)))
-        library.put(artefact("aa22", tags=("linear",), output_shape=(16,), parameters=12345))
-        library.put(artefact("bb33", tags=("conv",), layout="channels", stride=2))
+        first = {"blueprint_id": "blueprint_x", "created_at": "2026-01-01T00:00:00+00:00"}
+        second = {"output_shape": (16,), "parameters": 12345, "device": "cuda", "author": "Ada"}
+        third = {"layout": "channels", "stride": 2, "dtype": "bfloat16"}
+        library.put(
+            artefact("aa11", tags=("linear", "mlp"), performance_score=0.9, input_shape=(128,), **first)
+        )
+        library.put(artefact("aa22", tags=("linear",), **second))
+        library.put(artefact("bb33", tags=("conv",), **third))
         library.record_trial(report(kernel_id="kernel_aa11"), "run-1", "digits")
     return path
 
@@ -51,6 +57,14 @@ def esper(capsys: Output, *args: str) -> tuple[int, str, str]:
         (["--name", "AA"], ["aa11", "aa22"]),
         (["--sort", "name", "--limit", "2"], ["aa11", "aa22"]),
         (["--status", "retired"], []),
+        (["--any-tag", "mlp", "--any-tag", "conv"], ["aa11", "bb33"]),
+        (["--no-tag", "mlp", "--no-tag", "conv"], ["aa22"]),
+        (["--dtype", "bfloat16"], ["bb33"]),
+        (["--device", "cuda"], ["aa22"]),
+        (["--author", "Ada"], ["aa22"]),
+        (["--blueprint", "blueprint_x"], ["aa11"]),
+        (["--since", "2026-01-02"], ["aa22", "bb33"]),
+        (["--before", "2026-01-02"], ["aa11"]),
     ],
 )
 def test_kernels_are_listed_by_what_is_asked_for(
@@ -59,6 +73,47 @@ def test_kernels_are_listed_by_what_is_asked_for(
     code, out, _ = esper(capsys, "ls", "--json", *args)
     assert code == 0
     assert sorted(kernel["name"] for kernel in json.loads(out)) == expected
+
+
+def test_a_list_goes_on_where_it_ended(capsys: Output) -> None:
+    code, out, err = esper(capsys, "ls", "--sort", "name", "--limit", "2", "--json")
+    assert (code, [kernel["name"] for kernel in json.loads(out)]) == (0, ["aa11", "aa22"])
+    (line,) = err.splitlines()
+    after = line.split("--after ")[1].split(",")[0]
+    code, out, err = esper(capsys, "ls", "--sort", "name", "--limit", "2", "--json", "--after", after)
+    assert (code, [kernel["name"] for kernel in json.loads(out)], err) == (0, ["bb33"], "")
+    assert esper(capsys, "ls", "--limit", "3")[2] == ""
+    assert esper(capsys, "ls", "--limit", "1", "--all")[1].count("kernel_") == 3
+
+
+def test_a_hundred_are_listed_where_nothing_is_said(database: Path, capsys: Output) -> None:
+    envelope = Envelope(StoredKeys(FileKeys(str(database.parent / "keys.json"))))
+    with open_library(f"sqlite:///{database}", never_load, envelope=envelope) as library:
+        for number in range(98):
+            library.put(artefact(f"cc{number}"))
+    _, out, err = esper(capsys, "ls", "--json")
+    assert len(json.loads(out)) == 100
+    assert "go on with --after " in err
+    _, out, err = esper(capsys, "ls", "--json", "--all")
+    assert (len(json.loads(out)), err) == (101, "")
+
+
+def test_a_wide_list_has_what_trials_said(capsys: Output) -> None:
+    _, out, _ = esper(capsys, "ls")
+    row = next(line for line in out.splitlines() if "kernel_aa11" in line)
+    assert "0.95 ± 0.13" in row  # (0.9 + 1 kept) / 2, of a weight of 2
+    assert "1/1" in row
+    shown = json.loads(esper(capsys, "ls", "--json", "--name", "aa22")[1])
+    assert shown[0]["standing"]["trials"] == 0
+
+
+def test_ids_complete_with_and_without_their_usual_start(database: Path) -> None:
+    assert complete_ids("aa") == ["aa11", "aa22"]
+    assert complete_ids("kernel_b") == ["kernel_bb33"]
+    assert complete_ids("") == ["kernel_aa11", "kernel_aa22", "kernel_bb33"]
+    assert complete_ids("zz") == complete_ids("urza=") == []
+    database.write_bytes(b"damaged")
+    assert complete_ids("") == []
 
 
 def test_the_table_has_whole_ids_in_a_pipe_and_short_ones_in_80_columns(

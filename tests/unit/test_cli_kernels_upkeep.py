@@ -1,6 +1,9 @@
 """``esper kernels``: tags, retiring, garbage and exchange, over real libraries."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ from urza_support import artefact, never_load
 
 from esper.security import Envelope, FileKeys, StoredKeys
 from esper.urza import KernelLibrary, open_library
-from esper_cli import app
+from esper_cli import app, kernels
 
 Output = pytest.CaptureFixture[str]
 
@@ -111,3 +114,31 @@ def test_kernels_go_to_another_library_and_back(home: Path, own_keys: bool, caps
     code, out, _ = esper(capsys, "pull", "aa11", "--from", *there, "--json")
     assert json.loads(out) == [{"kernel_id": "kernel_aa11", "copied": True}]
     assert tags(home, "aa11") == ("linear", "mlp")
+
+
+def test_ctrl_c_says_how_many_were_copied_and_the_same_command_goes_on(
+    home: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(home / "kernels.db", home / "keys.json") as library:
+        for number in range(300):
+            library.put(artefact(f"more{number}"))
+    push = ("push", "--to", "sqlite:///team.db")
+    command = [sys.executable, "-m", "esper_cli", "kernels", *push]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("copied kernel_")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (line,) = err.splitlines()
+    copied = int(line.split()[1])
+    assert line.startswith(f"stopped: {copied} kernels copied, 0 were there already")
+    assert 1 <= copied < 303
+    monkeypatch.setattr(kernels, "PAGE", 50)
+    code, out, _ = esper(capsys, *push)
+    assert code == 0
+    # One may have been stored when the signal came, and not yet counted.
+    there = int(out.splitlines()[-1].split()[3])
+    assert copied <= there <= copied + 1
+    assert out.splitlines()[-1].startswith(f"{303 - there} kernels copied")
+    assert esper(capsys, "verify", "--all")[1] == "303 of 303 kernels are intact\n"

@@ -30,13 +30,14 @@ from sqlalchemy import Select, event, func, insert, select
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from servers.postgres import PostgresServer
 
-from esper.messages import Slot
+from esper.messages import KernelArtefact, KernelMetadata, Slot
 from esper.urza.database import Database, open_database
 from esper.urza.query import SORT_KEYS, KernelQuery, cursor_after, matching
 from esper.urza.ranking import TrialContext, Wanted, ranking
 from esper.urza.records import KernelRecords
 from esper.urza.schema import BlobRow, KernelRow, KernelTagRow, TrialRow
 from esper.urza.tags import is_scarce
+from esper.urza.tiers import digest_of
 
 GOAL_MS, PAGE_GOAL_MS = 10.0, 20.0
 SLOTS = [
@@ -44,6 +45,8 @@ SLOTS = [
 ]
 TAGS = [f"tag{number}" for number in range(20)]
 KINDS, TASKS = ("linear", "conv", "attention"), ("digits", "fashion", "text")
+LISTS = [index.name for index in KernelRow.__table__.indexes if "latency_ratio" in index.columns]
+LISTS.remove("ix_kernels_slot")
 SLOT, CONTEXT = Slot("tokens", 64, 64), TrialContext("attention", "text")
 COLUMNS = (
     "in_features = {0} AND out_features = {0} AND stride = {0} AND layout IN ({0}, {0}) AND status = {0}"
@@ -226,7 +229,39 @@ def compare(name: str, database: Database, execute: Callable[..., Any], mark: st
                 PAGE_GOAL_MS,
                 max(rounds // 10, 5),
             )
+    with_indexes = put_ms(records)
+    with database.writing() as connection:
+        for index in LISTS:
+            connection.exec_driver_sql(f"DROP INDEX {index}")
+    without = put_ms(records)
+    print(f"  a put of a small kernel: {with_indexes:.2f} ms; without the indexes of lists {without:.2f} ms")
     return good
+
+
+def put_ms(records: KernelRecords) -> float:
+    """A put of a kernel with three tags, which no other has bytes in common with but for its blueprint."""
+    draw = random.Random()
+
+    def put() -> None:
+        program, weights = draw.randbytes(2000), draw.randbytes(1000)
+        metadata = KernelMetadata(
+            f"kernel_{draw.randrange(16**16):016x}",
+            "blueprint",
+            (64,),
+            (64,),
+            0.1,
+            draw.random(),
+            ("tag1", "tag2", "tag3"),
+            "a name",
+            "tokens",
+            parameters=draw.randrange(10**6),
+            program_digest=digest_of(program),
+            weights_digest=digest_of(weights),
+            created_at="2026-02-01T00:00:00+00:00",
+        )
+        records.put(KernelArtefact(metadata, "{}", program, weights))
+
+    return median_ms(put, 200)
 
 
 def show(what: str, call: Callable[[], int], read: str, goal: float, rounds: int) -> bool:

@@ -83,11 +83,12 @@ def matching(query: KernelQuery, rare: tuple[str, ...] | None = None) -> list[Se
         near = difflib.get_close_matches(query.sort, SORT_KEYS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(SORT_KEYS)}"
         raise ConfigError(f"kernels cannot be sorted by {query.sort!r}", hint=hint)
+    table: Any = KernelRow.__table__
     groups = tag_groups(query)
     conditions: list[ColumnElement[bool]]
-    conditions = [among_tagged(tags) if tags == rare else has_tag(tags) for tags in groups]
+    conditions = [among_tagged(tags) if tags == rare else has_tag(tags, table.c.kernel_id) for tags in groups]
     if query.no_tags:
-        conditions.append(~has_tag(query.no_tags))
+        conditions.append(~has_tag(query.no_tags, table.c.kernel_id))
     if query.id_prefix:
         conditions.append(or_(*[_starts_with(start + query.id_prefix) for start in ("", "kernel_")]))
     equal = {
@@ -109,7 +110,6 @@ def matching(query: KernelQuery, rare: tuple[str, ...] | None = None) -> list[Se
         conditions.append(KernelRow.created_at < _moment(query.created_before))
     descending = query.sort in _DESCENDING
     key = _DESCENDING[query.sort] if descending else _ASCENDING[query.sort]
-    table: Any = KernelRow.__table__
     statement = select(table, key.label("sort_value")).where(*conditions)
     columns: Any = table.c
     if rare is not None or query.id_prefix:

@@ -79,13 +79,13 @@ def ranking(wanted: Wanted, scarce: bool = False) -> Select[Any]:
     layouts = [layout for layout in get_args(Layout) if wanted.slot.accepts(layout)]
     parts: list[Select[Any]] = []
     for each in [layouts] if scarce else [[layout] for layout in layouts]:
-        fits = _fits(wanted, each, scarce)
+        fits = _fits(wanted, each, scarce, KernelRow.__table__.c.kernel_id)
         if like is not None:
             fits.append(~exists().where(TrialRow.kernel_id == KernelRow.kernel_id, *like))
         unlike = 1 + (UNLIKE if wanted.context else 1) * KernelRow.trial_count
         parts.append(_best(fits, KernelRow.__table__.c.rank, unlike, wanted.limit))
     if wanted.context is not None and like is not None:
-        parts.append(_computed(wanted, wanted.context, like, _fits(wanted, layouts, scarce)))
+        parts.append(_computed(wanted, wanted.context, like, layouts, scarce))
     # All in one statement, for a round trip to a server takes longer than the reading.
     all_parts = union_all(*[select(part.subquery()) for part in parts]).subquery()
     best = _in_order(select(all_parts), all_parts.c).limit(wanted.limit).subquery()
@@ -103,7 +103,9 @@ def error_of(mean: float, weight: float) -> float:
     return math.sqrt(max(mean * (1 - mean), 0.0) / (weight + 1))
 
 
-def _fits(wanted: Wanted, layouts: list[Layout], scarce: bool) -> list[ColumnElement[bool]]:
+def _fits(
+    wanted: Wanted, layouts: list[Layout], scarce: bool, kernel_id: ColumnElement[str]
+) -> list[ColumnElement[bool]]:
     slot = wanted.slot
     conditions: list[ColumnElement[bool]] = [KernelRow.status == "validated"]
     if scarce:  # the rows of the tags have the slot as well
@@ -116,7 +118,7 @@ def _fits(wanted: Wanted, layouts: list[Layout], scarce: bool) -> list[ColumnEle
             KernelRow.layout.in_(layouts) if len(layouts) > 1 else KernelRow.layout == layouts[0],
         ]
         if wanted.tags:
-            conditions.append(has_tag(wanted.tags))
+            conditions.append(has_tag(wanted.tags, kernel_id))
     if wanted.dtype is not None:
         conditions.append(KernelRow.dtype == wanted.dtype)
     if wanted.device is not None:
@@ -139,7 +141,8 @@ def _computed(
     wanted: Wanted,
     context: TrialContext,
     like: list[ColumnElement[bool]],
-    fits: list[ColumnElement[bool]],
+    layouts: list[Layout],
+    scarce: bool,
 ) -> Select[Any]:
     half, full, none, unlike = (literal(value, Double) for value in (HALF_LIKE, 1.0, 0.0, UNLIKE))
     same = and_(TrialRow.layer_kind == context.layer_kind, TrialRow.task == context.task)
@@ -163,7 +166,9 @@ def _computed(
     prior = full + unlike * elsewhere
     total = prior + seen.c.weight
     score = (prior * mean + seen.c.kept_weight) / total
-    return _best([KernelRow.kernel_id == seen.c.kernel_id, *fits], score, total, wanted.limit)
+    # Tags are asked of the trials' ids, so that only kernels with the tags are read at all.
+    fits = [KernelRow.kernel_id == seen.c.kernel_id, *_fits(wanted, layouts, scarce, seen.c.kernel_id)]
+    return _best(fits, score, total, wanted.limit)
 
 
 def _best(

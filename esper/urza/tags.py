@@ -38,10 +38,10 @@ def among_tagged(tags: Collection[str], slot: Slot | None = None) -> ColumnEleme
     return KernelRow.kernel_id.in_(select(KernelTagRow.kernel_id).where(*_tagged(tags, slot)).offset(0))
 
 
-def has_tag(tags: Collection[str]) -> ColumnElement[bool]:
-    """That a row of ``kernels`` has one or more of ``tags``, asked of each row in turn."""
-    mine = select(1).where(KernelTagRow.kernel_id == KernelRow.kernel_id, KernelTagRow.tag.in_(sorted(tags)))
-    return exists(mine.correlate(KernelRow).offset(0))
+def has_tag(tags: Collection[str], kernel_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """That the kernel of ``kernel_id`` has one or more of ``tags``, asked of each row in turn."""
+    mine = select(1).where(KernelTagRow.kernel_id == kernel_id, KernelTagRow.tag.in_(sorted(tags)))
+    return exists(mine.correlate_except(KernelTagRow).offset(0))
 
 
 def _tagged(tags: Collection[str], slot: Slot | None) -> list[ColumnElement[bool]]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError, SealBroken
 from esper.messages import CompilationRecord, FieldReport, KernelArtefact, KernelMetadata, Slot
+from esper.urza.entries import Page
 from esper.urza.known import Known
 from esper.urza.modules import LoadedModules
 from esper.urza.query import KernelQuery, Status
 from esper.urza.ranking import RankedKernel, TrialContext, Wanted
-from esper.urza.records import KernelRecords, Page, corrupt, recompile
+from esper.urza.records import KernelRecords, corrupt, recompile
 from esper.urza.rows import Trial
 from esper.urza.sealing import Progress, Sealing, quiet
 from esper.urza.tiers import MISSING, TierCounts, TieredStore

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final
 
-from sqlalchemy import (
-    ARRAY,
-    ColumnElement,
-    Connection,
-    RowMapping,
-    Select,
-    String,
-    any_,
-    delete,
-    exists,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, or_, select, update
 
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import CompilationRecord, KernelArtefact, KernelMetadata
 from esper.urza.database import Database
+from esper.urza.entries import KernelEntry, Page, entry_of, find_entry, standing_of, with_tags
 from esper.urza.query import KernelQuery, Status, cursor_after, matching, tag_groups
 from esper.urza.ranking import RankedKernel, Wanted, error_of, ranking
 from esper.urza.rows import (
     Trial,
     compilation_record,
     compilation_values,
-    kernel_metadata,
     kernel_values,
     tag_values,
     trial_of,
@@ -48,49 +30,6 @@ from esper.urza.sql import read_blob, write_blob
 from esper.urza.tags import is_scarce
 from esper.urza.tiers import MISSING, Missing, digest_of
 from esper.urza.upkeep import Garbage, collect_garbage
-
-_MOST_IDS: Final = 1000
-"""How many ids a statement names; databases have a limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class KernelEntry:
-    """A kernel on record: its metadata, the SHA-256 of its blueprint's text, and the signature of both."""
-
-    metadata: KernelMetadata
-    blueprint_digest: str
-    signature: str
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """What the kernel consists of: part to SHA-256."""
-        return {
-            "program": self.metadata.program_digest,
-            "weights": self.metadata.weights_digest,
-            "blueprint": self.blueprint_digest,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What is known of a kernel in no context: its chance of being kept, how sure that is, and its trials."""
-
-    score: float
-    error: float
-    kept: int
-    trials: int
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Kernels in the order of a query, each with its standing.
-
-    ``next`` is what ``KernelQuery.after`` takes to go on; ``None`` at the end.
-    """
-
-    kernels: tuple[KernelMetadata, ...]
-    standings: tuple[Standing, ...]
-    next: str | None
 
 
 class KernelRecords:
@@ -125,7 +64,7 @@ class KernelRecords:
         blueprint_digest = digest_of(artefact.blueprint.encode())
         signature = self._seals.sign(metadata, blueprint_digest)
         with self._database.writing() as connection:
-            entry = _find_entry(connection, metadata.kernel_id)
+            entry = find_entry(connection, metadata.kernel_id)
             if entry is None:
                 self._write_blobs(connection, blobs)
                 _insert(connection, KernelEntry(metadata, blueprint_digest, signature))
@@ -138,7 +77,7 @@ class KernelRecords:
     def entry(self, kernel_id: str) -> KernelEntry:
         """The kernel of that id, or ``KernelNotFound``; ``CorruptKernel`` if it is not what was signed."""
         with self._database.reading() as connection:
-            entry = _entry(connection, kernel_id)
+            entry = entry_of(connection, kernel_id)
         self._check(entry)
         return entry
 
@@ -161,7 +100,7 @@ class KernelRecords:
         with self._database.reading() as connection:
             scarce = is_scarce(connection, wanted.tags, wanted.slot)
             rows = connection.execute(ranking(wanted, scarce)).mappings().all()
-            kernels = _with_tags(connection, rows)
+            kernels = with_tags(connection, rows)
         return [
             RankedKernel(entry.metadata, row["score"], error_of(row["score"], row["weight"]))
             for entry, row in zip(kernels, rows, strict=True)
@@ -180,15 +119,15 @@ class KernelRecords:
                     break
             more = len(rows) == most
             rows = rows[: query.limit]
-            kernels = tuple(entry.metadata for entry in _with_tags(connection, rows))
+            kernels = tuple(entry.metadata for entry in with_tags(connection, rows))
         return Page(
-            kernels, tuple(_standing(row) for row in rows), cursor_after(query, rows[-1]) if more else None
+            kernels, tuple(standing_of(row) for row in rows), cursor_after(query, rows[-1]) if more else None
         )
 
     def set_tags(self, kernel_id: str, tags: Collection[str]) -> None:
         """Give a kernel these tags in place of those that it has; or ``KernelNotFound``."""
         with self._database.writing() as connection:
-            metadata = _entry(connection, kernel_id).metadata
+            metadata = entry_of(connection, kernel_id).metadata
             connection.execute(delete(KernelTagRow).where(KernelTagRow.kernel_id == kernel_id))
             _insert_tags(connection, metadata, tags)
 
@@ -208,7 +147,7 @@ class KernelRecords:
             KernelNotFound: no kernel of that id is on record.
         """
         with self._database.writing() as connection:
-            parts = set(_entry(connection, kernel_id).digests.values())
+            parts = set(entry_of(connection, kernel_id).digests.values())
             connection.execute(delete(KernelRow).where(KernelRow.kernel_id == kernel_id))
             columns = (KernelRow.program_digest, KernelRow.weights_digest, KernelRow.blueprint_digest)
             in_use = exists().where(or_(*[column == BlobRow.digest for column in columns]))
@@ -290,51 +229,6 @@ def corrupt(kernel_id: str, reason: str) -> CorruptKernel:
 def recompile(kernel_id: str) -> str:
     """What helps where a kernel's bytes do not."""
     return f"remove it with: esper kernels rm {kernel_id}, then compile its blueprint again"
-
-
-def entries(connection: Connection, statement: Select[Any]) -> list[KernelEntry]:
-    """The kernels that ``statement``, a select of whole rows of ``kernels``, describes."""
-    return _with_tags(connection, connection.execute(statement).mappings().all())
-
-
-def _with_tags(connection: Connection, rows: Sequence[RowMapping]) -> list[KernelEntry]:
-    tags: dict[str, list[str]] = defaultdict(list)
-    ids = [row["kernel_id"] for row in rows]
-    pairs = select(KernelTagRow.kernel_id, KernelTagRow.tag).order_by(KernelTagRow.position)
-    for start in range(0, len(ids), _MOST_IDS):
-        chosen = _is_one_of(connection, ids[start : start + _MOST_IDS])
-        for kernel_id, tag in connection.execute(pairs.where(chosen)):
-            tags[kernel_id].append(tag)
-    return [
-        KernelEntry(kernel_metadata(row, tags[row["kernel_id"]]), row["blueprint_digest"], row["signature"])
-        for row in rows
-    ]
-
-
-def _standing(row: RowMapping) -> Standing:
-    rank, trials = row["rank"], row["trial_count"]
-    return Standing(rank, error_of(rank, 1 + trials), row["kept_count"], trials)
-
-
-def _is_one_of(connection: Connection, ids: Sequence[str]) -> ColumnElement[bool]:
-    """That a row of ``kernel_tags`` is of one of the kernels ``ids``."""
-    column: ColumnElement[str] = KernelTagRow.__table__.c.kernel_id
-    if connection.dialect.name == "postgresql":
-        # One value for all: psycopg takes milliseconds to read a statement with a mark for each.
-        return column == any_(literal(list(ids), ARRAY(String)))
-    return column.in_(ids)
-
-
-def _find_entry(connection: Connection, kernel_id: str) -> KernelEntry | None:
-    found = entries(connection, select(KernelRow.__table__).where(KernelRow.kernel_id == kernel_id))
-    return found[0] if found else None
-
-
-def _entry(connection: Connection, kernel_id: str) -> KernelEntry:
-    entry = _find_entry(connection, kernel_id)
-    if entry is None:
-        raise KernelNotFound(kernel_id)
-    return entry
 
 
 def _insert(connection: Connection, entry: KernelEntry) -> None:

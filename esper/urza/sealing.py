@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, selec
 
 from esper.errors import CorruptKernel, LibraryError, SealBroken
 from esper.urza.database import Database
-from esper.urza.records import KernelEntry, entries
+from esper.urza.entries import KernelEntry, entries
 from esper.urza.schema import BlobRow, KernelRow
 from esper.urza.seals import Seals
 from esper.urza.tiers import digest_of

@@ -131,10 +131,7 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
         rebuilder(build_pipeline(cfg)),
         hint="export with the model and the seeded layers that the run had",
     )
-    kernels = {
-        key: build(from_json(trial.blueprint), trial.slot)
-        for key, trial in trials.items()
-    }
+    kernels = {key: build(from_json(trial.blueprint), trial.slot) for key, trial in trials.items()}
     notes = f"Run {run.name}, after epoch {state['epoch']}. x is normalised as in that run: {data.task}."
     return export_network(model, kernels, data.held_out.x[:64], folder.resolve(), notes=notes)
 

@@ -17,6 +17,7 @@ from esper.errors import StorageError
 from esper.messages import Slot
 from esper.urza import KernelLibrary, KernelQuery
 from esper.urza.database import open_database
+from esper.urza.modules import LoadedModules
 from esper.urza.records import KernelRecords
 from esper.urza.sealing import Sealing
 from esper.urza.seals import Seals
@@ -155,7 +156,8 @@ def test_a_full_database_refuses_the_kernel_whole_and_works_when_there_is_room(t
     database = open_database(f"sqlite:///{tmp_path}/kernels.db")
     seals = Seals(ENVELOPE)
     records, sealing = KernelRecords(database, seals), Sealing(database, seals)
-    with KernelLibrary(records, TieredStore([SqlTier(database)]), never_load, sealing) as library:
+    store, modules = TieredStore([SqlTier(database)]), LoadedModules(0)
+    with KernelLibrary(records, store, never_load, sealing, modules=modules) as library:
         library.put(artefact("before"))
         with database.reading() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar()

@@ -86,16 +86,21 @@ def crash() -> None:
 
 
 def workers() -> list[int]:
-    """The worker processes of this process: children of a child, by what /proc says."""
+    """The worker processes of this process: children of its fork server, by what /proc says."""
     parents: dict[int, int] = {}
+    servers: set[int] = set()  # a database server of other tests has children too
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             after_name = path.read_text().rpartition(")")[2].split()
+            if b"esper.tezzeret.forkserver" in (path.parent / "cmdline").read_bytes():
+                servers.add(int(path.parent.name))
         except OSError:
             continue  # it has ended
         if after_name[0] != "Z":
             parents[int(path.parent.name)] = int(after_name[1])
-    return [pid for pid, parent in parents.items() if parents.get(parent) == os.getpid()]
+    return [
+        pid for pid, parent in parents.items() if parent in servers and parents.get(parent) == os.getpid()
+    ]
 
 
 def until(condition: Callable[[], Any], seconds: float = 10) -> Any:

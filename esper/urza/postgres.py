@@ -5,7 +5,6 @@ psycopg 3 is an extra, imported only when a library is on PostgreSQL.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import select
 import time
@@ -19,6 +18,7 @@ from sqlalchemy.exc import DisconnectionError
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
 from esper.urza.backend import BLOB, Access, Idle
+from esper.urza.local import is_local
 
 if TYPE_CHECKING:
     import psycopg
@@ -58,7 +58,7 @@ class PostgresBackend:
         self.where = f"postgresql://{host or 'localhost'}:{port}/{name}"
         self.in_memory = False
         self._seconds = seconds
-        if not all(_is_local(each) for each in host.split(",")):
+        if not all(is_local(each) for each in host.split(",")):
             _demand_tls(info, self.where)
         limits = {"lock_timeout": seconds, "statement_timeout": 2 * seconds}
         limits["idle_in_transaction_session_timeout"] = 6 * seconds
@@ -148,15 +148,6 @@ def _driver() -> Any:
         hint = "install it with: pip install 'esper-morph[postgres]'"
         raise ConfigError("a kernel library on PostgreSQL needs psycopg", hint=hint) from error
     return psycopg
-
-
-def _is_local(host: str) -> bool:
-    if host in ("", "localhost") or host.startswith(("/", "@")):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _demand_tls(info: dict[str, Any], where: str) -> None:

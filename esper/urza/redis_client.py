@@ -23,6 +23,7 @@ from redis.exceptions import RedisError, TimeoutError
 from redis.retry import Retry
 
 from esper.errors import ConfigError, TierUnavailable
+from esper.urza.local import is_local
 
 CALL_SECONDS: Final = 0.05
 """How long one call may take, connecting included, unless told otherwise."""
@@ -45,7 +46,7 @@ class BoundedRedis:
         take longer than ``seconds``; an address does not.
 
         Raises:
-            ConfigError: ``url`` is none of these.
+            ConfigError: ``url`` is none of these, or names another machine without TLS.
         """
         try:
             parts = urlsplit(url)
@@ -58,6 +59,11 @@ class BoundedRedis:
             raise ConfigError(
                 f"the URL of the Redis cache sets {', '.join(sorted(unknown))}, which it cannot",
                 hint="it may set db and ssl_ca_certs",
+            )
+        if parts.scheme == "redis" and not is_local(parts.hostname or ""):
+            raise ConfigError(
+                f"the Redis cache {parts.hostname}:{port} is on another machine, and redis:// hides nothing",
+                hint="use rediss://, which verifies its certificate",
             )
         kinds: dict[str, type[Any]] = {"redis": _Bounded, "rediss": _BoundedTls, "unix": _BoundedUnix}
         options["connection_class"] = kinds[parts.scheme]

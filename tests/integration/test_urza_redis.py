@@ -32,8 +32,8 @@ def refusal(url: str) -> str:
         "",
         "localhost:6379",
         "http://localhost",
-        "redis://host:port/0",
-        "redis://host/0?socket_timeout=10",
+        "redis://localhost:port/0",
+        "redis://localhost/0?socket_timeout=10",
         "rediss://host/0?ssl_cert_reqs=none",
         "rediss://host/0?ssl_check_hostname=false",
         "rediss://host/0?ssl_ca_certs=/nowhere/authority.pem",
@@ -45,6 +45,22 @@ def test_a_url_that_is_none_or_asks_for_what_it_may_not_is_a_mistake_in_the_conf
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "url", ["redis://:word@cache.example:6379/0", "redis://192.0.2.7", "redis://[2001:db8::1]/0"]
+)
+def test_another_machine_is_reached_over_tls_only(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"on another machine.* rediss://") as caught:
+        RedisTier(url)
+    assert "word" not in str(caught.value)
+    for local in (
+        "redis://127.0.0.1",
+        "redis://[::1]:7/0",
+        "redis://localhost",
+        url.replace("redis", "rediss"),
+    ):
+        RedisTier(local).close()
+
+
 @pytest.mark.parametrize("password", ["correct horse", "p@ss:w/rd%"])
 def test_the_password_opens_and_is_never_shown(password: str) -> None:
     for server in started(RedisServer(password=password)):
@@ -54,7 +70,7 @@ def test_the_password_opens_and_is_never_shown(password: str) -> None:
             assert password not in repr(tier)
     secret = "a-password-that-is-nowhere-else"
     with pytest.raises(ConfigError) as caught:
-        RedisTier(f"redis://:{secret}@host:port/0")
+        RedisTier(f"redis://:{secret}@localhost:port/0")
     assert secret not in str(caught.value)
     # A server without AUTH repeats what it was sent.
     renamed = RedisServer("--rename-command", "AUTH", "")

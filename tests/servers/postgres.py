@@ -20,16 +20,14 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
+import servers
+from servers import CannotStart
 from servers.redis import free_port
 from servers.tls import make_certificates
 
 START_SECONDS = 60.0
 PASSWORD = "pass word/of the tests"
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-
-
-class CannotStart(Exception):
-    """There is no server program, or it ended at once; the message says which and why."""
 
 
 class PostgresServer:
@@ -200,17 +198,8 @@ def _stat(path: Path) -> int:
 
 
 def started(server: PostgresServer) -> Iterator[PostgresServer]:
-    """``server`` while a test has it; where it cannot start, a failure if servers are required, or a skip."""
-    try:
-        try:
-            server.start()
-        except CannotStart as error:
-            if os.environ.get("ESPER_REQUIRE_SERVERS") == "1" or os.environ.get("CI"):
-                pytest.fail(str(error))
-            pytest.skip(str(error))
-        yield server
-    finally:
-        server.close()
+    """See ``servers.started``."""
+    yield from servers.started(server, server.start)
 
 
 @pytest.fixture(scope="session")

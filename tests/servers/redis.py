@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
 import signal
 import socket
@@ -17,14 +16,12 @@ from urllib.parse import quote
 import pytest
 import redis
 
+import servers
+from servers import CannotStart
 from servers.tls import make_certificates
 
 START_SECONDS = 20.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-
-
-class CannotStart(Exception):
-    """There is no server program, or it ended at once; the message says which and why."""
 
 
 def free_port() -> int:
@@ -141,17 +138,8 @@ class RedisServer:
 
 
 def started(server: RedisServer, *, wait: bool = True) -> Iterator[RedisServer]:
-    """``server`` while a test has it; where it cannot start, a failure if servers are required, or a skip."""
-    try:
-        try:
-            server.start(wait=wait)
-        except CannotStart as error:
-            if os.environ.get("ESPER_REQUIRE_SERVERS") == "1" or os.environ.get("CI"):
-                pytest.fail(str(error))
-            pytest.skip(str(error))
-        yield server
-    finally:
-        server.close()
+    """See ``servers.started``."""
+    yield from servers.started(server, lambda: server.start(wait=wait))
 
 
 @pytest.fixture(scope="session")

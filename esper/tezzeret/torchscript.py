@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from esper.tezzeret.allowed import foreign_parts
+from esper.tezzeret.archive import without_sources
 
 
 class TorchScriptTarget:
@@ -48,11 +49,11 @@ class TorchScriptTarget:
             raise RuntimeError(f"the program holds what no kernel may: {', '.join(found)}")
 
     def save(self, program: nn.Module) -> bytes:
-        """``program`` as a TorchScript archive."""
+        """``program`` as a TorchScript archive, which names no file of this machine."""
         buffer = io.BytesIO()
         with _quiet():
             torch.jit.save(program, buffer)
-        return buffer.getvalue()
+        return without_sources(buffer.getvalue())
 
     def load(self, program: bytes, device: torch.device | str = "cpu") -> nn.Module:
         """A fresh trainable module from ``program``.

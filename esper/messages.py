@@ -109,6 +109,12 @@ class FieldReport:
     had to exceed. ``confidence`` is the probability of being kept that the decision gave it, None where
     none was recorded. ``loss_before`` and ``accuracy_before`` are held-out values before the graft,
     ``loss_after`` and ``accuracy_after`` after the verdict was carried out. ``tags`` are those of the kernel.
+
+    ``task`` names the data set, its classes and the model. ``depth`` is the place of the layer among the
+    ``layers`` that are wrapped, from 0 in the order of the model. ``gradient_norm``, ``activation_variance``
+    and ``health`` are the seed's signals in the epoch before the graft. The kernel's own pass took
+    ``latency_ms`` when it was validated; the epochs of the trial took ``seconds``. None where older versions
+    recorded none, and where nothing was measured.
     """
 
     layer: str
@@ -133,6 +139,14 @@ class FieldReport:
     parameters: int
     confidence: float | None = None
     tags: tuple[str, ...] = ()
+    task: str = ""
+    depth: int | None = None
+    layers: int | None = None
+    gradient_norm: float | None = None
+    activation_variance: float | None = None
+    health: float | None = None
+    latency_ms: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,3 +329,28 @@ class CompilationRecord:
     kernel_id: str | None = None
     stage: str | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InventionRecord:
+    """A blueprint that was invented for a slot: of what, why, and the kernel that came of it.
+
+    ``parents`` are ids of blueprints. ``predicted_impact`` (a gain in nats, as of ``FieldReport``) and its
+    standard deviation ``uncertainty`` are None where there was too little to predict from. ``kernel_id`` is
+    None where it could not be compiled; then ``failure`` says why.
+    """
+
+    graph_id: str
+    blueprint_id: str
+    blueprint_name: str
+    slot: Slot
+    layer_kind: str
+    origin: str
+    parents: tuple[str, ...]
+    reason: str
+    predicted_impact: float | None
+    uncertainty: float | None
+    run_id: str
+    at: str
+    kernel_id: str | None = None
+    failure: str | None = None

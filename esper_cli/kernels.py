@@ -119,7 +119,7 @@ def show_kernel(kernel_id: KernelId, as_json: AsJson = False, overrides: Overrid
         blueprint = json.loads(opened.blueprint(kernel.kernel_id))
         trials = opened.trials(kernel.kernel_id)
     if as_json:
-        shown = [{"run_id": t.run_id, "task": t.task, "report": asdict(t.report)} for t in trials]
+        shown = [{"run_id": t.run_id, "task": t.report.task, "report": asdict(t.report)} for t in trials]
         print_json({"kernel": kernel.to_json(), "blueprint": blueprint, "trials": shown})
         return
     facts = {

@@ -78,7 +78,7 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
             rebuild=rebuilder(pipeline),
             kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
             start=SteepestStart(model, batches) if cfg.tolaria.trial.init == "gradmax" else None,
-            run=(info.run_id, info.task),
+            run=(info.run_id, _task(model, data)),
         )
         trainer = Trainer(
             model=model,
@@ -103,6 +103,11 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
             run.restore()
         opened.pop_all()  # the run closes them when it ends
     return run
+
+
+def _task(model: nn.Module, data: DataSplits) -> str:
+    """What trials are filed under: the data, their classes, and the kind of network."""
+    return f"{data.task}, {data.classes} classes, {type(model).__name__}"
 
 
 def _started(cfg: DictConfig, data: DataSplits, start: Mapping[str, Any], pipeline: Pipeline) -> nn.Module:

@@ -237,7 +237,8 @@ def parse_report(data: Mapping[str, Any]) -> FieldReport:
         if item.name not in data and item.default is not dataclasses.MISSING:
             continue  # written before there was such a field
         value = data[item.name]
-        values[item.name] = number(value) if item.type == "float" else value
+        of_number = item.type == "float" or (item.type == "float | None" and value is not None)
+        values[item.name] = number(value) if of_number else value
     values["tags"] = tuple(map(str, data.get("tags", ())))
     slot = {item.name: data["slot"][item.name] for item in dataclasses.fields(Slot)}
     return FieldReport(**{**values, "slot": Slot(**slot)})

@@ -56,14 +56,15 @@ def likely_wanted(layers: Mapping[str, SeededLayer], task: str, kernels: int) ->
 
 
 def begin_trial(
-    decision: AdaptationDecision, packet: SystemStatePacket, slot: Slot, layer_kind: str, kernel: Kernel
+    decision: AdaptationDecision, packet: SystemStatePacket, slot: Slot, context: TrialContext, kernel: Kernel
 ) -> Trial:
-    """The trial of ``kernel`` in ``slot`` of a layer of that kind, as ``decision`` asks after ``packet``."""
+    """The trial of ``kernel`` in ``slot``, in ``context``, as ``decision`` asks after ``packet``."""
     wanted, metadata = decision.parameters, kernel.metadata
+    layer, seed_idx = decision.target_component, wanted["seed_idx"]
     return Trial(
-        layer=decision.target_component,
-        layer_kind=layer_kind,
-        seed_idx=wanted["seed_idx"],
+        layer=layer,
+        layer_kind=context.layer_kind,
+        seed_idx=seed_idx,
         slot=slot,
         site=wanted["site"],
         blend=wanted["blend"],
@@ -78,4 +79,25 @@ def begin_trial(
         parameters=sum(p.numel() for p in kernel.module.parameters()),
         confidence=decision.confidence,
         tags=metadata.tags,
+        task=context.task,
+        latency_ms=metadata.latency_ms,
+        **_signals(packet, layer, seed_idx),
     )
+
+
+def _signals(packet: SystemStatePacket, layer: str, seed_idx: int) -> dict[str, Any]:
+    """Where ``layer`` stands, and what its seed looked like in the epoch of ``packet``."""
+    names = list(packet.layer_metrics)
+    if layer not in names:
+        return {}
+    place = {"depth": names.index(layer), "layers": len(names)}
+    signals = packet.layer_metrics[layer].signals  # none where the sampled steps never called the layer
+    if seed_idx >= len(signals):
+        return place
+    of = signals[seed_idx]
+    measured = {
+        "gradient_norm": of.gradient_norm,
+        "activation_variance": of.activation_variance,
+        "health": of.health,
+    }
+    return {**place, **measured}

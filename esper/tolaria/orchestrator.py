@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +11,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esper.errors import GraftError, LibraryError
-from esper.kasmina import SeedRecord, graft, pop_faults, restore_seeds, seed_off, seed_records, seeded_layers
+from esper.kasmina import (
+    SeededLayer,
+    SeedRecord,
+    graft,
+    pop_faults,
+    restore_seeds,
+    seed_off,
+    seed_records,
+    seeded_layers,
+)
 from esper.kasmina.operators.fold import fold
 from esper.kasmina.seed import Evidence, Seed
 from esper.messages import AdaptationDecision, FieldReport, KernelMetadata, SeedState, Slot, SystemStatePacket
@@ -86,6 +96,7 @@ class SeedOrchestrator:
         self.resting: dict[SeedKey, int] = {}
         self.epoch = 0
         self.version = 0
+        self._epoch_began = time.perf_counter()
         self._ahead: tuple[tuple[Wanted, ...], int] = ((), 0)
 
     # An adaptation
@@ -143,14 +154,17 @@ class SeedOrchestrator:
         wanted = decision.parameters
         layer = self.layers[decision.target_component]
         slot = layer.slot(wanted["site"], wanted["seed_idx"])
-        return slot, untried_kernels(self.library, slot, TrialContext(layer.kind, self.task), wanted)
+        return slot, untried_kernels(self.library, slot, self._context(layer), wanted)
+
+    def _context(self, layer: SeededLayer) -> TrialContext:
+        return TrialContext(layer.kind, self.task)
 
     def _prepare(
         self, decision: AdaptationDecision, metadata: KernelMetadata, slot: Slot, packet: SystemStatePacket
     ) -> tuple[Trial, nn.Module]:
         kernel = self.library.fetch(metadata.kernel_id)
-        kind = self.layers[decision.target_component].kind
-        return begin_trial(decision, packet, slot, kind, kernel), kernel.module
+        context = self._context(self.layers[decision.target_component])
+        return begin_trial(decision, packet, slot, context, kernel), kernel.module
 
     def _graft(self, trial: Trial, module: nn.Module) -> None:
         graft(
@@ -225,6 +239,7 @@ class SeedOrchestrator:
     def begin_epoch(self, epoch: int) -> None:
         """Events belong to ``epoch`` from now on; kernels grafted since the last one begin to learn."""
         self.epoch = epoch
+        self._epoch_began = time.perf_counter()
         for trial in self._on_trial():
             if self._seed(trial.key).state is SeedState.GERMINATED:
                 owned = sum(p.numel() for p in self._group(trial)["params"])
@@ -236,7 +251,9 @@ class SeedOrchestrator:
             if self.epoch >= until:
                 del self.resting[key]
                 self._wake(key)
+        seconds = time.perf_counter() - self._epoch_began
         for trial in self._on_trial():
+            trial.seconds += seconds
             holding = self._seed(trial.key).state is SeedState.HOLDING
             if holding and trial.steps >= self.plan.holding_steps:
                 self._judge(trial)
@@ -333,7 +350,7 @@ class SeedOrchestrator:
     def _report(self, field_report: FieldReport) -> None:
         """Tell the journal, the policy (through the next packet) and the library, which ranks by it."""
         self.reports.append(field_report)
-        self.library.record_trial(field_report, self.run_id, self.task)
+        self.library.record_trial(field_report, self.run_id)
         self.recorder.emit("trial", report=asdict(field_report))
 
     # Checkpoints

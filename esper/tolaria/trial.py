@@ -53,6 +53,14 @@ class Trial:
     finished: bool = False
     confidence: float | None = None
     tags: tuple[str, ...] = ()
+    task: str = ""
+    depth: int | None = None
+    layers: int | None = None
+    gradient_norm: float | None = None
+    activation_variance: float | None = None
+    health: float | None = None
+    latency_ms: float | None = None
+    seconds: float = 0.0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -162,6 +170,14 @@ def _context(trial: Trial, epoch: int) -> dict[str, Any]:
         "parameters": trial.parameters,
         "confidence": trial.confidence,
         "tags": trial.tags,
+        "task": trial.task,
+        "depth": trial.depth,
+        "layers": trial.layers,
+        "gradient_norm": trial.gradient_norm,
+        "activation_variance": trial.activation_variance,
+        "health": trial.health,
+        "latency_ms": trial.latency_ms,
+        "seconds": trial.seconds,
     }
 
 

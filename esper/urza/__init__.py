@@ -5,6 +5,7 @@ from esper.urza.library import Kernel, KernelLibrary
 from esper.urza.opening import open_library
 from esper.urza.query import SORT_KEYS, KernelQuery
 from esper.urza.ranking import RankedKernel, TrialContext, Wanted
+from esper.urza.reports import ReportPage, ReportQuery, StoredReport
 from esper.urza.rows import Trial
 from esper.urza.upkeep import Garbage
 
@@ -16,7 +17,10 @@ __all__ = [
     "KernelQuery",
     "Page",
     "RankedKernel",
+    "ReportPage",
+    "ReportQuery",
     "Standing",
+    "StoredReport",
     "Trial",
     "TrialContext",
     "Wanted",

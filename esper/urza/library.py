@@ -8,13 +8,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError, SealBroken
-from esper.messages import CompilationRecord, FieldReport, KernelArtefact, KernelMetadata, Slot
+from esper.messages import (
+    CompilationRecord,
+    FieldReport,
+    InventionRecord,
+    KernelArtefact,
+    KernelMetadata,
+    Slot,
+)
 from esper.urza.entries import Page
 from esper.urza.known import Known
 from esper.urza.modules import LoadedModules
 from esper.urza.query import KernelQuery, Status
 from esper.urza.ranking import RankedKernel, TrialContext, Wanted
 from esper.urza.records import KernelRecords, corrupt, recompile
+from esper.urza.reports import ReportPage, ReportQuery
 from esper.urza.rows import Trial
 from esper.urza.sealing import Progress, Sealing, quiet
 from esper.urza.tiers import MISSING, TierCounts, TieredStore
@@ -252,16 +260,28 @@ class KernelLibrary:
         """How many blobs and records each key is needed for, by its id."""
         return self._sealing.sealed_by()
 
-    def record_trial(self, report: FieldReport, run_id: str, task: str) -> None:
+    def record_trial(self, report: FieldReport, run_id: str) -> None:
         """Store what a trial of a kernel showed; it counts in ``find`` from now on.
 
         A second report of the same place and first epoch of a run replaces the first.
         """
-        self._records.record_trial(Trial(run_id, task, report))
+        self._records.record_trial(Trial(run_id, report))
 
     def trials(self, kernel_id: str | None = None) -> list[Trial]:
         """The trials of a kernel, or of all, oldest first; those of a removed kernel are still there."""
         return self._records.trials(kernel_id)
+
+    def reports(self, query: ReportQuery) -> ReportPage:
+        """The reports of trials that ``query`` describes, newest first; raises ``ConfigError``."""
+        return self._records.reports(query)
+
+    def record_invention(self, record: InventionRecord) -> None:
+        """Store what was invented; a second record of a graph for a slot replaces the first."""
+        self._records.record_invention(record)
+
+    def inventions(self, kernel_id: str | None = None) -> list[InventionRecord]:
+        """What a kernel was invented as, or all inventions, oldest first; also of removed kernels."""
+        return self._records.inventions(kernel_id)
 
     def record_compilation(self, record: CompilationRecord) -> None:
         """Add one attempt to the log of compilations."""

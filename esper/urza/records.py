@@ -10,21 +10,24 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, or_, select, update
 
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
-from esper.messages import CompilationRecord, KernelArtefact, KernelMetadata
+from esper.messages import CompilationRecord, InventionRecord, KernelArtefact, KernelMetadata
 from esper.urza.database import Database
 from esper.urza.entries import KernelEntry, Page, entry_of, find_entry, standing_of, with_tags
 from esper.urza.query import KernelQuery, Status, cursor_after, matching, tag_groups
 from esper.urza.ranking import RankedKernel, Wanted, error_of, ranking
+from esper.urza.reports import ReportPage, ReportQuery, report_page
 from esper.urza.rows import (
     Trial,
     compilation_record,
     compilation_values,
+    invention_record,
+    invention_values,
     kernel_values,
     tag_values,
     trial_of,
     trial_values,
 )
-from esper.urza.schema import BlobRow, CompilationRow, KernelRow, KernelTagRow, TrialRow
+from esper.urza.schema import BlobRow, CompilationRow, InventionRow, KernelRow, KernelTagRow, TrialRow
 from esper.urza.seals import Seals
 from esper.urza.sql import read_blob, write_blob
 from esper.urza.tags import is_scarce
@@ -181,6 +184,30 @@ class KernelRecords:
             statement = statement.where(TrialRow.kernel_id == kernel_id)
         with self._database.reading() as connection:
             return [trial_of(row) for row in connection.execute(statement).mappings()]
+
+    def reports(self, query: ReportQuery) -> ReportPage:
+        """As :func:`esper.urza.reports.report_page` does."""
+        with self._database.reading() as connection:
+            return report_page(connection, query)
+
+    def record_invention(self, record: InventionRecord) -> None:
+        """Store what was invented, in place of an earlier record of the same graph for the same slot."""
+        values = invention_values(record)
+        same = [
+            getattr(InventionRow, name) == values[name]
+            for name in ("graph_id", "layout", "in_features", "out_features", "stride")
+        ]
+        with self._database.writing() as connection:
+            connection.execute(delete(InventionRow).where(*same))
+            connection.execute(insert(InventionRow).values(values))
+
+    def inventions(self, kernel_id: str | None = None) -> list[InventionRecord]:
+        """What a kernel was invented as, or all inventions, oldest first."""
+        statement = select(InventionRow.__table__).order_by(InventionRow.id)
+        if kernel_id is not None:
+            statement = statement.where(InventionRow.kernel_id == kernel_id)
+        with self._database.reading() as connection:
+            return [invention_record(row) for row in connection.execute(statement).mappings()]
 
     def record_compilation(self, record: CompilationRecord) -> None:
         """Add one attempt to the log of compilations."""

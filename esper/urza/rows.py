@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from esper.messages import CompilationRecord, FieldReport, KernelMetadata, Slot
+from esper.messages import CompilationRecord, FieldReport, InventionRecord, KernelMetadata, Slot
 
 Values = dict[str, Any]
 """Column to value."""
@@ -16,10 +16,9 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One finished trial of a kernel: in which run, on which task, and what it showed."""
+    """One finished trial of a kernel: in which run, and what it showed."""
 
     run_id: str
-    task: str
     report: FieldReport
 
 
@@ -31,6 +30,7 @@ _KERNEL = _names(KernelMetadata, "input_shape", "output_shape", "tags")
 _COMPILATION = _names(CompilationRecord, "slot")
 # What a policy thought stays in its run's journal, and a kernel's tags are its own.
 _REPORT = _names(FieldReport, "slot", "confidence", "tags")
+_INVENTION = _names(InventionRecord, "slot", "parents")
 
 
 def _copy(source: object, names: tuple[str, ...]) -> Values:
@@ -80,9 +80,20 @@ def compilation_record(row: RowMapping) -> CompilationRecord:
 def trial_values(trial: Trial) -> Values:
     """The columns of ``trials`` for one trial."""
     report = trial.report
-    return {"run_id": trial.run_id, "task": trial.task} | _copy(report, _REPORT) | _spread(report.slot)
+    return {"run_id": trial.run_id} | _copy(report, _REPORT) | _spread(report.slot)
 
 
 def trial_of(row: RowMapping) -> Trial:
     """The trial in ``row``."""
-    return Trial(row["run_id"], row["task"], FieldReport(**_pick(row, _REPORT), slot=_slot(row)))
+    return Trial(row["run_id"], FieldReport(**_pick(row, _REPORT), slot=_slot(row)))
+
+
+def invention_values(record: InventionRecord) -> Values:
+    """The columns of ``inventions`` for one invention."""
+    return _copy(record, _INVENTION) | _spread(record.slot) | {"parents": " ".join(record.parents)}
+
+
+def invention_record(row: RowMapping) -> InventionRecord:
+    """The invention in ``row``."""
+    parents = tuple(row["parents"].split())
+    return InventionRecord(**_pick(row, _INVENTION), slot=_slot(row), parents=parents)

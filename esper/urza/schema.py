@@ -226,6 +226,13 @@ class TrialRow(Base):
     accuracy_before: Mapped[float] = mapped_column(Measurement, nullable=True)
     accuracy_after: Mapped[float] = mapped_column(Measurement, nullable=True)
     parameters: Mapped[int] = mapped_column(BigInteger)
+    depth: Mapped[int | None]
+    layers: Mapped[int | None]
+    gradient_norm: Mapped[float | None]
+    activation_variance: Mapped[float | None]
+    health: Mapped[float | None]
+    latency_ms: Mapped[float | None]
+    seconds: Mapped[float | None]
 
     __table_args__ = (
         # A resumed run repeats the epochs after its checkpoint, and their trials replace the earlier ones.
@@ -241,5 +248,40 @@ class TrialRow(Base):
             "layer_kind",
             "task",
             "verdict",
+        ),
+    )
+
+
+class InventionRow(Base):
+    """One invented blueprint: ``InventionRecord`` field for field; ``parents`` with blanks between.
+
+    ``kernel_id`` is no foreign key, as that of a trial: what a removed kernel was made of is still known, and
+    the same graph is not invented for the same slot again.
+    """
+
+    __tablename__ = "inventions"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    graph_id: Mapped[str] = mapped_column(words(64))
+    blueprint_id: Mapped[str] = mapped_column(words(128), index=True)
+    blueprint_name: Mapped[str] = mapped_column(words(200))
+    layout: Mapped[Layout] = mapped_column(words(16))
+    in_features: Mapped[int]
+    out_features: Mapped[int]
+    stride: Mapped[int]
+    layer_kind: Mapped[str] = mapped_column(words(32))
+    origin: Mapped[str] = mapped_column(words(32))
+    parents: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    predicted_impact: Mapped[float | None]
+    uncertainty: Mapped[float | None]
+    run_id: Mapped[str] = mapped_column(words(200))
+    at: Mapped[str] = mapped_column(words(40))
+    kernel_id: Mapped[str | None] = mapped_column(words(128), index=True)
+    failure: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        UniqueConstraint(
+            "graph_id", "in_features", "out_features", "stride", "layout", name="uq_inventions_graph"
         ),
     )

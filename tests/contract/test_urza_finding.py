@@ -77,9 +77,14 @@ def test_the_rank_is_that_of_the_whole_computation_and_leaves_nothing_out(
         kind, task = draw.choice(["attention", "linear"]), draw.choice(["text", "digits"])
         verdict = draw.choice(["kept", "culled", "failed"])
         trial = report(
-            kernel_id=kernel.kernel_id, slot=slot, layer_kind=kind, verdict=verdict, started_epoch=number
+            kernel_id=kernel.kernel_id,
+            slot=slot,
+            layer_kind=kind,
+            verdict=verdict,
+            started_epoch=number,
+            task=task,
         )
-        library.record_trial(trial, "run", task)
+        library.record_trial(trial, "run")
         trials.append((trial, task))
     fit = [
         kernel
@@ -112,8 +117,8 @@ def test_what_was_kept_in_a_like_context_comes_before_what_was_kept_elsewhere(
         library.put(artefact(name, layout="tokens"))
     places = {"here": ("attention", "text"), "half": ("attention", "digits"), "elsewhere": ("conv", "digits")}
     for epoch, (name, (kind, task)) in enumerate(places.items()):
-        trial = report(kernel_id=f"kernel_{name}", slot=SLOT, layer_kind=kind, started_epoch=epoch)
-        library.record_trial(trial, "run", task)
+        trial = report(kernel_id=f"kernel_{name}", slot=SLOT, layer_kind=kind, started_epoch=epoch, task=task)
+        library.record_trial(trial, "run")
     # .5 by the score; (.5 + 1)/2; (.5 + .5)/1.5; and all others by their mean alone: (.5 + 1)/2
     ranked = library.rank(Wanted(SLOT, HERE))
     scores = {found.metadata.name: found.score for found in ranked}
@@ -130,8 +135,8 @@ def test_the_error_shrinks_with_what_was_measured(library: KernelLibrary) -> Non
     errors = [untried.error]
     for epoch in range(4):
         verdict = "kept" if epoch % 2 else "culled"
-        trial = report(slot=SLOT, layer_kind="attention", verdict=verdict, started_epoch=epoch)
-        library.record_trial(trial, "run", "text")
+        trial = report(slot=SLOT, layer_kind="attention", verdict=verdict, started_epoch=epoch, task="text")
+        library.record_trial(trial, "run")
         errors.append(library.rank(Wanted(SLOT, HERE))[0].error)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == pytest.approx(math.sqrt(0.25 / 6))
@@ -297,7 +302,7 @@ def test_garbage_is_named_by_a_dry_run_and_then_taken_out(stored_url: str) -> No
             ("fresh", "", "retired"),
         ):
             library.put(artefact(name, created_at=age, status=status))
-        library.record_trial(report(kernel_id="kernel_kept"), "run", "task")
+        library.record_trial(report(kernel_id="kernel_kept"), "run")
         with closing(open_database(stored_url)) as database:
             SqlTier(database).put(digest_of(b"nobody's"), b"nobody's")
             dry = library.gc(dry_run=True)

@@ -152,7 +152,7 @@ def test_rank_is_the_mean_verdict_with_the_score_as_one_trial_more(library: Kern
         library.put(artefact(name, performance_score=score))
         for epoch, verdict in enumerate(results):
             trial = report(kernel_id=f"kernel_{name}", verdict=verdict, started_epoch=epoch, layer=name)
-            library.record_trial(trial, "run", "digits")
+            library.record_trial(trial, "run")
     assert names(library.find(SLOT)) == ["c", "b", "a", "d"]
     assert names(library.find(SLOT, limit=2)) == ["c", "b"]
 
@@ -200,7 +200,7 @@ def test_query_sorts_the_way_one_reads_it(library: KernelLibrary) -> None:
     large = {"performance_score": 0.1, "latency_ratio": 1.0, "parameters": 99, "created_at": "2026-02-01"}
     library.put(artefact("small", program=b"s", **small))
     library.put(artefact("Large", program=b"large program", **large))
-    library.record_trial(report(kernel_id="kernel_Large", verdict="culled"), "run", "digits")
+    library.record_trial(report(kernel_id="kernel_Large", verdict="culled"), "run")
     firsts = {sort: library.query(KernelQuery(sort=sort))[0].name for sort in SORT_KEYS}
     assert firsts == {
         "rank": "small",
@@ -224,17 +224,19 @@ def test_an_unknown_sort_names_the_nearest(library: KernelLibrary) -> None:
 
 
 def test_trials_come_back_field_for_field(library: KernelLibrary) -> None:
-    first = report(slot=Slot("channels", 16, 32, stride=2))
-    second = report(kernel_id="kernel_b", seed_idx=0, verdict="culled")
-    library.record_trial(first, "run-1", "digits")
-    library.record_trial(second, "run-1", "fashion")
-    assert library.trials() == [Trial("run-1", "digits", first), Trial("run-1", "fashion", second)]
-    assert library.trials("kernel_b") == [Trial("run-1", "fashion", second)]
+    measured = {"gradient_norm": 0.1, "activation_variance": 0.5, "health": 0.9, "latency_ms": 0.2}
+    place = {"task": "digits", "depth": 2, "layers": 6, "seconds": 1.5}
+    first = report(slot=Slot("channels", 16, 32, stride=2), **place, **measured)
+    second = report(kernel_id="kernel_b", seed_idx=0, verdict="culled", task="fashion")
+    library.record_trial(first, "run-1")
+    library.record_trial(second, "run-1")
+    assert library.trials() == [Trial("run-1", first), Trial("run-1", second)]
+    assert library.trials("kernel_b") == [Trial("run-1", second)]
     assert library.trials("kernel_c") == []
 
 
 def test_a_trial_that_measured_nothing_keeps_its_nan(library: KernelLibrary) -> None:
-    library.record_trial(report(verdict="failed", gain=math.nan, loss_after=math.inf), "run", "digits")
+    library.record_trial(report(verdict="failed", gain=math.nan, loss_after=math.inf), "run")
     stored = library.trials()[0].report
     assert math.isnan(stored.gain)
     assert stored.loss_after == math.inf
@@ -246,19 +248,19 @@ def test_a_repeated_trial_replaces_the_first_and_both_kernels_are_counted_anew(
 ) -> None:
     for name in ("a", "b"):
         library.put(artefact(name))
-    library.record_trial(report(kernel_id="kernel_a", verdict="kept"), "run", "digits")
+    library.record_trial(report(kernel_id="kernel_a", verdict="kept"), "run")
     assert names(library.find(SLOT)) == ["a", "b"]  # 0.75, 0.5
-    library.record_trial(report(kernel_id="kernel_b", verdict="kept"), "run", "digits")
+    library.record_trial(report(kernel_id="kernel_b", verdict="kept"), "run")
     assert names(library.find(SLOT)) == ["b", "a"]  # the same place in the same run: b, not a, had it
     assert len(library.trials()) == 1
-    library.record_trial(report(kernel_id="kernel_a", verdict="kept"), "another run", "digits")
+    library.record_trial(report(kernel_id="kernel_a", verdict="kept"), "another run")
     assert len(library.trials()) == 2
 
 
 def test_trials_outlive_their_kernel_and_count_when_it_is_back(library: KernelLibrary) -> None:
     library.put(artefact("a", performance_score=0.0))
     library.put(artefact("b", performance_score=0.1))
-    library.record_trial(report(kernel_id="kernel_a"), "run", "digits")
+    library.record_trial(report(kernel_id="kernel_a"), "run")
     library.remove("kernel_a")
     assert len(library.trials("kernel_a")) == 1
     library.put(artefact("a", performance_score=0.0))

@@ -129,7 +129,7 @@ def test_plain_bytes_are_refused_even_if_they_are_the_right_ones(
 def test_what_may_change_is_not_signed(library: KernelLibrary, url: str) -> None:
     library.set_tags("kernel_new", ("a", "b"))
     library.set_status("kernel_new", "retired")
-    library.record_trial(report(kernel_id="kernel_new"), "run", "task")
+    library.record_trial(report(kernel_id="kernel_new"), "run")
     library.verify("kernel_new")
     assert library.get("kernel_new").tags == ("a", "b")
 

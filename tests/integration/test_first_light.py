@@ -76,7 +76,7 @@ def holds_everything(library: KernelLibrary) -> None:
         tags = read(f"SELECT tag FROM kernel_tags WHERE kernel_id = '{kernel_id}' ORDER BY position")
         assert list(kernel.metadata.tags) == [tag["tag"] for tag in tags] != []
     trials = [
-        (trial.run_id, trial.task, trial.report.kernel_id, trial.report.gain) for trial in library.trials()
+        (each.run_id, each.report.task, each.report.kernel_id, each.report.gain) for each in library.trials()
     ]
     names = ("run_id", "task", "kernel_id", "gain")
     assert trials == [tuple(row[name] for name in names) for row in read("SELECT * FROM trials ORDER BY id")]

@@ -35,7 +35,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         library.put(artefact("aa22", tags=("linear",), **second))
         library.put(artefact("bb33", tags=("conv",), **third))
-        library.record_trial(report(kernel_id="kernel_aa11"), "run-1", "digits")
+        library.record_trial(report(kernel_id="kernel_aa11"), "run-1")
     return path
 
 

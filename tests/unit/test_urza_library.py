@@ -52,10 +52,10 @@ def test_all_of_it_is_there_after_the_library_was_closed(path: Path) -> None:
     url = f"sqlite:///{path}"
     with open_sealed(url, never_load) as library:
         stored = library.put(artefact("a"))
-        library.record_trial(report(), "run", "digits")
+        library.record_trial(report(), "run")
     with open_sealed(url, never_load) as library:
         assert library.find(SLOT) == [stored]
-        assert library.trials() == [Trial("run", "digits", report())]
+        assert library.trials() == [Trial("run", report())]
         library.verify("kernel_a")
 
 

@@ -90,7 +90,7 @@ library = open_sealed(url, never_load)
 for step in range(25):
     library.put(artefact(f"{me}-{step}", program=bytes([me, step]) * 2000))
     library.put(artefact(f"both-{step}"))
-    library.record_trial(report(kernel_id="kernel_both-0", seed_idx=me, started_epoch=step), "run", "task")
+    library.record_trial(report(kernel_id="kernel_both-0", seed_idx=me, started_epoch=step), "run")
     library.verify(f"kernel_{me}-{step}")
     assert library.find(Slot("features", 8, 8), limit=5)
     if step % 5 == 0:

@@ -22,7 +22,7 @@ from esper.tezzeret.alerts import FailureAlert
 from esper.tezzeret.builder import build
 from esper.tezzeret.limits import Limits
 from esper.tezzeret.pipeline import Pipeline
-from esper.tezzeret.pool import WorkerPool
+from esper.tezzeret.pool import NICE, WorkerPool
 from esper.tezzeret.worker import compile_missing
 from esper.tolaria.events import Listener
 from esper.tolaria.orchestrator import Rebuild
@@ -32,7 +32,7 @@ MAX_THREADS = 1024
 """Where the operating system refuses a thread, torch ends the process without a word."""
 
 
-_OF_COMPILING = ("workers", "limits", "alert_url")
+_OF_COMPILING = ("workers", "nice", "limits", "alert_url", "engine")
 """Keys of ``tezzeret`` that say how kernels are compiled, not what they are."""
 
 
@@ -84,7 +84,7 @@ def build_workers(cfg: DictConfig, tell: Callable[[str], None]) -> WorkerPool | 
     def unfiltered(reason: str) -> None:
         tell(f"worker processes run under resource limits alone: {reason}")
 
-    return WorkerPool(count, limits, on_unfiltered=unfiltered)
+    return WorkerPool(count, limits, nice=cfg.tezzeret.get("nice", NICE), on_unfiltered=unfiltered)
 
 
 def compile_pairs(
@@ -94,6 +94,8 @@ def compile_pairs(
     pairs: Iterable[tuple[Blueprint, Slot]],
     on_result: Callable[[CompilationRecord], None],
     tell: Callable[[str], None],
+    *,
+    hot: bool = False,
 ) -> list[CompilationRecord]:
     """Compile what ``library`` lacks of ``pairs``, where and with what alerts ``cfg.tezzeret`` says.
 
@@ -104,7 +106,9 @@ def compile_pairs(
     if not pairs:
         return []  # no worker need be started
     with build_workers(cfg, tell) or nullcontext() as workers:
-        return compile_missing(pipeline, library, pairs, on_result, on_failure=alert, workers=workers)
+        return compile_missing(
+            pipeline, library, pairs, on_result, on_failure=alert, workers=workers, hot=hot
+        )
 
 
 def fill_library(
@@ -114,7 +118,7 @@ def fill_library(
     slots: Iterable[Slot],
     listeners: Sequence[Listener],
 ) -> None:
-    """Compile what the catalogue of ``cfg.karn`` has for ``slots`` and the library lacks.
+    """Compile what the catalogue of ``cfg.karn`` has for ``slots`` and the library lacks, ahead of other jobs.
 
     A blueprint that cannot be used is left out, and told; a path that leads to none is a BlueprintError.
     """
@@ -134,7 +138,9 @@ def fill_library(
         tried.add((record.blueprint_id, record.slot))  # one that fails may be tried twice
         tell("compile", record=record, done=len(tried), total=len(missing))
 
-    compile_pairs(cfg, library, pipeline, missing, compiled, lambda text: tell("message", text=text))
+    compile_pairs(
+        cfg, library, pipeline, missing, compiled, lambda text: tell("message", text=text), hot=True
+    )
 
 
 def _catalogue(paths: Sequence[Path]) -> Catalogue:

@@ -4,9 +4,9 @@ A process of its own, and one thread: to fork one that has run PyTorch with thre
 or keys, is not safe. ``multiprocessing`` has such a server as well, but its workers run the main module of
 the program again, it is shared by all that the program does, and it stays until the program ends.
 
-Run by ``esper.tezzeret.pool`` as ``python -m esper.tezzeret.forkserver FD``. Over the socket FD come ``job``
-with two descriptors, the worker's connection and where its process id and then its exit status are told, and
-``end`` with a process id. When the socket closes, all workers end.
+Run by ``esper.tezzeret.pool`` as ``python -m esper.tezzeret.forkserver FD NICE``. Over the socket FD come
+``job`` with two descriptors, the worker's connection and where its process id and then its exit status are
+told, and ``end`` with a process id. When the socket closes, all workers end.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import get_args
 STATUS = struct.Struct("=q")
 
 
-def main(descriptor: int) -> None:
-    """Warm up, say so, and serve until the socket closes."""
+def main(descriptor: int, nice: int) -> None:
+    """Give way by ``nice``, warm up, say so, and serve until the socket closes."""
+    os.nice(nice)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     _warm_up()
     workers: dict[int, int] = {}
@@ -141,4 +142,4 @@ def _keep_sources(*names: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

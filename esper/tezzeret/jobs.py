@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -28,16 +28,25 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a job: a kernel where one was made, else the stage that failed and the reason."""
+    """What became of a job: a kernel where one was made, else the stage that failed and the reason.
+
+    ``lost`` says that its process was ended from outside, which says little of the job.
+    """
 
     stage: str
     seconds: float
     reason: str | None = None
     artefact: KernelArtefact | None = None
+    lost: bool = False
 
 
 class Job(Protocol):
-    """Something to be done by a worker; pickled on its way there."""
+    """Something to be done by a worker of this machine; pickled on its way there."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for jobs that come to the same."""
+        ...
 
     def run(self, tell: Tell) -> KernelArtefact | None:
         """Do it, telling each stage that begins; raises whatever goes wrong."""
@@ -52,6 +61,11 @@ class CompileJob:
     blueprint: Blueprint
     slot: Slot
 
+    @property
+    def key(self) -> Hashable:
+        """Pipeline, and the id of the kernel."""
+        return self.pipeline, self.pipeline.kernel_id(self.blueprint, self.slot)
+
     def run(self, tell: Tell) -> KernelArtefact:
         """The validated kernel."""
         return self.pipeline.compile(self.blueprint, self.slot, StageClock(on_stage=tell))
@@ -63,6 +77,11 @@ class CheckJob:
 
     target: Target
     program: bytes
+
+    @property
+    def key(self) -> Hashable:
+        """Target and program."""
+        return self.target, self.program
 
     def run(self, tell: Tell) -> None:
         """Raises ``RuntimeError`` for a program that cannot be loaded, or that holds something else."""
@@ -104,8 +123,14 @@ def serve(connection: int) -> None:
         if artefact is None:
             tell(done=None)
             return
-        parts = (artefact.blueprint.encode(), artefact.program, artefact.weights)
-        tell(parts, done=[asdict(artefact.metadata), [len(part) for part in parts]])
+        done, parts = in_parts(artefact)
+        tell(parts, done=done)
+
+
+def in_parts(artefact: KernelArtefact) -> tuple[list[Any], tuple[bytes, bytes, bytes]]:
+    """A kernel as JSON, and the bytes that it says the sizes of."""
+    parts = (artefact.blueprint.encode(), artefact.program, artefact.weights)
+    return [asdict(artefact.metadata), [len(part) for part in parts]], parts
 
 
 def understand(answer: bytes) -> tuple[Outcome | None, str, str | None]:

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from heapq import heappop, heappush
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +26,8 @@ from esper.tezzeret.jobs import Job, Outcome, understand
 from esper.tezzeret.limits import ANSWER_BYTES, Limits
 
 MAX_WORKERS = 256
+NICE = 10
+"""How much worker processes give way to others unless told otherwise, see nice(2)."""
 START_SECONDS = 60
 """How long PyTorch may take to be imported; two seconds are usual."""
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
@@ -33,9 +37,9 @@ _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 class WorkerPool:
     """Does up to ``workers`` jobs at once, each in a process of its own that ends with it.
 
-    The first job starts the server that workers are forked from, which takes seconds. ``on_unfiltered`` is
-    told once if system calls cannot be filtered, and why; the resource limits stand then all the same.
-    Threads may share a pool.
+    The first job starts the server that workers are forked from, which takes seconds. They give way to other
+    processes by ``nice``, 0 to 19. ``on_unfiltered`` is told once if system calls cannot be filtered, and
+    why; the resource limits stand then all the same. Threads may share a pool.
     """
 
     def __init__(
@@ -43,27 +47,43 @@ class WorkerPool:
         workers: int,
         limits: Limits | None = None,
         *,
+        nice: int = NICE,
         on_unfiltered: Callable[[str], None] = lambda _: None,
     ) -> None:
+        if not 0 <= nice <= 19:
+            raise ConfigError(f"tezzeret.nice must be between 0 and 19, not {nice}")
         if not 1 <= workers <= MAX_WORKERS:
             raise ConfigError(f"the number of workers must be between 1 and {MAX_WORKERS}, not {workers}")
         if sys.platform != "linux":
             raise ConfigError("worker processes need Linux", hint="compile without them: tezzeret.workers=0")
         self.workers = workers
         self._limits = limits or Limits()
+        self._nice = nice
         self._on_unfiltered = on_unfiltered
         self._told = False
         self._server: _Server | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(workers, "compile")
+        self._numbers = count()
+        self._waiting: list[
+            tuple[bool, int, Job, Future[Outcome]]
+        ] = []  # a heap: hot ones first, then by age
+        self._asked: dict[Hashable, Future[Outcome]] = {}
 
-    def submit(self, job: Job) -> Future[Outcome]:
-        """Have ``job`` done; its outcome holds whatever goes wrong in its worker.
+    def submit(self, job: Job, *, hot: bool = False) -> Future[Outcome]:
+        """Have ``job`` done, ahead of others if it is ``hot``; its outcome holds what goes wrong in it.
 
-        Raises ``CompilationError``, there or here, only where no worker can be started.
+        Who asks for what another has asked for gets the same future, which nobody should cancel. Raises
+        ``CompilationError``, there or here, only where no worker can be started.
         """
-        return self._threads.submit(self._do, job)
+        with self._lock:
+            future = self._asked.get(job.key)
+            if future is None or hot:
+                self._threads.submit(self._do_next)
+                future = self._asked.setdefault(job.key, future or Future())
+                heappush(self._waiting, (not hot, next(self._numbers), job, future))
+            return future
 
     def close(self) -> None:
         """End every worker and their server at once."""
@@ -71,6 +91,8 @@ class WorkerPool:
         with self._lock:
             self._closed = True
             server, self._server = self._server, None
+            for _, _, _, future in self._waiting:
+                future.cancel()
         if server is not None:
             server.close()
         self._threads.shutdown()
@@ -82,6 +104,26 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _do_next(self) -> None:
+        with self._lock:
+            _, _, job, future = heappop(self._waiting)
+            if future.running() or self._asked.get(job.key) is not future:
+                return  # it was asked for again as a hot one, and is under way or done
+            if not future.set_running_or_notify_cancel():
+                return
+        try:
+            outcome = self._do(job)
+        except BaseException as error:
+            self._forget(job)
+            future.set_exception(error)
+        else:
+            self._forget(job)
+            future.set_result(outcome)
+
+    def _forget(self, job: Job) -> None:
+        with self._lock:
+            del self._asked[job.key]
 
     def _do(self, job: Job) -> Outcome:
         began = time.perf_counter()
@@ -95,7 +137,8 @@ class WorkerPool:
             self._told |= tell
         if tell:
             self._on_unfiltered(str(unfiltered))
-        return outcome or Outcome(stage, time.perf_counter() - began, ended)
+        lost = ended in (_NO_SERVER, _KILLED)
+        return outcome or Outcome(stage, time.perf_counter() - began, ended, lost=lost)
 
     def _server_running(self) -> _Server:
         with self._lock:
@@ -104,14 +147,14 @@ class WorkerPool:
             if self._server is not None and not self._server.running:
                 self._server.close()
                 self._server = None
-            self._server = self._server or _Server()
+            self._server = self._server or _Server(self._nice)
             return self._server
 
 
 class _Server:
     """The process that workers are forked from, as its parent sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, nice: int) -> None:
         """Starts it and waits until it is ready; ``CompilationError`` where it does not become so."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -120,7 +163,7 @@ class _Server:
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "esper.tezzeret.forkserver", str(theirs.fileno())],
+                [sys.executable, "-m", "esper.tezzeret.forkserver", str(theirs.fileno()), str(nice)],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -222,6 +265,7 @@ class _Server:
 
 
 _NO_SERVER = "the process that workers are forked from has ended, or can fork no more"
+_KILLED = "its worker was killed (SIGKILL), perhaps for want of memory on this machine"
 
 
 def _receive(connection: socket.socket, answer: bytearray) -> bool:
@@ -239,5 +283,5 @@ def _ending(status: int, limits: Limits) -> str:
     if status == -signal.SIGXCPU:
         return f"over its limit of {limits.cpu_seconds} s of CPU time (tezzeret.limits.cpu_seconds)"
     if status == -signal.SIGKILL:
-        return "its worker was killed (SIGKILL), perhaps for want of memory on this machine"
+        return _KILLED
     return f"its worker ended with {signal.Signals(-status).name if status < 0 else f'exit code {status}'}"

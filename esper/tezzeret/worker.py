@@ -42,8 +42,12 @@ class Workers(Protocol):
         """How many jobs are done at once."""
         ...
 
-    def submit(self, job: CompileJob) -> Future[Outcome]:
-        """Has ``job`` done; what goes wrong in it is its outcome. Raises ``CompilationError``."""
+    def submit(self, job: CompileJob, *, hot: bool = False) -> Future[Outcome]:
+        """Has ``job`` done, ahead of others if it is ``hot``; what goes wrong in it is its outcome.
+
+        Who asks for what is under way for another waits for the same. Raises ``CompilationError``, here or in
+        the future, where nobody can do it.
+        """
         ...
 
 
@@ -58,17 +62,18 @@ def compile_missing(
     *,
     on_failure: Told = lambda _: None,
     workers: Workers | None = None,
+    hot: bool = False,
 ) -> list[CompilationRecord]:
     """Compiles each pair whose kernel ``library`` lacks, once; returns the records, in the pairs' order.
 
     A failure in a stage that depends on the configuration is tried once more, unoptimised; both attempts are
     recorded. A failure does not stop the pairs after it. ``on_result`` sees each record as it is stored,
     ``on_failure`` the last one of each kernel that no configuration gives. Only this process writes to the
-    library. Without ``workers`` it compiles, too.
+    library. Without ``workers`` it compiles, too; with them its jobs go ahead of others if they are ``hot``.
     """
     records: list[CompilationRecord] = []
-    for job, outcome in _outcomes(_missing(pipeline, library, pairs), workers):
-        record = _record(job, outcome)
+    for job, outcome in _outcomes(_missing(pipeline, library, pairs), workers, hot):
+        record = record_of(job, outcome)
         if outcome.artefact is not None:
             library.put(outcome.artefact)
         library.record_compilation(record)
@@ -90,7 +95,9 @@ def _missing(
         seen.add(kernel_id)
 
 
-def _outcomes(jobs: Iterator[CompileJob], workers: Workers | None) -> Iterator[tuple[CompileJob, Outcome]]:
+def _outcomes(
+    jobs: Iterator[CompileJob], workers: Workers | None, hot: bool
+) -> Iterator[tuple[CompileJob, Outcome]]:
     """Every attempt at ``jobs``, in their order, each second one after its first.
 
     A few jobs more than there are workers are under way, so that none waits for the library.
@@ -106,13 +113,13 @@ def _outcomes(jobs: Iterator[CompileJob], workers: Workers | None) -> Iterator[t
     under_way: deque[tuple[CompileJob, Future[Outcome]]] = deque()
     while True:
         while len(under_way) < 2 * workers.workers and (new := next(jobs, None)) is not None:
-            under_way.append((new, workers.submit(new)))
+            under_way.append((new, workers.submit(new, hot=hot)))
         if not under_way:
             return
         job, future = under_way.popleft()
         outcome = future.result()
         if (again := _next_attempt(job, outcome)) is not None:
-            under_way.appendleft((again, workers.submit(again)))
+            under_way.appendleft((again, workers.submit(again, hot=hot)))
         yield job, outcome
 
 
@@ -123,7 +130,7 @@ def _next_attempt(job: CompileJob, outcome: Outcome) -> CompileJob | None:
     return replace(job, pipeline=replace(job.pipeline, optimise=False))
 
 
-def _record(job: CompileJob, outcome: Outcome) -> CompilationRecord:
+def record_of(job: CompileJob, outcome: Outcome) -> CompilationRecord:
     record = CompilationRecord(
         blueprint_id=job.blueprint.blueprint_id,
         blueprint_name=job.blueprint.name,

@@ -135,6 +135,38 @@ def test_workers_do_not_see_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         sleeping.result()
 
 
+def test_hot_jobs_go_first_and_what_is_asked_for_twice_is_done_once() -> None:
+    done: list[str] = []
+    with WorkerPool(1, LIMITS) as pool:
+        blocking = pool.submit(hostile(time.sleep, 1))
+        until(workers)
+        sweep = [replace(GOOD, slot=replace(SLOT, out_features=size)) for size in (4, 5, 6)]
+        futures = {
+            "first": pool.submit(sweep[0]),
+            "again": pool.submit(sweep[1]),
+            "last": pool.submit(sweep[2]),
+            "hot": pool.submit(replace(GOOD, slot=replace(SLOT, out_features=7)), hot=True),
+        }
+        for name, future in futures.items():
+            future.add_done_callback(lambda _, name=name: done.append(name))
+        assert pool.submit(sweep[0]) is futures["first"]
+        assert pool.submit(sweep[2], hot=True) is futures["last"]
+        assert all(future.result(20).artefact for future in [blocking, *futures.values()])
+        assert done == ["hot", "last", "first", "again"]
+        assert pool.submit(sweep[0]) is not futures["first"]  # that one is over
+
+
+def test_workers_give_way_to_others() -> None:
+    with WorkerPool(1, LIMITS, nice=7) as pool:
+        sleeping = pool.submit(hostile(deeds.sleep))
+        worker = until(workers)[0]
+        assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0) + 7
+        os.kill(worker, signal.SIGKILL)
+        assert sleeping.result().lost
+    with pytest.raises(ConfigError, match=r"tezzeret\.nice"):
+        WorkerPool(1, nice=20)
+
+
 def test_closing_ends_what_is_under_way() -> None:
     pool = WorkerPool(2, LIMITS)
     under_way = [pool.submit(hostile(deeds.sleep)) for _ in range(4)]

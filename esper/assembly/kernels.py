@@ -118,7 +118,7 @@ def fill_library(
     slots: Iterable[Slot],
     listeners: Sequence[Listener],
 ) -> None:
-    """Compile what the catalogue of ``cfg.karn`` has for ``slots`` and the library lacks, ahead of other jobs.
+    """Compile what the catalogue of ``cfg.karn`` has for ``slots`` and the library lacks, before other jobs.
 
     A blueprint that cannot be used is left out, and told; a path that leads to none is a BlueprintError.
     """

@@ -5,9 +5,9 @@ Every failure leaves here as an ``EsperError``, so nothing above this module kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
@@ -20,6 +20,8 @@ REVISION: Final = "0004"
 
 VERSION_TABLE: Final = "esper_library_version"
 """Where the revision is kept. Its name is also the mark that a database is a kernel library."""
+
+_T = TypeVar("_T")
 
 BUSY_SECONDS: Final = 30.0
 """How long a statement waits for another process's lock. Transactions here take milliseconds."""
@@ -58,17 +60,24 @@ class Database:
 
     def blob(self, digest: str) -> bytes | None:
         """The bytes on record under ``digest``, unchecked, if any."""
+        return self._by_driver(lambda: self._backend.blob(digest))
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        """Store ``data`` under ``digest``, in place of any other, in a transaction of its own."""
+        self._by_driver(lambda: self._backend.put_blob(digest, data))
+
+    def version(self) -> int | None:
+        """A number that is another one after anybody committed a change, or None if that cannot be told."""
+        return self._backend.version()
+
+    def _by_driver(self, call: Callable[[], _T]) -> _T:
         try:
-            return self._backend.blob(digest)
+            return call()
         except self._backend.errors as error:
             raise self._backend.as_esper_error(error) from error
         except (DBAPIError, UnicodeEncodeError):  # in memory, or no digest: as anywhere else
             with self._translated():
                 raise
-
-    def version(self) -> int | None:
-        """A number that is another one after anybody committed a change, or None if that cannot be told."""
-        return self._backend.version()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -17,13 +17,18 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DisconnectionError
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
-from esper.urza.backend import BLOB, Access, Idle
+from esper.urza.backend import READ_BLOB, WRITE_BLOB, Access, Idle
 from esper.urza.local import is_local
 
 if TYPE_CHECKING:
     import psycopg
 
 _LOCK: Final = 0x65737065725F6B6C  # "esper_kl": one number for every library, of which a database holds one
+
+_LOCKED: Final = f"pg_advisory_xact_lock({_LOCK})"
+
+_READ: Final = READ_BLOB.format("%s")
+_WRITE: Final = WRITE_BLOB.format("%s", lock=_LOCKED)
 
 _MIGRATION_SECONDS: Final = 600.0
 
@@ -92,6 +97,10 @@ class PostgresBackend:
         """The bytes under ``digest``, if any; as bytes, where a driver asks for hexadecimals by default."""
         row = self._idle.use(lambda connection: _fetch(connection, digest), unless=_is_gone)
         return row[0] if row else None
+
+    def put_blob(self, digest: str, data: bytes) -> None:
+        """Store ``data`` under ``digest`` in a transaction of its own, in one exchange."""
+        self._idle.use(lambda connection: connection.execute(_WRITE, (digest, data)), unless=_is_gone)
 
     def migrating(self, connection: Connection) -> None:
         """Wait for other processes that migrate, and give the statements of a migration time."""
@@ -179,7 +188,7 @@ def _is_gone(connection: psycopg.Connection[Any]) -> bool:
 
 
 def _fetch(connection: psycopg.Connection[Any], digest: str) -> Any:
-    return connection.execute(f"{BLOB}%s", (digest,), binary=True).fetchone()
+    return connection.execute(_READ, (digest,), binary=True).fetchone()
 
 
 def _engine(connect: Callable[[], psycopg.Connection[Any]]) -> Engine:
@@ -194,7 +203,7 @@ def _engine(connect: Callable[[], psycopg.Connection[Any]]) -> Engine:
     def begin(connection: Connection) -> None:
         if connection.get_execution_options().get("esper") == "write":
             # One writer at a time, as SQLite has it: what is argued for the one holds for the other.
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+            connection.exec_driver_sql(f"SELECT {_LOCKED}")
 
     return engine
 

@@ -155,7 +155,7 @@ class BoundedRedis:
 
 
 def _has_gone_wrong(connection: Any) -> bool:
-    """Whether there is something to read before anything was asked: the server's farewell, or a late reply."""
+    """Whether there is something to read before anything was asked: a farewell, or a late reply."""
     poll = select.poll()
     poll.register(connection._sock.connected, select.POLLIN)
     return bool(poll.poll(0))

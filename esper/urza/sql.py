@@ -32,8 +32,7 @@ class SqlTier:
 
     def put(self, key: str, value: bytes) -> None:
         """Store ``value`` under ``key``, in place of any other."""
-        with self._database.writing() as connection:
-            write_blob(connection, key, value)
+        self._database.put_blob(key, value)
 
     def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """The values of those of ``keys`` that are on record, by one statement."""

@@ -16,8 +16,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
-from esper.urza.backend import BLOB, Access, Idle
+from esper.urza.backend import READ_BLOB, WRITE_BLOB, Access, Idle
 
+_READ, _WRITE = READ_BLOB.format("?"), WRITE_BLOB.format("?", lock=1)  # which SQLite takes by itself
+_NO_TRACES: Final = "PRAGMA secure_delete = ON"  # what is sealed in place leaves no plain bytes
 _HEADER: Final = b"SQLite format 3\0"
 
 
@@ -52,15 +54,25 @@ class SqliteBackend:
         """The bytes under ``digest``, if any."""
         if self._path is None:  # the one connection that there is belongs to the engine
             with self.connect("statement") as connection:
-                return connection.exec_driver_sql(f"{BLOB}?", (digest,)).scalar()
+                return connection.exec_driver_sql(_READ, (digest,)).scalar()
         # All rows, for a statement that is not at its end would hold on to a state of the database.
-        rows = self._idle.use(lambda connection: connection.execute(f"{BLOB}?", (digest,)).fetchall())
+        rows = self._idle.use(lambda connection: connection.execute(_READ, (digest,)).fetchall())
         return rows[0][0] if rows else None
 
+    def put_blob(self, digest: str, data: bytes) -> None:
+        """Store ``data`` under ``digest`` in a transaction of its own."""
+        if self._path is None:
+            with self.connect("write") as connection, connection.begin():
+                connection.exec_driver_sql(_WRITE, (digest, data))
+            return
+        self._idle.use(lambda connection: connection.execute(_WRITE, (digest, data)))
+
     def _bare(self) -> sqlite3.Connection:
-        return sqlite3.connect(
+        connection = sqlite3.connect(
             str(self._path), timeout=self._seconds, isolation_level=None, check_same_thread=False
         )
+        connection.execute(_NO_TRACES)
+        return connection
 
     def migrating(self, connection: Connection) -> None:
         """Nothing: the transaction has begun by taking the only lock that there is."""
@@ -183,7 +195,7 @@ def _engine(path: Path | None, seconds: float) -> Engine:
         # None stops the driver from starting transactions on its own, after the first read of ours.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute("PRAGMA secure_delete = ON")  # what is sealed in place leaves no plain bytes
+        connection.execute(_NO_TRACES)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
-from esper_cli import blueprints, compile, doctor, kernels_files, keys, prove, reports, runs, serve, train
+from esper_cli import blueprints, compile, doctor, kernels_upkeep, keys, prove, reports, runs, serve, train
 from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
@@ -36,7 +36,7 @@ app.command("compile", epilog="Example: esper compile blueprints/ --shape featur
     compile.compile_blueprints
 )
 app.add_typer(blueprints.app, name="blueprints")
-app.add_typer(kernels_files.app, name="kernels")
+app.add_typer(kernels_upkeep.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(runs.app, name="runs")
 app.add_typer(reports.app, name="reports")

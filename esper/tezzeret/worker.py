@@ -131,6 +131,7 @@ def _next_attempt(job: CompileJob, outcome: Outcome) -> CompileJob | None:
 
 
 def record_of(job: CompileJob, outcome: Outcome) -> CompilationRecord:
+    """What a library keeps of an attempt."""
     record = CompilationRecord(
         blueprint_id=job.blueprint.blueprint_id,
         blueprint_name=job.blueprint.name,

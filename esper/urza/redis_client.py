@@ -41,8 +41,9 @@ _HINT: Final = "for example redis://host:6379/0, rediss://host:6379/0 or unix://
 class BoundedRedis:
     """Connections to one server, which threads share; a forked child makes its own by itself."""
 
-    def __init__(self, url: str, seconds: float = CALL_SECONDS) -> None:
+    def __init__(self, url: str, seconds: float = CALL_SECONDS, *, what: str = "Redis cache") -> None:
         """``url``: ``redis://[:password@]host:port/db``, ``rediss://`` for TLS or ``unix:///path``, a socket.
+        Errors call the server ``what``.
 
         Over TLS the certificate and its host name are always verified, with the system's authorities or
         ``?ssl_ca_certs=FILE``. Connects to nothing yet. Looking up a name is the system's business and may
@@ -57,22 +58,22 @@ class BoundedRedis:
             unknown = set(parse_qs(parts.query)) - _QUERY
             port = parts.port or 6379
         except ValueError:
-            raise ConfigError("the URL of the Redis cache cannot be read", hint=_HINT) from None
+            raise ConfigError(f"the URL of the {what} cannot be read", hint=_HINT) from None
         if unknown:
             raise ConfigError(
-                f"the URL of the Redis cache sets {', '.join(sorted(unknown))}, which it cannot",
+                f"the URL of the {what} sets {', '.join(sorted(unknown))}, which it cannot",
                 hint="it may set db and ssl_ca_certs",
             )
         if parts.scheme == "redis" and not is_local(parts.hostname or ""):
             raise ConfigError(
-                f"the Redis cache {parts.hostname}:{port} is on another machine, and redis:// hides nothing",
+                f"the {what} {parts.hostname}:{port} is on another machine, and redis:// hides nothing",
                 hint="use rediss://, which verifies its certificate",
             )
         kinds: dict[str, type[Any]] = {"redis": _Bounded, "rediss": _BoundedTls, "unix": _BoundedUnix}
         options["connection_class"] = kinds[parts.scheme]
         authorities = options.pop("ssl_ca_certs", None)
         if parts.scheme == "rediss":
-            options["context"] = _context(authorities)
+            options["context"] = _context(authorities, what)
         self._pool = ConnectionPool(
             protocol=2,  # no greeting to wait for, and data between two calls shows a connection gone wrong
             socket_timeout=seconds,
@@ -86,6 +87,7 @@ class BoundedRedis:
         self._owner = os.getpid()
         self.where = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{port}"
         self._seconds = seconds
+        self._what = what
         password = parts.password or ""
         self._secrets = sorted({password, unquote(password)} - {""}, key=len, reverse=True)
 
@@ -143,7 +145,7 @@ class BoundedRedis:
         for secret in self._secrets:
             reason = reason.replace(secret, "***")
         return TierUnavailable(
-            f"the Redis cache {self.where} did not answer as it should: {reason[:200]}",
+            f"the {self._what} {self.where} did not answer as it should: {reason[:200]}",
             hint="check that the server runs and that the URL and password are right",
         )
 
@@ -237,11 +239,11 @@ class _BoundedUnix(UnixDomainSocketConnection):
         return _BoundedSocket(super()._connect())  # type: ignore[no-untyped-call]
 
 
-def _context(authorities: str | None) -> ssl.SSLContext:
+def _context(authorities: str | None, what: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=authorities)
     except OSError as error:
         raise ConfigError(
-            f"cannot read the authorities of the Redis cache, {authorities}: {error.strerror or error}",
+            f"cannot read the authorities of the {what}, {authorities}: {error.strerror or error}",
             hint="ssl_ca_certs names a file of certificates in PEM",
         ) from error

@@ -1,4 +1,4 @@
-"""What a TorchScript kernel may be made of. Anything else, known or new, is refused.
+"""What a compiled kernel may be made of. Anything else, known or new, is refused.
 
 PyTorch has ops that read and write files (``aten::save``, ``aten::from_file``), print, start threads, talk to
 profilers and other machines, and lets archives run code of their own while they are loaded. A list of what
@@ -8,10 +8,11 @@ together.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 _CONTROL = """
     Constant GetAttr If Loop ListConstruct ListUnpack TupleConstruct TupleUnpack RaiseException Uninitialized
@@ -42,6 +43,9 @@ ALLOWED = frozenset(f"prim::{name}" for name in _CONTROL.split()) | frozenset(
 )
 """Kinds of nodes, as a graph that calls no other method or function names them."""
 
+_SIZES = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg})
+"""What exported graphs do with sizes, besides asking for them."""
+
 _DATA = frozenset(
     f"{kind}Type"
     for kind in ("Bool", "Dict", "Float", "Int", "List", "None", "Optional", "String", "Tensor", "Tuple")
@@ -68,6 +72,22 @@ def foreign_parts(program: nn.Module) -> list[str]:
             graph = module._get_method(name).graph.copy()
             torch._C._jit_pass_inline(graph)
             found |= _kinds(graph) - ALLOWED
+    return sorted(found)
+
+
+def foreign_ops(program: fx.GraphModule) -> list[str]:
+    """What in the graph of an exported ``program`` no kernel may hold, sorted: other ops, and other calls.
+
+    Such a graph has no hooks, classes or methods.
+    """
+    found = set()
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            op = getattr(getattr(node.target, "_schema", None), "name", "")
+            if op not in ALLOWED and op != "aten::sym_size" and node.target not in _SIZES:
+                found.add(op or str(node.target))
+        elif node.op not in ("placeholder", "output"):
+            found.add(f"{node.op} {node.target}")
     return sorted(found)
 
 

@@ -15,6 +15,8 @@ from esper.tezzeret.examples import input_shape
 from esper.tezzeret.modules import FeatureWeight
 from esper.tezzeret.ops import CONSTRUCTORS, Layer
 
+_PLAN = "esper_plan"
+
 
 def build(blueprint: Blueprint, slot: Slot, *, seed: int = 0, budget: Budget | None = None) -> fx.GraphModule:
     """``blueprint`` for ``slot`` as an eager float32 network on the CPU, in training mode.
@@ -33,10 +35,21 @@ def build_plan(plan: Plan, *, seed: int = 0, budget: Budget | None = None) -> fx
         _weigh(network, torch.empty(input_shape(plan.slot)), budget or Budget())
     network.to_empty(device="cpu")
     _initialise(network, seed)
-    graph = fx.Tracer().trace(network)
-    for node in graph.nodes:
-        node.type = None  # fx keeps annotations as text, which TorchScript cannot read; none means Tensor
-    return fx.GraphModule(network, graph, class_name="Kernel")
+    return _traced(network)
+
+
+def unweighted(plan: Plan) -> fx.GraphModule:
+    """The network of ``plan`` on the meta device, of any size; weights are to be assigned."""
+    with torch.device("meta"):
+        return _traced(_Network(plan))
+
+
+def plan_of(network: nn.Module) -> Plan:
+    """What ``network`` was built from; raises ``RuntimeError`` if it was not built here."""
+    plan = getattr(network, "meta", {}).get(_PLAN)
+    if not isinstance(plan, Plan):
+        raise RuntimeError(f"a {type(network).__name__} was not built from a blueprint")
+    return plan
 
 
 def cost(plan: Plan) -> Cost:
@@ -44,6 +57,15 @@ def cost(plan: Plan) -> Cost:
     with torch.device("meta"):
         network, given = _Network(plan), torch.empty(input_shape(plan.slot))
         return measure(network, lambda: network.values(given).values())
+
+
+def _traced(network: _Network) -> fx.GraphModule:
+    graph = fx.Tracer().trace(network)
+    for node in graph.nodes:
+        node.type = None  # fx keeps annotations as text, which TorchScript cannot read; none means Tensor
+    traced = fx.GraphModule(network, graph, class_name="Kernel")
+    traced.meta[_PLAN] = network.plan
+    return traced
 
 
 class _Network(nn.Module):

@@ -1,0 +1,176 @@
+"""What to try next: evolution proposes, a surrogate of the trials chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from torch import nn
+
+from esper.blueprint import Blueprint, fits
+from esper.karn.candidates import Breeding, Candidate, children
+from esper.karn.features import kernel_key, novelty, words
+from esper.karn.invention import Invention, Past, Place
+from esper.karn.proxies import proxies
+from esper.karn.retirement import Retirement
+from esper.karn.surrogate import Prediction, Surrogate, Trial
+from esper.messages import Slot
+
+Build = Callable[[Blueprint, Slot], nn.Module]
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """Inventions from field reports, see ``Inventor``.
+
+    Candidates are the blueprints of the catalogue that were not tried in a place and ``pool`` children of
+    all that fits and is not retired. With ``least`` reports or more of the place's layout, a Gaussian process
+    predicts the gain of each. Exploitation: half of the children come from the best quarter of the parents by
+    that prediction, and a candidate is chosen by its expected improvement over the best known mean, each time
+    as if the predictions of those chosen before had been measured. Exploration: what is uncertain has a larger expected
+    improvement, the other half of the children come from any parent, and a share ``explore`` of the choices
+    goes to the candidate whose graph is the least like what is known, whatever its prediction.
+
+    With fewer reports, ``sample`` candidates are built and the best mean rank over the zero-cost proxies goes
+    first (``esper.karn.proxies``); the reason says so, and nothing is predicted.
+    """
+
+    build: Build
+    seed: int = 0
+    least: int = 8
+    pool: int = 96
+    sample: int = 24
+    explore: float = 0.1
+    breeding: Breeding = field(default_factory=Breeding)
+    retirement: Retirement = field(default_factory=Retirement)
+
+    def propose(self, past: Past, places: Sequence[Place], count: int) -> list[Invention]:
+        """At most ``count`` inventions, the places in turns; see ``Inventor``."""
+        places = list(dict.fromkeys(places))
+        found: list[list[Invention]] = []
+        for index, place in enumerate(places):
+            share = count // len(places) + (index < count % len(places))
+            found.append(_Place(self, past, place).propose(share) if share else [])
+        longest = max(map(len, found), default=0)
+        return [one[turn] for turn in range(longest) for one in found if turn < len(one)]
+
+
+class _Place:
+    """One place's part of a proposal."""
+
+    def __init__(self, generator: Generator, past: Past, place: Place) -> None:
+        self.generator, self.place = generator, place
+        self.rng = Random(f"{generator.seed} {len(past.reports)} {len(past.known)} {place}")
+        self.graphs = {graph for graph, slot in past.known if slot == place.slot}
+        self.retired = generator.retirement.retired(past.reports)
+        self.parents = [one for one in past.blueprints if self._may_be_parent(one)]
+        self.surrogate = self._surrogate(past)
+
+    def propose(self, count: int) -> list[Invention]:
+        """At most ``count`` inventions for this place."""
+        if not self.parents:
+            return []
+        best = self._best()
+        candidates = self._candidates([one for one, _ in best])
+        if self.surrogate is None:
+            return self._cold(candidates, count)
+        return self._warm(self.surrogate, candidates, count, best[0][1])
+
+    def _may_be_parent(self, blueprint: Blueprint) -> bool:
+        kept = (blueprint.blueprint_id, self.place.layer_kind) not in self.retired
+        return kept and fits(blueprint, self.place.slot)
+
+    def _surrogate(self, past: Past) -> Surrogate | None:
+        """The surrogate of all trials whose blueprint is known; None with too few of this layout."""
+        by_id = {one.blueprint_id: one for one in past.blueprints}
+        trials = [
+            Trial(by_id[one.blueprint_id], Place(one.slot, one.layer_kind), one.gain, one.gain_error)
+            for one in past.reports
+            if one.blueprint_id in by_id
+        ]
+        alike = sum(trial.place.slot.layout == self.place.slot.layout for trial in trials)
+        return Surrogate(trials) if alike >= self.generator.least else None
+
+    def _best(self) -> list[tuple[Blueprint, float]]:
+        """The best quarter of the parents, three at least, with their predicted means; all without trials."""
+        if self.surrogate is None:
+            return [(one, 0.0) for one in self.parents]
+        means = self.surrogate.predict([(one, self.place) for one in self.parents])
+        ranked = sorted(
+            ((one, prediction.mean) for one, prediction in zip(self.parents, means, strict=True)),
+            key=lambda pair: (-pair[1], pair[0].blueprint_id),
+        )
+        return ranked[: max(3, len(ranked) // 4)]
+
+    def _candidates(self, best: Sequence[Blueprint]) -> list[Candidate]:
+        slot = self.place.slot
+        keys = {one.graph_id: kernel_key(one, slot) for one in self.parents}
+        known = {key for graph, key in keys.items() if graph in self.graphs}
+        found = {
+            keys[one.graph_id]: Candidate(one, "catalogue", (), "of the catalogue, not tried here yet")
+            for one in self.parents
+            if one.graph_id not in self.graphs and keys[one.graph_id] not in known
+        }
+        generator = self.generator
+        wanted = generator.pool if self.surrogate else generator.sample
+        for parents in (best, self.parents):
+            pair = (parents, self.parents)
+            made = children(generator.breeding, pair, slot, self.rng, wanted // 2, known | found.keys())
+            found |= {kernel_key(one.blueprint, slot): one for one in made}
+        return [one for one in found.values() if one.blueprint.graph_id not in self.graphs]
+
+    def _cold(self, candidates: Sequence[Candidate], count: int) -> list[Invention]:
+        """Those of the best mean rank over the proxies, out of ``sample`` drawn from ``candidates``."""
+        generator, slot = self.generator, self.place.slot
+        drawn = self.rng.sample(candidates, min(generator.sample, len(candidates)))
+        scores = [proxies(generator.build(one.blueprint, slot), slot, seed=generator.seed) for one in drawn]
+        ranks = [0.0] * len(drawn)
+        for name in scores[0] if scores else ():
+            values = [score[name] for score in scores]
+            for index, value in enumerate(values):
+                ranks[index] += sum(other > value for other in values) / len(scores[0])
+        order = sorted(range(len(drawn)), key=lambda index: (ranks[index], index))
+        return [
+            self._invention(
+                drawn[index],
+                f"fewer than {generator.least} trials to learn from, so by zero-cost scores: mean rank "
+                f"{ranks[index] + 1:.1f} of {len(drawn)}",
+            )
+            for index in order[:count]
+        ]
+
+    def _warm(
+        self, surrogate: Surrogate, candidates: list[Candidate], count: int, best: float
+    ) -> list[Invention]:
+        """Chosen one after the other by expected improvement over ``best``, or for being new."""
+        chosen: list[Invention] = []
+        seen = [words(one) for one in self.parents]
+        while candidates and len(chosen) < count:
+            if self.rng.random() < self.generator.explore:
+                new = [novelty(words(one.blueprint), seen) for one in candidates]
+                index = new.index(max(new))
+                (prediction,) = surrogate.predict([(candidates[index].blueprint, self.place)])
+                why = f"explored for its graph, {new[index]:.2f} from what is known"
+            else:
+                predictions = surrogate.predict([(one.blueprint, self.place) for one in candidates])
+                expected = [prediction.improvement(best) for prediction in predictions]
+                index = expected.index(max(expected))
+                prediction = predictions[index]
+                why = f"expected to improve on {best:.3g} by {expected[index]:.2g} nats"
+            candidate = candidates.pop(index)
+            chosen.append(self._invention(candidate, why, prediction))
+            seen.append(words(candidate.blueprint))
+            surrogate.believing((candidate.blueprint, self.place))
+        return chosen
+
+    def _invention(self, candidate: Candidate, why: str, prediction: Prediction | None = None) -> Invention:
+        return Invention(
+            blueprint=candidate.blueprint,
+            place=self.place,
+            origin=candidate.origin,
+            parents=candidate.parents,
+            reason=f"{candidate.told}: {why}",
+            predicted_impact=prediction.mean if prediction else None,
+            uncertainty=prediction.spread if prediction else None,
+        )

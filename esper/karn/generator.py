@@ -28,9 +28,9 @@ class Generator:
     all that fits and is not retired. With ``least`` reports or more of the place's layout, a Gaussian process
     predicts the gain of each. Exploitation: half of the children come from the best quarter of the parents by
     that prediction, and a candidate is chosen by its expected improvement over the best known mean, each time
-    as if the predictions of those chosen before had been measured. Exploration: what is uncertain has a larger expected
-    improvement, the other half of the children come from any parent, and a share ``explore`` of the choices
-    goes to the candidate whose graph is the least like what is known, whatever its prediction.
+    as if the predictions of those chosen before had been measured. Exploration: what is uncertain has a larger
+    expected improvement, the other half of the children come from any parent, and a share ``explore`` of the
+    choices goes to the candidate whose graph is the least like what is known, whatever its prediction.
 
     With fewer reports, ``sample`` candidates are built and the best mean rank over the zero-cost proxies goes
     first (``esper.karn.proxies``); the reason says so, and nothing is predicted.
@@ -63,8 +63,9 @@ class _Place:
         self.generator, self.place = generator, place
         self.rng = Random(f"{generator.seed} {len(past.reports)} {len(past.known)} {place}")
         self.graphs = {graph for graph, slot in past.known if slot == place.slot}
-        self.retired = generator.retirement.retired(past.reports)
-        self.parents = [one for one in past.blueprints if self._may_be_parent(one)]
+        retired = generator.retirement.retired(past.reports)
+        self.fitting = [one for one in past.blueprints if fits(one, place.slot)]
+        self.parents = [one for one in self.fitting if (one.blueprint_id, place.layer_kind) not in retired]
         self.surrogate = self._surrogate(past)
 
     def propose(self, count: int) -> list[Invention]:
@@ -76,10 +77,6 @@ class _Place:
         if self.surrogate is None:
             return self._cold(candidates, count)
         return self._warm(self.surrogate, candidates, count, best[0][1])
-
-    def _may_be_parent(self, blueprint: Blueprint) -> bool:
-        kept = (blueprint.blueprint_id, self.place.layer_kind) not in self.retired
-        return kept and fits(blueprint, self.place.slot)
 
     def _surrogate(self, past: Past) -> Surrogate | None:
         """The surrogate of all trials whose blueprint is known; None with too few of this layout."""
@@ -105,7 +102,7 @@ class _Place:
 
     def _candidates(self, best: Sequence[Blueprint]) -> list[Candidate]:
         slot = self.place.slot
-        keys = {one.graph_id: kernel_key(one, slot) for one in self.parents}
+        keys = {one.graph_id: kernel_key(one, slot) for one in self.fitting}
         known = {key for graph, key in keys.items() if graph in self.graphs}
         found = {
             keys[one.graph_id]: Candidate(one, "catalogue", (), "of the catalogue, not tried here yet")
@@ -145,7 +142,7 @@ class _Place:
     ) -> list[Invention]:
         """Chosen one after the other by expected improvement over ``best``, or for being new."""
         chosen: list[Invention] = []
-        seen = [words(one) for one in self.parents]
+        seen = [words(one) for one in self.fitting]
         while candidates and len(chosen) < count:
             if self.rng.random() < self.generator.explore:
                 new = [novelty(words(one.blueprint), seen) for one in candidates]

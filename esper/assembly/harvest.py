@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from esper.errors import RunError
 from esper.kasmina import seeded_layers
 from esper.messages import KernelMetadata
 from esper.tezzeret.pipeline import Trained
+from esper.tezzeret.targets import target_named
 from esper.tolaria.checkpoint import Checkpoints
 from esper.tolaria.restoring import restore_model
 from esper.urza.library import KernelLibrary
@@ -51,8 +53,9 @@ def harvest(
         decision = f"epoch {trial.started_epoch}, {trial.layer}, seed {trial.seed_idx}"
         trained = Trained(kernel.state_dict(), trial.kernel_id, run.name, decision)
         blueprint = from_json(trial.blueprint)
-        new = not library.contains(pipeline.kernel_id(blueprint, trial.slot, trained))
-        artefact = pipeline.compile(blueprint, trial.slot, trained=trained)
+        same = replace(pipeline, target=target_named(trial.target, pipeline.target))
+        new = not library.contains(same.kernel_id(blueprint, trial.slot, trained))
+        artefact = same.compile(blueprint, trial.slot, trained=trained)
         stored = library.put(artefact)
         tell(stored, new)
         found.append(stored)

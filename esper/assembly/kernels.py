@@ -14,15 +14,15 @@ from torch import nn
 
 from esper.assembly.configured import configured
 from esper.assembly.network import usable_device
+from esper.assembly.workers import build_workers
 from esper.blueprint import Blueprint, from_json
 from esper.errors import BlueprintError, ConfigError
 from esper.karn.catalogue import Catalogue, fitting, load_catalogue
 from esper.messages import CompilationRecord, Slot
 from esper.tezzeret.alerts import FailureAlert
 from esper.tezzeret.builder import build
-from esper.tezzeret.limits import Limits
 from esper.tezzeret.pipeline import Pipeline
-from esper.tezzeret.pool import NICE, WorkerPool
+from esper.tezzeret.targets import target_named
 from esper.tezzeret.worker import compile_missing
 from esper.tolaria.events import Listener
 from esper.tolaria.orchestrator import Rebuild
@@ -55,36 +55,15 @@ def build_pipeline(cfg: DictConfig) -> Pipeline:
 
 
 def rebuilder(pipeline: Pipeline) -> Rebuild:
-    """Makes a kernel's module from its blueprint alone; its weights come from a checkpoint."""
-    target = pipeline.target
+    """Makes a kernel's module from its blueprint and target; its weights come from a checkpoint."""
 
-    def rebuild(blueprint: str, slot: Slot) -> nn.Module:
+    def rebuild(blueprint: str, slot: Slot, name: str) -> nn.Module:
+        target = target_named(name, pipeline.target)
         program = target.compile(build(from_json(blueprint), slot, seed=pipeline.seed))
         target.optimise(program, torch.device(pipeline.device))
         return target.load(target.save(program), pipeline.device)
 
     return rebuild
-
-
-def build_workers(cfg: DictConfig, tell: Callable[[str], None]) -> WorkerPool | None:
-    """The worker processes that ``cfg.tezzeret`` describes, for the caller to close; None if it has none.
-
-    ``tell`` gets a line for the user if their system calls cannot be filtered.
-    """
-    count = cfg.tezzeret.get("workers", 0)
-    if count == 0:
-        return None
-    if torch.device(cfg.tezzeret.device).type != "cpu":
-        raise ConfigError(
-            "worker processes compile for the CPU, and tezzeret.device is not cpu",
-            hint="compile in this process: tezzeret.workers=0",
-        )
-    limits: Limits = configured(cfg, "tezzeret.limits")
-
-    def unfiltered(reason: str) -> None:
-        tell(f"worker processes run under resource limits alone: {reason}")
-
-    return WorkerPool(count, limits, nice=cfg.tezzeret.get("nice", NICE), on_unfiltered=unfiltered)
 
 
 def compile_pairs(

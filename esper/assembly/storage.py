@@ -46,8 +46,9 @@ def build_library(
         return configured(cfg, "tezzeret.target")
 
     def load(metadata: KernelMetadata, program: bytes) -> nn.Module:
-        module: nn.Module = target().load(program, metadata.device)
-        return module
+        from esper.tezzeret.targets import target_named
+
+        return target_named(metadata.target, target()).load(program, metadata.device)
 
     made: list[str] = []
 
@@ -81,6 +82,11 @@ def library_url(cfg: DictConfig) -> str:
 def redis_url(cfg: DictConfig) -> str | None:
     """The URL of the Redis server, None for none, read from where ``cfg.urza.redis`` says; ConfigError."""
     return _place(cfg.urza.redis, "urza.redis")
+
+
+def broker_url(cfg: DictConfig) -> str:
+    """The URL of the broker of compile workers, read from where ``cfg.tezzeret.engine.broker`` says."""
+    return _place(cfg.tezzeret.engine.broker, "tezzeret.engine.broker") or ""
 
 
 def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:

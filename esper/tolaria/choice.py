@@ -81,6 +81,7 @@ def begin_trial(
         tags=metadata.tags,
         task=context.task,
         latency_ms=metadata.latency_ms,
+        target=metadata.target,
         **_signals(packet, layer, seed_idx),
     )
 

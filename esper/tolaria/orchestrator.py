@@ -41,8 +41,8 @@ NEXT_IN_RANK = 3
 AHEAD = 8
 """How many kernels are fetched in the background for the decisions to come."""
 
-Rebuild = Callable[[str, Slot], nn.Module]
-"""Makes the module of a kernel from its blueprint (canonical JSON) and slot; its weights come later."""
+Rebuild = Callable[[str, Slot, str], nn.Module]
+"""Makes the module of a kernel from its blueprint (canonical JSON), slot and target; weights come later."""
 
 
 def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild) -> dict[SeedKey, Trial]:
@@ -53,7 +53,12 @@ def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild)
     trials = {trial.key: trial for trial in map(Trial.from_state, state["trials"])}
     sources = {trial.kernel_id: trial for trial in trials.values()}
     records = [SeedRecord(**{**record, "state": SeedState(record["state"])}) for record in state["seeds"]]
-    restore_seeds(model, records, lambda kernel: rebuild(sources[kernel].blueprint, sources[kernel].slot))
+
+    def rebuilt(kernel_id: str) -> nn.Module:
+        trial = sources[kernel_id]
+        return rebuild(trial.blueprint, trial.slot, trial.target)
+
+    restore_seeds(model, records, rebuilt)
     return trials
 
 

@@ -61,6 +61,7 @@ class Trial:
     health: float | None = None
     latency_ms: float | None = None
     seconds: float = 0.0
+    target: str = "torchscript"
 
     @property
     def key(self) -> tuple[str, int]:

@@ -70,7 +70,8 @@ def _norm(counts: Mapping[str, int]) -> float:
 def kernel_key(blueprint: Blueprint, slot: Slot) -> str:
     """Equal for blueprints that give one kernel for ``slot``.
 
-    Sizes are numbers, and pools that do nothing are left out. So it tells less apart than ``graph_id`` does: ``max(in,out)`` and ``in`` are the same in a square slot.
+    Sizes are numbers, and pools that do nothing are left out. So it tells less apart than ``graph_id`` does:
+    ``max(in,out)`` and ``in`` are the same in a square slot.
     """
     planned = plan(blueprint, slot)
     nodes = {node.id: node for node in planned.nodes}

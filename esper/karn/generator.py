@@ -26,11 +26,13 @@ class Generator:
 
     Candidates are the blueprints of the catalogue that were not tried in a place and ``pool`` children of
     all that fits and is not retired. With ``least`` reports or more of the place's layout, a Gaussian process
-    predicts the gain of each. Exploitation: half of the children come from the best quarter of the parents by
-    that prediction, and a candidate is chosen by its expected improvement over the best known mean, each time
-    as if the predictions of those chosen before had been measured. Exploration: what is uncertain has a larger
-    expected improvement, the other half of the children come from any parent, and a share ``explore`` of the
-    choices goes to the candidate whose graph is the least like what is known, whatever its prediction.
+    predicts the gain of each.
+
+    Exploitation: half of the children come from the best quarter of the parents by that prediction, and a
+    candidate is chosen by its expected improvement over the best known mean, each time as if the predictions
+    of those chosen before had been measured. Exploration: what is uncertain has a larger expected improvement,
+    the other half of the children come from any parent, and a share ``explore`` of the choices goes to the
+    candidate whose graph is the least like what is known, whatever its prediction.
 
     With fewer reports, ``sample`` candidates are built and the best mean rank over the zero-cost proxies goes
     first (``esper.karn.proxies``); the reason says so, and nothing is predicted.

@@ -14,7 +14,19 @@ from typing import Annotated, NoReturn
 import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
-from esper_cli import blueprints, compile, doctor, kernels_upkeep, keys, prove, reports, runs, serve, train
+from esper_cli import (
+    blueprints,
+    compile,
+    doctor,
+    kernels_upkeep,
+    keys,
+    prove,
+    reports,
+    runs,
+    serve,
+    train,
+    worker,
+)
 from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
@@ -40,6 +52,7 @@ app.add_typer(kernels_upkeep.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(runs.app, name="runs")
 app.add_typer(reports.app, name="reports")
+app.command("worker", epilog=worker.EPILOG)(worker.worker)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("serve-metrics", epilog="Example: esper serve-metrics --port 9464")(serve.serve_metrics)
 

@@ -63,8 +63,9 @@ class CompileJob:
 
     @property
     def key(self) -> Hashable:
-        """Pipeline, and the id of the kernel."""
-        return self.pipeline, self.pipeline.kernel_id(self.blueprint, self.slot)
+        """The pipeline's target and configuration, and the id of the kernel."""
+        kernel_id = self.pipeline.kernel_id(self.blueprint, self.slot)
+        return self.pipeline.target, self.pipeline.configuration, kernel_id
 
     def run(self, tell: Tell) -> KernelArtefact:
         """The validated kernel."""

@@ -66,9 +66,8 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(workers, "compile")
         self._numbers = count()
-        self._waiting: list[
-            tuple[bool, int, Job, Future[Outcome]]
-        ] = []  # a heap: hot ones first, then by age
+        # A heap: hot ones first, then by age.
+        self._waiting: list[tuple[bool, int, Job, Future[Outcome]]] = []
         self._asked: dict[Hashable, Future[Outcome]] = {}
 
     def submit(self, job: Job, *, hot: bool = False) -> Future[Outcome]:
@@ -84,6 +83,10 @@ class WorkerPool:
                 future = self._asked.setdefault(job.key, future or Future())
                 heappush(self._waiting, (not hot, next(self._numbers), job, future))
             return future
+
+    def start(self) -> None:
+        """Start the server now rather than with the first job; raises ``CompilationError``."""
+        self._server_running()
 
     def close(self) -> None:
         """End every worker and their server at once."""

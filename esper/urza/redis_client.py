@@ -141,13 +141,17 @@ class BoundedRedis:
 
     def unavailable(self, reason: str) -> TierUnavailable:
         """The error for ``reason``, without the password."""
-        reason = " ".join(reason.split())
-        for secret in self._secrets:
-            reason = reason.replace(secret, "***")
+        reason = self.without_password(" ".join(reason.split()))
         return TierUnavailable(
             f"the {self._what} {self.where} did not answer as it should: {reason[:200]}",
             hint="check that the server runs and that the URL and password are right",
         )
+
+    def without_password(self, text: str) -> str:
+        """``text``, which a server or a driver may have put the password into."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
     def close(self) -> None:
         """Close the connections."""

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from urza_support import open_sealed
 
-from esper.assembly.kernels import build_workers, fill_library
+from esper.assembly.kernels import fill_library
+from esper.assembly.workers import build_workers
 from esper.errors import ConfigError
 from esper.karn.catalogue import fitting, load_catalogue
 from esper.messages import KernelMetadata, Slot

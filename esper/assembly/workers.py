@@ -1,0 +1,97 @@
+"""Compile workers of a configuration: those that a command uses, and the one that ``esper worker`` is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from esper.assembly.configured import configured, settings
+from esper.assembly.keys import build_envelope
+from esper.assembly.storage import broker_url
+from esper.errors import ConfigError
+from esper.tezzeret.broker import Broker
+from esper.tezzeret.jobs import CompileJob, Outcome
+from esper.tezzeret.limits import Limits
+from esper.tezzeret.pool import NICE, WorkerPool
+from esper.tezzeret.remote import RemoteWorkers
+from esper.tezzeret.remote_worker import RemoteWorker
+from esper.tezzeret.wire import Wire
+
+Tell = Callable[[str], None]
+
+
+def build_workers(cfg: DictConfig, tell: Tell) -> WorkerPool | RemoteWorkers | None:
+    """What ``cfg.tezzeret`` has jobs done by, for the caller to close; None where this process compiles.
+
+    ``tell`` gets lines for the user: that system calls cannot be filtered, that no worker answers.
+    """
+    remote, count = _is_remote(cfg), cfg.tezzeret.get("workers", 0)
+    if not remote and count == 0:
+        return None
+    if torch.device(cfg.tezzeret.device).type != "cpu":
+        raise ConfigError(
+            "workers compile for the CPU, and tezzeret.device is not cpu",
+            hint="compile in this process: tezzeret/engine=local tezzeret.workers=0",
+        )
+    if not remote:
+        return _pool(cfg, count, tell)
+    engine = cfg.tezzeret.engine
+    return RemoteWorkers(
+        _broker(cfg),
+        Wire(build_envelope(cfg)),
+        at_once=engine.at_once,
+        silence_seconds=engine.silence_seconds,
+        outage_seconds=engine.outage_seconds,
+        tell=tell,
+    )
+
+
+def serve_jobs(cfg: DictConfig, *, say: Tell) -> None:
+    """Do the jobs of the broker in ``tezzeret.engine``, as many at once as cores or ``tezzeret.workers``.
+
+    Until SIGINT or SIGTERM. ``say`` gets a line for each job and what else there is to tell. Raises
+    ``ConfigError``, ``CompilationError`` and ``SecurityError``.
+    """
+    if not _is_remote(cfg):
+        raise ConfigError("esper worker takes jobs from a broker", hint="tezzeret/engine=celery")
+    torch.set_num_threads(1)
+
+    def told(job: CompileJob, outcome: Outcome) -> None:
+        end = "compiled" if outcome.artefact else f"failed in {outcome.stage}: {outcome.reason}"
+        say(f"{job.blueprint.name} for {job.slot}: {end} ({outcome.seconds:.2f} s)")
+
+    envelope = build_envelope(cfg)
+    envelope.authenticate(b"")  # a key that cannot be had is told now
+    with (
+        closing(_broker(cfg)) as broker,
+        _pool(cfg, cfg.tezzeret.get("workers") or os.cpu_count() or 1, say) as pool,
+    ):
+        RemoteWorker(broker, Wire(envelope), pool, on_outcome=told, tell=say).serve()
+
+
+def _is_remote(cfg: DictConfig) -> bool:
+    """Whether a broker is named; the configuration of an older run has no engine at all."""
+    return OmegaConf.select(cfg, "tezzeret.engine.broker") is not None
+
+
+def _pool(cfg: DictConfig, count: int, tell: Tell) -> WorkerPool:
+    limits: Limits = configured(cfg, "tezzeret.limits")
+
+    def unfiltered(reason: str) -> None:
+        tell(f"worker processes run under resource limits alone: {reason}")
+
+    return WorkerPool(count, limits, nice=cfg.tezzeret.get("nice", NICE), on_unfiltered=unfiltered)
+
+
+def _broker(cfg: DictConfig) -> Broker:
+    engine = settings(cfg, "tezzeret.engine")
+    if engine["visibility_seconds"] <= cfg.tezzeret.limits.wall_seconds:
+        raise ConfigError(
+            "tezzeret.engine.visibility_seconds must be above tezzeret.limits.wall_seconds",
+            hint="a job that is still being done would be given out again",
+        )
+    return Broker(broker_url(cfg), engine["queue"], visibility_seconds=engine["visibility_seconds"])

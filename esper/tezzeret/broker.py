@@ -1,0 +1,140 @@
+"""The Redis server between those who ask for kernels and the Celery workers that compile them.
+
+Celery carries the jobs: a queue that is served by priority, and jobs of workers that died are given out again
+after ``visibility_seconds``. Beside its lists stand, under the queue's name:
+
+    QUEUE:asked:KEY         the attempt at a job that is under way, so that equal jobs are compiled once
+    QUEUE:hot:ATTEMPT       that it is in the queue as a hot one
+    QUEUE:begun:ATTEMPT     how many times it was begun
+    QUEUE:outcome:ATTEMPT   what became of it, sealed; written once
+
+All of it is in docs/decisions/0105.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import urlsplit
+
+from esper.errors import CompilationError, ConfigError, TierUnavailable
+from esper.urza.redis_client import BoundedRedis
+
+if TYPE_CHECKING:
+    from celery import Celery  # type: ignore[import-untyped]
+
+TASK: Final = "esper.compile"
+HOT, SWEEP = 0, 9
+"""Priorities, as Celery has them on Redis: 0 goes first."""
+CALL_SECONDS: Final = 5.0
+OUTCOME_SECONDS: Final = 600
+"""How long an outcome is kept for those who wait for it."""
+
+
+class Broker:
+    """One Redis server and queue. Threads may share it; a forked child makes its own connections."""
+
+    def __init__(self, url: str, queue: str, *, visibility_seconds: int = 120) -> None:
+        """``url`` as for :class:`BoundedRedis`. Connects to nothing yet.
+
+        Raises ``ConfigError`` for a URL that cannot be used, and where Celery is not installed.
+        """
+        if visibility_seconds < 1:
+            raise ConfigError(
+                f"tezzeret.engine.visibility_seconds must be at least 1, not {visibility_seconds}"
+            )
+        self.queue = queue
+        self.visibility_seconds = visibility_seconds
+        try:
+            self.redis = BoundedRedis(url, CALL_SECONDS, what="Redis broker")
+            self.where = self.redis.where
+            self.celery = self._celery(url)
+        except ImportError as error:
+            raise ConfigError(
+                "compile workers on other machines need the package celery",
+                hint="pip install 'esper-morph[celery]'",
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Raise ``CompilationError`` unless the server answers."""
+        try:
+            with self.redis.call():
+                self.redis.ask("PING")
+        except TierUnavailable as error:
+            raise CompilationError(error.message, stage="queue", hint=error.hint) from None
+
+    def ask(self, *commands: tuple[str | bytes | int, ...]) -> list[Any]:
+        """The replies to ``commands``, in which names of keys lack the queue; raises ``TierUnavailable``."""
+        with self.redis.call():
+            return self.redis.ask_all(commands)
+
+    def key(self, kind: str, name: str) -> str:
+        """The key of ``kind`` for a job or an attempt."""
+        return f"{self.queue}:{kind}:{name}"
+
+    def without_password(self, text: str) -> str:
+        """``text``, in which the server or a driver may have repeated what it was sent."""
+        return self.redis.without_password(text)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.celery.close()
+        self.redis.close()
+
+    def _celery(self, url: str) -> Celery:
+        from celery import Celery
+
+        parts = urlsplit(url)
+        secure = None
+        if parts.scheme == "rediss":
+            _, _, authorities = parts.query.partition("ssl_ca_certs=")
+            secure = {
+                "ssl_cert_reqs": ssl.CERT_REQUIRED,
+                "ssl_check_hostname": True,
+                "ssl_ca_certs": authorities.partition("&")[0] or ssl.get_default_verify_paths().cafile,
+            }
+        app = Celery(self.queue, set_as_current=False, broker=_for_celery(url))
+        app.conf.update(
+            accept_content=["json"],
+            task_serializer="json",
+            task_ignore_result=True,
+            task_acks_late=True,
+            task_default_queue=self.queue,
+            worker_prefetch_multiplier=1,
+            worker_enable_remote_control=False,  # anyone who can write to the broker could stop workers
+            worker_hijack_root_logger=False,
+            broker_connection_retry_on_startup=True,
+            broker_connection_max_retries=None,
+            broker_use_ssl=secure,
+            broker_transport_options={
+                "visibility_timeout": self.visibility_seconds,
+                "unacked_restore_interval": max(1, self.visibility_seconds // 10),
+                "unacked_restore_throttle": 1,
+                "unacked_restore_limit": None,
+                **{
+                    name: f"{self.queue}:{name}"
+                    for name in ("unacked_key", "unacked_index_key", "unacked_mutex_key")
+                },
+                "unacked_mutex_expire": 10,  # held by a worker that died
+                "priority_steps": [HOT, SWEEP],
+                "queue_order_strategy": "priority",
+                "socket_timeout": 10,
+                "socket_connect_timeout": CALL_SECONDS,
+                "socket_keepalive": True,
+            },
+        )
+        return app
+
+
+def _for_celery(url: str) -> str:
+    """The URL as Celery writes it: a socket of the file system has another scheme there."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return parts._replace(scheme="redis+socket").geturl()
+    return parts._replace(query="").geturl()

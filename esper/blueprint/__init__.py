@@ -9,6 +9,7 @@ from esper.blueprint.model import Blueprint, Node, Source
 from esper.blueprint.ops import LAYOUTS, OPS, Op, Shape
 from esper.blueprint.plan import Plan, PlannedNode, fits, plan
 from esper.blueprint.reading import SUFFIXES, from_json, load_blueprints, parse_blueprint
+from esper.blueprint.shrinking import smaller
 
 __all__ = [
     "INPUT",
@@ -27,4 +28,5 @@ __all__ = [
     "load_blueprints",
     "parse_blueprint",
     "plan",
+    "smaller",
 ]

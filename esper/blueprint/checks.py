@@ -155,6 +155,15 @@ def size_problems(sizes: Mapping[str, int | str], known: Iterable[str]) -> Itera
             yield Problem(f"sizes in a cycle: {' -> '.join(cycle)}", ("sizes", cycle[0]))
 
 
+def least_problems(least: Iterable[str], sizes: Iterable[str]) -> Iterator[Problem]:
+    """Names in ``least`` that are no sizes."""
+    known = tuple(sizes)
+    for name in least:
+        if name not in known:
+            hint = nearest(name, known) if known else "name it under sizes"
+            yield Problem(f"least: there is no size {name[:40]!r}", ("least", name), hint)
+
+
 def size_uses(sizes: Mapping[str, int | str]) -> dict[str, set[str]]:
     """The other sizes that each size refers to."""
     return {name: names_in(size) & sizes.keys() for name, size in sizes.items()}

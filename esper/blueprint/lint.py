@@ -14,6 +14,7 @@ from esper.blueprint.checks import (
     arity_problems,
     below,
     graph_problems,
+    least_problems,
     names_in,
     node_problems,
     normalise,
@@ -169,6 +170,9 @@ def _problems(data: Mapping[str, Any]) -> Iterator[Problem]:
         if sketch.op in OPS:
             yield from below(("nodes", index), node_problems(sketch, declared, written))
     yield from size_problems(sizes, written)
+    least = data.get("least")
+    named = [name for name in least if isinstance(name, str)] if isinstance(least, dict) else []
+    yield from least_problems(named, written)
 
 
 def _graph(sketches: Sequence[_Sketch], output: Any) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ import keyword
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -21,8 +21,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -36,6 +38,7 @@ from esper.blueprint.checks import (
     arity_problems,
     below,
     graph_problems,
+    least_problems,
     node_problems,
     normalise,
     normalise_sizes,
@@ -48,7 +51,7 @@ from esper.blueprint.expression import nearest
 from esper.blueprint.graph import topological
 from esper.blueprint.isomorphism import graph_digest
 from esper.blueprint.migration import VERSION
-from esper.blueprint.ops import LAYOUTS, OPS
+from esper.blueprint.ops import LAYOUTS, MAX_FEATURES, OPS
 from esper.messages import Layout
 
 MAX_NODES = 64
@@ -131,7 +134,8 @@ class Blueprint(BaseModel):
     """A network to be compiled for the slots it fits.
 
     ``layouts`` are the slots it is written for; ``sizes`` name expressions over ``in``, ``out``, ``stride``
-    and each other; ``output`` is the id of the node whose value is the kernel's. ``title``, ``when`` and
+    and each other; those in ``least`` may be halved down to what it says, where a kernel of the full size
+    cannot be made; ``output`` is the id of the node whose value is the kernel's. ``title``, ``when`` and
     ``paper`` are for the reader: what it is, when it helps, where it is from. Equal means: same content.
     """
 
@@ -145,6 +149,9 @@ class Blueprint(BaseModel):
     tags: Annotated[tuple[Tag, ...], Field(max_length=16)] = ()
     layouts: Annotated[tuple[Layout, ...], Field(min_length=1, max_length=3)]
     sizes: Annotated[dict[Identifier, int | str], Field(max_length=MAX_SIZES)] = {}
+    least: Annotated[
+        dict[Identifier, Annotated[int, Field(ge=1, le=MAX_FEATURES)]], Field(max_length=MAX_SIZES)
+    ] = {}
     nodes: Annotated[tuple[Node, ...], Field(min_length=1, max_length=MAX_NODES)]
     output: Word
 
@@ -189,7 +196,16 @@ class Blueprint(BaseModel):
         for node in self.nodes:
             refuse(below(("nodes", node.id), node_problems(node, self.layouts, self.sizes)))
         refuse(size_problems(self.sizes, self.sizes))
+        refuse(least_problems(self.least, self.sizes))
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an empty ``least``: blueprints that were written before there was any keep their ids."""
+        data: dict[str, Any] = handler(self)
+        if not self.least:
+            del data["least"]
+        return data
 
     @property
     def size_order(self) -> tuple[str, ...]:

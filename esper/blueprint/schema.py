@@ -24,6 +24,7 @@ _FIELDS = {
     "tags": "words to find its kernels by",
     "layouts": "what it runs on: features (the last axis), tokens (a sequence) or channels (images)",
     "sizes": f"named sizes: whole numbers, or expressions over {', '.join(SLOT_NAMES)} and each other",
+    "least": "sizes that may be halved, down to this, where a kernel of the full size cannot be made",
     "nodes": "the graph: each node applies an op to x or to other nodes; in any order",
     "output": "the id of the node whose value is the kernel's",
 }
@@ -43,6 +44,10 @@ def schema() -> dict[str, Any]:
     fields["sizes"] |= {
         "additionalProperties": _size(Size(1, MAX_FEATURES)),
         "propertyNames": _name(fields["sizes"].pop("patternProperties")),
+    }
+    fields["least"] |= {
+        "additionalProperties": {"type": "integer", "minimum": 1, "maximum": MAX_FEATURES},
+        "propertyNames": _name(fields["least"].pop("patternProperties")),
     }
     node = made["$defs"]["Node"]
     for name, told in _NODE_FIELDS.items():

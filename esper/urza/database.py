@@ -5,9 +5,9 @@ Every failure leaves here as an ``EsperError``, so nothing above this module kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
@@ -58,9 +58,9 @@ class Database:
         """Close every connection."""
         self._backend.close()
 
-    def blob(self, digest: str) -> bytes | None:
-        """The bytes on record under ``digest``, unchecked, if any."""
-        return self._by_driver(lambda: self._backend.blob(digest))
+    def rows(self, statement: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The rows that one ``statement`` reads, each ``?`` in it one of ``values``; without SQLAlchemy."""
+        return self._by_driver(lambda: self._backend.rows(statement, values))
 
     def put_blob(self, digest: str, data: bytes) -> None:
         """Store ``data`` under ``digest``, in place of any other, in a transaction of its own."""

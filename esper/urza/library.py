@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
@@ -169,11 +169,13 @@ class KernelLibrary:
             CorruptKernel: stored bytes do not match their digest, or are gone; nothing was loaded.
             LibraryError: the bytes are good, yet this version of PyTorch cannot load them.
         """
-        known = self._known.get(kernel_id) or self._read(kernel_id)
+        program: bytes | None = None
+        known = self._known.get(kernel_id)
+        if known is None:
+            known, program = self._read(kernel_id)
         metadata = known.metadata
-        weight = metadata.program_bytes
         module = self._modules.take(
-            (metadata.program_digest, metadata.device), weight, lambda: self._loaded(metadata)
+            _module_key(metadata), metadata.program_bytes, lambda: self._loaded(metadata, program)
         )
         return Kernel(metadata, known.blueprint, module)
 
@@ -318,17 +320,23 @@ class KernelLibrary:
         self._ahead.update(new)
         return new
 
-    def _read(self, kernel_id: str) -> _Known:
+    def _read(self, kernel_id: str) -> tuple[_Known, bytes | None]:
+        """What is on record of a kernel, and its program, asked for together, if it is not loaded already."""
         ticket = self._known.ticket()
         entry = self._records.entry(kernel_id)
-        blueprint = self._part(kernel_id, "blueprint", entry.digests["blueprint"])
-        known = _Known(entry.metadata, blueprint.decode())
+        digests = dict(entry.digests)
+        del digests["weights"]
+        if self._modules.holds(_module_key(entry.metadata)):
+            del digests["program"]
+        parts = self._parts(kernel_id, digests)
+        known = _Known(entry.metadata, parts["blueprint"].decode())
         self._known.put(kernel_id, known, ticket)
-        return known
+        return known, parts.get("program")
 
-    def _loaded(self, metadata: KernelMetadata) -> nn.Module:
+    def _loaded(self, metadata: KernelMetadata, program: bytes | None) -> nn.Module:
         kernel_id = metadata.kernel_id
-        program = self._part(kernel_id, "program", metadata.program_digest)
+        if program is None:
+            program = self._part(kernel_id, "program", metadata.program_digest)
         try:
             return self._load(metadata, program)
         except RuntimeError as error:
@@ -346,6 +354,16 @@ class KernelLibrary:
         self._known.forget(kernel_id)
         if self._changes is not None:
             self._changes.publish(kernel_id)
+
+    def _parts(self, kernel_id: str, digests: Mapping[str, str]) -> dict[str, bytes]:
+        try:
+            found = self._store.get_many(list(digests.values()))
+        except CorruptKernel:  # which part it is shows when each is asked for
+            found = {}
+        return {
+            part: found[digest] if digest in found else self._part(kernel_id, part, digest)
+            for part, digest in digests.items()
+        }
 
     def _part(self, kernel_id: str, part: str, digest: str) -> bytes:
         try:
@@ -372,6 +390,10 @@ class KernelLibrary:
         if not self._records.contains(kernel_id):
             raise KernelNotFound(kernel_id)
         raise corrupt(kernel_id, f"its {part} is missing")
+
+
+def _module_key(metadata: KernelMetadata) -> Hashable:
+    return metadata.program_digest, metadata.device
 
 
 def _reason(part: str, error: CorruptKernel) -> str:

@@ -75,6 +75,10 @@ class LoadedModules:
             module = _copied(entry.original)
         return module
 
+    def holds(self, key: Hashable) -> bool:
+        """Whether a module is there for :meth:`take`, which somebody else may still change."""
+        return key in self._entries
+
     def drop(self, key: Hashable) -> None:
         """Hold nothing under ``key``."""
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DisconnectionError
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
-from esper.urza.backend import READ_BLOB, WRITE_BLOB, Access, Idle
+from esper.urza.backend import WRITE_BLOB, Access, Idle
 from esper.urza.local import is_local
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ _LOCK: Final = 0x65737065725F6B6C  # "esper_kl": one number for every library, o
 
 _LOCKED: Final = f"pg_advisory_xact_lock({_LOCK})"
 
-_READ: Final = READ_BLOB.format("%s")
-_WRITE: Final = WRITE_BLOB.format("%s", lock=_LOCKED)
+_WRITE: Final = WRITE_BLOB.format(lock=_LOCKED).replace("?", "%s")
 
 _MIGRATION_SECONDS: Final = 600.0
 
@@ -68,8 +67,6 @@ class PostgresBackend:
         limits = {"lock_timeout": seconds, "statement_timeout": 2 * seconds}
         limits["idle_in_transaction_session_timeout"] = 6 * seconds
         settings = [f"-c {name}={round(1000 * limit)}" for name, limit in limits.items()]
-        # A plan made for any value does not know how few rows LIMIT asks for, and reads all of them.
-        settings.append("-c plan_cache_mode=force_custom_plan")
         info["options"] = " ".join([info.get("options") or "", *settings]).strip()
         info |= {
             "application_name": "esper",
@@ -79,10 +76,13 @@ class PostgresBackend:
             "keepalives_interval": 5,
             "keepalives_count": 3,
         }
-        connect = partial(_connect, driver, info, 2 * seconds + 1)
+        # A plan made for any value does not know how few rows LIMIT asks for, and reads all of them.
+        planned = info | {"options": f"{info['options']} -c plan_cache_mode=force_custom_plan"}
+        patience = 2 * seconds + 1
         self.errors: type[Exception] = driver.Error
-        self.engine = _engine(connect)
-        self._idle: Idle[psycopg.Connection[Any]] = Idle(partial(connect, autocommit=True))
+        self.engine = _engine(partial(_connect, driver, planned, patience))
+        self._idle: Idle[psycopg.Connection[Any]]
+        self._idle = Idle(partial(_connect, driver, info, patience, autocommit=True))
         self._engines = {
             "snapshot": self.engine.execution_options(isolation_level="REPEATABLE READ"),
             "statement": self.engine.execution_options(isolation_level="AUTOCOMMIT"),
@@ -93,10 +93,13 @@ class PostgresBackend:
         """A connection that is to be used in that way."""
         return self._engines[kind].connect()
 
-    def blob(self, digest: str) -> bytes | None:
-        """The bytes under ``digest``, if any; as bytes, where a driver asks for hexadecimals by default."""
-        row = self._idle.use(lambda connection: _fetch(connection, digest), unless=_is_gone)
-        return row[0] if row else None
+    def rows(self, statement: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The rows that ``statement`` reads, in binary: bytes would come as hexadecimals by default."""
+        statement = statement.replace("?", "%s")
+        found: list[tuple[Any, ...]] = self._idle.use(
+            lambda connection: connection.execute(statement, values, binary=True).fetchall(), unless=_is_gone
+        )
+        return found
 
     def put_blob(self, digest: str, data: bytes) -> None:
         """Store ``data`` under ``digest`` in a transaction of its own, in one exchange."""
@@ -185,10 +188,6 @@ def _is_gone(connection: psycopg.Connection[Any]) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _fetch(connection: psycopg.Connection[Any], digest: str) -> Any:
-    return connection.execute(_READ, (digest,), binary=True).fetchone()
 
 
 def _engine(connect: Callable[[], psycopg.Connection[Any]]) -> Engine:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, or_
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import CompilationRecord, InventionRecord, KernelArtefact, KernelMetadata
 from esper.urza.database import Database
-from esper.urza.entries import KernelEntry, Page, entry_of, find_entry, standing_of, with_tags
+from esper.urza.entries import KernelEntry, Page, entry_by_id, entry_of, find_entry, standing_of, with_tags
 from esper.urza.query import KernelQuery, Status, cursor_after, matching, tag_groups
 from esper.urza.ranking import RankedKernel, Wanted, error_of, ranking
 from esper.urza.reports import ReportPage, ReportQuery, report_page
@@ -29,7 +29,7 @@ from esper.urza.rows import (
 )
 from esper.urza.schema import BlobRow, CompilationRow, InventionRow, KernelRow, KernelTagRow, TrialRow
 from esper.urza.seals import Seals
-from esper.urza.sql import read_blob, write_blob
+from esper.urza.sql import SqlTier, read_blob, write_blob
 from esper.urza.tags import is_scarce
 from esper.urza.tiers import MISSING, Missing, digest_of
 from esper.urza.upkeep import Garbage, collect_garbage
@@ -45,6 +45,7 @@ class KernelRecords:
     def __init__(self, database: Database, seals: Seals | None = None) -> None:
         """Over an open ``database``, which this then owns; without ``seals`` nothing is sealed or signed."""
         self._database = database
+        self._blobs = SqlTier(database)
         self._seals = seals or Seals(None)
 
     def put(self, artefact: KernelArtefact) -> KernelMetadata:
@@ -79,8 +80,7 @@ class KernelRecords:
 
     def entry(self, kernel_id: str) -> KernelEntry:
         """The kernel of that id, or ``KernelNotFound``; ``CorruptKernel`` if it is not what was signed."""
-        with self._database.reading() as connection:
-            entry = entry_of(connection, kernel_id)
+        entry = entry_by_id(self._database, kernel_id)
         self._check(entry)
         return entry
 
@@ -95,8 +95,8 @@ class KernelRecords:
 
     def blob(self, digest: str) -> bytes | Missing:
         """The bytes on record whose SHA-256 is ``digest``, ``MISSING``, or ``CorruptKernel``."""
-        stored = self._database.blob(digest)
-        return MISSING if stored is None else self._seals.open(digest, stored)
+        stored = self._blobs.get(digest)
+        return MISSING if stored is MISSING else self._seals.open(digest, stored)
 
     def rank(self, wanted: Wanted) -> list[RankedKernel]:
         """The validated kernels that are ``wanted``, best first; see ``esper.urza.ranking``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import RowMapping
 from esper.messages import CompilationRecord, FieldReport, InventionRecord, KernelMetadata, Slot
 
 Values = dict[str, Any]
+Row = RowMapping | Mapping[str, Any]
 """Column to value."""
 
 
@@ -37,7 +38,7 @@ def _copy(source: object, names: tuple[str, ...]) -> Values:
     return {name: getattr(source, name) for name in names}
 
 
-def _pick(row: RowMapping, names: tuple[str, ...]) -> Values:
+def _pick(row: Row, names: tuple[str, ...]) -> Values:
     return {name: row[name] for name in names}
 
 
@@ -45,7 +46,7 @@ def _spread(slot: Slot) -> Values:
     return _copy(slot, ("layout", "in_features", "out_features", "stride"))
 
 
-def _slot(row: RowMapping) -> Slot:
+def _slot(row: Row) -> Slot:
     return Slot(row["layout"], row["in_features"], row["out_features"], row["stride"])
 
 
@@ -61,7 +62,7 @@ def tag_values(metadata: KernelMetadata, tags: Collection[str]) -> list[Values]:
     return [kernel | {"tag": tag, "position": n} for n, tag in enumerate(dict.fromkeys(tags))]
 
 
-def kernel_metadata(row: RowMapping, tags: Sequence[str]) -> KernelMetadata:
+def kernel_metadata(row: Row, tags: Sequence[str]) -> KernelMetadata:
     """What the library knows of the kernel in ``row``."""
     shapes: Values = {"input_shape": (row["in_features"],), "output_shape": (row["out_features"],)}
     return KernelMetadata(**_pick(row, _KERNEL), **shapes, tags=tuple(tags))

@@ -27,8 +27,7 @@ class SqlTier:
 
     def get(self, key: str) -> bytes | Missing:
         """The value under ``key``, or ``MISSING``."""
-        data = self._database.blob(key)
-        return MISSING if data is None else data
+        return self.get_many([key]).get(key, MISSING)
 
     def put(self, key: str, value: bytes) -> None:
         """Store ``value`` under ``key``, in place of any other."""
@@ -36,9 +35,11 @@ class SqlTier:
 
     def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """The values of those of ``keys`` that are on record, by one statement."""
-        statement = select(BlobRow.digest, BlobRow.data).where(BlobRow.digest.in_(keys))
-        with self._database.reading() as connection:
-            return {row.digest: row.data for row in connection.execute(statement)}
+        if not keys:
+            return {}
+        marks = ", ".join("?" * len(keys))
+        statement = f"SELECT digest, data FROM blobs WHERE digest IN ({marks})"
+        return dict(self._database.rows(statement, keys))
 
     def put_many(self, items: Mapping[str, bytes]) -> None:
         """Store all of ``items`` or nothing; in the order of the keys, so that two calls cannot deadlock."""

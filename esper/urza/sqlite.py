@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +17,9 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
-from esper.urza.backend import READ_BLOB, WRITE_BLOB, Access, Idle
+from esper.urza.backend import WRITE_BLOB, Access, Idle
 
-_READ, _WRITE = READ_BLOB.format("?"), WRITE_BLOB.format("?", lock=1)  # which SQLite takes by itself
+_WRITE: Final = WRITE_BLOB.format(lock=1)
 _NO_TRACES: Final = "PRAGMA secure_delete = ON"  # what is sealed in place leaves no plain bytes
 _HEADER: Final = b"SQLite format 3\0"
 
@@ -50,14 +51,16 @@ class SqliteBackend:
         """A connection that is to be used in that way."""
         return self.engine.connect().execution_options(esper=kind)
 
-    def blob(self, digest: str) -> bytes | None:
-        """The bytes under ``digest``, if any."""
+    def rows(self, statement: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The rows that ``statement`` reads."""
+        values = tuple(values)
         if self._path is None:  # the one connection that there is belongs to the engine
             with self.connect("statement") as connection:
-                return connection.exec_driver_sql(_READ, (digest,)).scalar()
+                return [tuple(row) for row in connection.exec_driver_sql(statement, values)]
+        found: list[tuple[Any, ...]]
         # All rows, for a statement that is not at its end would hold on to a state of the database.
-        rows = self._idle.use(lambda connection: connection.execute(_READ, (digest,)).fetchall())
-        return rows[0][0] if rows else None
+        found = self._idle.use(lambda connection: connection.execute(statement, values).fetchall())
+        return found
 
     def put_blob(self, digest: str, data: bytes) -> None:
         """Store ``data`` under ``digest`` in a transaction of its own."""

@@ -18,7 +18,7 @@ from esper_cli import (
     blueprints,
     compile,
     doctor,
-    kernels_upkeep,
+    kernels_files,
     keys,
     prove,
     reports,
@@ -48,7 +48,7 @@ app.command("compile", epilog="Example: esper compile blueprints/ --shape featur
     compile.compile_blueprints
 )
 app.add_typer(blueprints.app, name="blueprints")
-app.add_typer(kernels_upkeep.app, name="kernels")
+app.add_typer(kernels_files.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(runs.app, name="runs")
 app.add_typer(reports.app, name="reports")

@@ -14,21 +14,20 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from esper.blueprint import Blueprint
 from esper.errors import BlueprintError, CompilationError
 from esper.messages import KernelArtefact, KernelMetadata, Slot
 from esper.tezzeret.limits import Limits, confine
-from esper.tezzeret.pipeline import Pipeline, StageClock
-from esper.tezzeret.target import Target
+from esper.tezzeret.pipeline import Pipeline, StageClock, Trained
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a job: a kernel where one was made, else the stage that failed and the reason.
+    """What became of a job: a kernel or weights where they were made, else the failed stage and the reason.
 
     ``lost`` says that its process was ended from outside, which says little of the job.
     """
@@ -37,6 +36,7 @@ class Outcome:
     seconds: float
     reason: str | None = None
     artefact: KernelArtefact | None = None
+    weights: bytes | None = None
     lost: bool = False
 
 
@@ -48,55 +48,43 @@ class Job(Protocol):
         """Equal for jobs that come to the same."""
         ...
 
-    def run(self, tell: Tell) -> KernelArtefact | None:
-        """Do it, telling each stage that begins; raises whatever goes wrong."""
+    @property
+    def filtered_only(self) -> bool:
+        """Whether it is not begun where system calls cannot be filtered."""
+        ...
+
+    def run(self, tell: Tell) -> KernelArtefact | bytes:
+        """Do it, telling each stage that begins: a kernel, or weights. Raises whatever goes wrong."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CompileJob:
-    """One attempt to compile."""
+    """One attempt to compile, with weights of the kernel's own or ``trained`` ones."""
 
     pipeline: Pipeline
     blueprint: Blueprint
     slot: Slot
+    trained: Trained | None = None
+    filtered_only: ClassVar[bool] = False
 
     @property
     def key(self) -> Hashable:
         """The pipeline's target and configuration, and the id of the kernel."""
-        kernel_id = self.pipeline.kernel_id(self.blueprint, self.slot)
+        kernel_id = self.pipeline.kernel_id(self.blueprint, self.slot, self.trained)
         return self.pipeline.target, self.pipeline.configuration, kernel_id
 
     def run(self, tell: Tell) -> KernelArtefact:
         """The validated kernel."""
-        return self.pipeline.compile(self.blueprint, self.slot, StageClock(on_stage=tell))
-
-
-@dataclass(frozen=True, slots=True)
-class CheckJob:
-    """Whether a program from elsewhere loads, and holds nothing that no kernel needs."""
-
-    target: Target
-    program: bytes
-
-    @property
-    def key(self) -> Hashable:
-        """Target and program."""
-        return self.target, self.program
-
-    def run(self, tell: Tell) -> None:
-        """Raises ``RuntimeError`` for a program that cannot be loaded, or that holds something else."""
-        tell("load")
-        program = self.target.load(self.program)
-        tell("check")
-        self.target.check(program)
+        clock = StageClock(on_stage=tell)
+        return self.pipeline.compile(self.blueprint, self.slot, clock, trained=self.trained)
 
 
 def attempt_here(job: CompileJob) -> Outcome:
     """Compile in this process, under no limits."""
     clock = StageClock()
     try:
-        artefact = job.pipeline.compile(job.blueprint, job.slot, clock)
+        artefact = job.pipeline.compile(job.blueprint, job.slot, clock, trained=job.trained)
     except (BlueprintError, CompilationError) as error:
         return Outcome(clock.stage, clock.total, str(error))
     return Outcome(clock.stage, clock.total, artefact=artefact)
@@ -114,17 +102,20 @@ def serve(connection: int) -> None:
             for part in parts:
                 _write(out, part)
 
-        tell(unfiltered=confine(limits))
+        unfiltered = confine(limits)
+        tell(unfiltered=unfiltered)
         try:
+            if unfiltered is not None and job.filtered_only:
+                raise RuntimeError(unfiltered)
             with _limits_named(limits):
-                artefact = job.run(lambda stage: tell(stage=stage))
+                made = job.run(lambda stage: tell(stage=stage))
         except Exception as error:  # whatever a job does wrong is its outcome
             tell(reason=str(error) or type(error).__name__)
             return
-        if artefact is None:
-            tell(done=None)
+        if isinstance(made, bytes):
+            tell((made,), weights=len(made))
             return
-        done, parts = in_parts(artefact)
+        done, parts = in_parts(made)
         tell(parts, done=done)
 
 
@@ -151,8 +142,13 @@ def understand(answer: bytes) -> tuple[Outcome | None, str, str | None]:
         if "reason" in told:
             return Outcome(stage, seconds, str(told["reason"])), stage, unfiltered
         if "done" in told:
-            artefact = _artefact(told["done"], lines.read()) if told["done"] else None
+            artefact = _artefact(told["done"], lines.read())
             return Outcome(stage, seconds, artefact=artefact), stage, unfiltered
+        if "weights" in told:
+            weights = lines.read()
+            if len(weights) != told["weights"]:
+                raise ValueError("weights are not as long as was told")
+            return Outcome(stage, seconds, weights=weights), stage, unfiltered
     return None, stage, unfiltered
 
 

@@ -1,4 +1,4 @@
-"""Programs as they are kept: nothing of the machine that compiled them, and equal bytes for equal programs."""
+"""Programs as they are kept: nothing of the machine that compiled them, the same bytes whenever saved."""
 
 from __future__ import annotations
 
@@ -51,5 +51,7 @@ def test_it_computes_what_it_did_and_is_saved_to_the_same_bytes() -> None:
 
 
 def test_an_error_in_a_kernel_still_shows_the_line_that_failed() -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)line \d+, in forward.*torch\.linear\(input.*HERE.*shapes cannot"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)line \d+, in forward.*torch\.linear\(input.*HERE.*shapes cannot"
+    ):
         TARGET.load(TARGET.save(PROGRAM))(torch.randn(3, 5))

@@ -21,6 +21,9 @@ Site = Literal["parallel", "series"]
 Blend = Literal["residual", "lerp"]
 """Residual: ``y + a*k``. Lerp: ``(1-a)*y + a*k``."""
 
+INVENTED = "invented"
+"""The tag of kernels whose blueprint was made, and neither shipped nor written."""
+
 
 class SeedState(StrEnum):
     """The lifecycle of a seed; ``esper.kasmina.seed`` draws the allowed transitions."""
@@ -199,7 +202,9 @@ class SystemStatePacket:
     and including this one, ``trials`` the finished seed trials, ``refusals`` the decisions that could not be
     carried out, ``growths`` the changes of the host's shape, all oldest first. ``widths`` are those that can
     grow, where the policy asks for them. ``rate_share`` is the learning rate, over its peak, that what grows
-    now would learn with, ``progress`` the share of the run that is done.
+    now would learn with, ``progress`` the share of the run that is done. ``inventions`` are the slots of
+    dormant seeds for which the library has an invented kernel that this run has not tried, where such are
+    made while it trains.
     """
 
     epoch: int
@@ -217,6 +222,7 @@ class SystemStatePacket:
     widths: Mapping[str, WidthMetrics] = field(default_factory=dict)
     rate_share: float = 1.0
     progress: float = 0.0
+    inventions: tuple[Slot, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from esper.messages import SeedState
+from esper.messages import SeedState, Slot
 from esper_cli.terminal import count, percent
 
 
@@ -174,6 +174,13 @@ def _fault(fields: Mapping[str, Any]) -> str:
     )
 
 
+def _invention(fields: Mapping[str, Any]) -> str:
+    record = fields["record"]
+    became = record["reason"] if record["kernel_id"] else f"failed in {record['failure']}"
+    place = Slot(**record["slot"])
+    return f"invented  {kernel_name(record['kernel_id'])} ({record['blueprint_name']} for {place}): {became}"
+
+
 def _compile(fields: Mapping[str, Any]) -> str:
     record = fields["record"]
     name = f"{record.blueprint_name} for {record.slot}"
@@ -190,5 +197,7 @@ _DESCRIBERS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "fault": _fault,
     "compile": _compile,
     "message": lambda fields: str(fields["text"]),
+    "invention": _invention,
+    "inventing_ended": lambda fields: f"inventing ended, and training goes on: {fields['reason']}",
     "run_failed": lambda fields: f"failed    {fields['error']}",
 }

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from esper.assembly.background import BackgroundInventor, check_background
 from esper.assembly.configured import configured, settings
 from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
 from esper.assembly.keys import key_made_notice
@@ -45,6 +46,9 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     is wrong or stopped before training can start leaves no folder behind: kernels are compiled before that.
     """
     _check_bounds(cfg)
+    background = bool(cfg.karn.get("background", False))
+    if background:
+        check_background(cfg)
     data = build_data(cfg).to(device_of(cfg))
     pipeline = build_pipeline(cfg)
     # A checkpoint of a run has what the run started from.
@@ -53,6 +57,8 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     seed_everything(cfg.seed)
     model = build_host(cfg, data)
     policy, schedule = configured(cfg, "tamiyo"), configured(cfg, "tolaria.schedule")
+    if background:
+        policy = configured(cfg, "karn.trials", policy=policy)
     batches = data.batches(cfg.tolaria.batch_size, cfg.seed, **settings(cfg, "tolaria.augment"))
     held_out = HeldOut(model, data.held_out.x, data.held_out.y)
     optimizer = _optimizer(cfg, model)
@@ -94,11 +100,15 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
             checkpoints=Checkpoints(folder / "checkpoints", keep=cfg.tolaria.keep_checkpoints),
             recorder=recorder,
             settings=_trainer_settings(cfg),
+            **({"inventions": orchestrator.untried_inventions} if background else {}),
         )
         if start is not None:
             with generators_kept():
                 restore_training(trainer.structure, orchestrator, start, hint=_start_hint(cfg))
-        run = Run(info, trainer, data.test)
+        inventor = BackgroundInventor(cfg, model, recorder, info.run_id)
+        if background:
+            recorder.listeners += (inventor,)
+        run = Run(info, trainer, data.test, beside=inventor.close)
         if resume:
             run.restore()
         opened.pop_all()  # the run closes them when it ends

@@ -45,14 +45,20 @@ def likely_wanted(layers: Mapping[str, SeededLayer], task: str, kernels: int) ->
     They are about ``kernels`` in all, at least one a slot and at most that many slots. Tags and sites are for
     the policy to choose, so these have no tags, and a site like that of a policy with the usual settings.
     """
-    slots: dict[tuple[Slot, TrialContext], None] = {}
+    slots = dormant_slots(layers)
+    each = max(1, kernels // len(slots)) if slots else 0
+    return tuple(Wanted(slot, TrialContext(kind, task), limit=each) for slot, kind in slots)[:kernels]
+
+
+def dormant_slots(layers: Mapping[str, SeededLayer]) -> list[tuple[Slot, str]]:
+    """The slots of dormant seeds, each with the kind of its layer and once; parallel ones where possible."""
+    slots: dict[tuple[Slot, str], None] = {}
     for layer in layers.values():
         site: Site = "series" if layer.parallel_refusal() else "parallel"
         for idx in range(len(layer.seeds)):
             if layer.seed(idx).state is SeedState.DORMANT:
-                slots[layer.slot(site, idx), TrialContext(layer.kind, task)] = None
-    each = max(1, kernels // len(slots)) if slots else 0
-    return tuple(Wanted(slot, context, limit=each) for slot, context in slots)[:kernels]
+                slots[layer.slot(site, idx), layer.kind] = None
+    return list(slots)
 
 
 def begin_trial(

@@ -23,8 +23,16 @@ from esper.kasmina import (
 )
 from esper.kasmina.operators.fold import fold
 from esper.kasmina.seed import Evidence, Seed
-from esper.messages import AdaptationDecision, FieldReport, KernelMetadata, SeedState, Slot, SystemStatePacket
-from esper.tolaria.choice import begin_trial, likely_wanted, untried_kernels
+from esper.messages import (
+    INVENTED,
+    AdaptationDecision,
+    FieldReport,
+    KernelMetadata,
+    SeedState,
+    Slot,
+    SystemStatePacket,
+)
+from esper.tolaria.choice import begin_trial, dormant_slots, likely_wanted, untried_kernels
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Recorder
 from esper.tolaria.kernel_start import SteepestStart
@@ -138,6 +146,7 @@ class SeedOrchestrator:
                 **self._started(trial),
             }
             self._moved(trial, SeedState.DORMANT, SeedState.GERMINATED, evidence)
+            self._tell_lineage(chosen)
             place = f"{chosen.name}, number {len(passed_over) + 1} of {len(untried)} for {slot}"
             start = f"; {evidence['start']}" if "start" in evidence else ""
             reason = "; passed over ".join([place, *passed_over]) + start
@@ -153,6 +162,18 @@ class SeedOrchestrator:
         if ahead != self._ahead:  # with the same slots and reports they would be the same kernels again
             self._ahead = ahead
             self.library.prefetch_best(ahead[0])
+
+    def untried_inventions(self) -> tuple[Slot, ...]:
+        """The slots of dormant seeds for which the library has an invented kernel not tried in this run."""
+        tried = {report.kernel_id for report in self.reports} | {t.kernel_id for t in self.trials.values()}
+        return tuple(
+            slot
+            for slot in dict(dormant_slots(self.layers))
+            if {each.kernel_id for each in self._invented(slot, len(tried) + 1)} - tried
+        )
+
+    def _invented(self, slot: Slot, limit: int) -> list[KernelMetadata]:
+        return self.library.find(slot, tags=(INVENTED,), limit=limit)
 
     def _find(self, decision: AdaptationDecision) -> tuple[Slot, list[KernelMetadata]]:
         """The slot to fill and the kernels to choose from, best first; GraftError when there is none."""
@@ -351,6 +372,12 @@ class SeedOrchestrator:
         self.optimizer.param_groups[:] = [g for g in self.optimizer.param_groups if g is not group]
         for parameter in group["params"]:
             self.optimizer.state.pop(parameter, None)
+
+    def _tell_lineage(self, metadata: KernelMetadata) -> None:
+        """What an invented kernel was made of, for the journal: it may have been invented in another run."""
+        if INVENTED in metadata.tags:
+            for record in self.library.inventions(metadata.kernel_id):
+                self.recorder.emit("lineage", record=asdict(record))
 
     def _report(self, field_report: FieldReport) -> None:
         """Tell the journal, the policy (through the next packet) and the library, which ranks by it."""

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,18 @@ class RunInfo:
 
 
 class Run:
-    """A training run and its folder. ``test`` is the split that is reported; it is measured once."""
+    """A training run and its folder. ``test`` is the split that is reported; it is measured once.
 
-    def __init__(self, info: RunInfo, trainer: Trainer, test: Split) -> None:
+    ``beside`` ends what goes on beside the training; it is called when the run ends, however it does.
+    """
+
+    def __init__(
+        self, info: RunInfo, trainer: Trainer, test: Split, beside: Callable[[], None] = lambda: None
+    ) -> None:
         self.info = info
         self.trainer = trainer
         self.test = test
+        self._end_beside = beside
         self._size_at_start = self._size()
         self._resumed = False
 
@@ -90,6 +97,7 @@ class Run:
             emit("run_finished", summary=summary)
             return summary
         finally:
+            self._end_beside()
             self.trainer.orchestrator.library.close()
             self.trainer.recorder.journal.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from esper.data.batches import Batches
 from esper.data.losses import mean_loss
 from esper.errors import ConfigError
 from esper.kasmina import drain, observe
-from esper.messages import AdaptationDecision, EpochRecord, Refusal, SystemStatePacket, WidthMetrics
+from esper.messages import AdaptationDecision, EpochRecord, Refusal, Slot, SystemStatePacket, WidthMetrics
 from esper.tamiyo.policy import Policy
 from esper.tolaria.checkpoint import Checkpoints
 from esper.tolaria.evaluation import Flops, HeldOut, count_flops
@@ -64,7 +65,9 @@ class Trainer:
         checkpoints: Checkpoints,
         recorder: Recorder,
         settings: TrainerSettings,
+        inventions: Callable[[], tuple[Slot, ...]] = tuple,
     ) -> None:
+        """``inventions`` gives those of the packet, asked once an epoch."""
         self.model = model
         self.batches = batches
         self.held_out = held_out
@@ -77,6 +80,7 @@ class Trainer:
         self.checkpoints = checkpoints
         self.recorder = recorder
         self.settings = settings
+        self.inventions = inventions
         self.progress = Progress()
         self._flops: tuple[tuple[int, int], Flops] | None = None
         self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
@@ -226,6 +230,7 @@ class Trainer:
             widths=self._growable_widths() if self.policy.needs_widths else {},
             rate_share=max(self.schedule.factor(done, self.progress.grown_at), self.schedule.rewarm),
             progress=done,
+            inventions=self.inventions(),
         )
 
     def flops(self) -> Flops:

@@ -27,7 +27,6 @@ from esper.tezzeret.pipeline import DTYPES, Pipeline, Trained
 from esper.tezzeret.pool import WorkerPool
 from esper.tezzeret.torchscript import TorchScriptTarget
 from esper.tezzeret.validation import validate
-from esper.tezzeret.worker import RETRIED
 
 ZIP = b"PK\x03\x04"
 
@@ -144,7 +143,7 @@ class Importer:
 
     def _attempt(self, job: CompileJob) -> tuple[CompileJob, Outcome]:
         outcome = self._done(job)
-        if outcome.artefact is None and outcome.stage in RETRIED and job.pipeline.optimise:
+        if outcome.stage in ("optimise", "validate") and outcome.artefact is None and job.pipeline.optimise:
             job = replace(job, pipeline=replace(job.pipeline, optimise=False))
             outcome = self._done(job)
         return job, outcome

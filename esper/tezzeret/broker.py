@@ -21,7 +21,7 @@ from esper.errors import CompilationError, ConfigError, TierUnavailable
 from esper.urza.redis_client import BoundedRedis
 
 if TYPE_CHECKING:
-    from celery import Celery  # type: ignore[import-untyped]
+    from celery.app.base import Celery
 
 TASK: Final = "esper.compile"
 HOT, SWEEP = 0, 9
@@ -49,7 +49,7 @@ class Broker:
             self.redis = BoundedRedis(url, CALL_SECONDS, what="Redis broker")
             self.where = self.redis.where
             self.celery = self._celery(url)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise ConfigError(
                 "compile workers on other machines need the package celery",
                 hint="pip install 'esper-morph[celery]'",

@@ -65,7 +65,7 @@ class RemoteWorker:
         For the main thread. Raises ``CompilationError`` if the broker does not answer at the start, or no
         worker process can be started; a broker that goes away later is waited for.
         """
-        from celery.worker import WorkController, state  # type: ignore[import-untyped]
+        from celery.worker import WorkController, state
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
             if state.should_stop is None:
@@ -101,7 +101,7 @@ class RemoteWorker:
 
     def _work(self, key: str, attempt: str, sealed: str) -> None:
         """One message of the queue; raises Celery's ``Reject`` where others should have it."""
-        from celery.exceptions import Reject  # type: ignore[import-untyped]
+        from celery.exceptions import Reject
 
         try:
             job = self._wire.open_job(base64.b64decode(sealed), key, attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from esper.tezzeret.builder import build_plan
 from esper.tezzeret.randomness import seeded
 from esper.tezzeret.scoring import performance_score
 from esper.tezzeret.target import Target
+from esper.tezzeret.targets import target_named
 from esper.tezzeret.validation import TOLERANCE, measure_latency, validate
 
 VERSION = 1
@@ -83,8 +84,10 @@ class Trained:
 class Pipeline:
     """How blueprints are compiled; immutable, and may be shared by threads.
 
-    ``optimise`` off leaves the program as the compiler made it, the configuration of a second attempt.
-    Global random state is afterwards what it was.
+    ``optimise`` off leaves the program as the compiler made it. ``fallbacks`` name the targets that are tried
+    where this one fails, see ``esper.tezzeret.attempts``; ``instead_of`` is what such an attempt takes the
+    place of: a target, the id of a larger blueprint, or ``optimised``. Global random state is afterwards what
+    it was.
     """
 
     target: Target
@@ -93,8 +96,17 @@ class Pipeline:
     seed: int = 0
     budget: Budget = field(default_factory=Budget)
     optimise: bool = True
+    fallbacks: Sequence[str] = ()
+    instead_of: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.fallbacks, str):
+            raise CompilationError(
+                f"tezzeret.fallbacks must be a list of targets, not {self.fallbacks!r}", stage="parse"
+            )
+        object.__setattr__(self, "fallbacks", tuple(self.fallbacks))
+        for name in self.fallbacks:
+            target_named(name)
         if self.dtype not in DTYPES:
             raise CompilationError(
                 f"unknown dtype {self.dtype!r}", stage="parse", hint=f"one of: {', '.join(DTYPES)}"
@@ -104,12 +116,14 @@ class Pipeline:
     def configuration(self) -> str:
         """In a few words, what an attempt may be tried again without."""
         optimised = "optimised" if self.optimise else "not optimised"
-        return f"{self.target.name}, {self.device}, {self.dtype}, {optimised}"
+        instead = f", instead of {self.instead_of}" if self.instead_of not in ("", "optimised") else ""
+        return f"{self.target.name}, {self.device}, {self.dtype}, {optimised}{instead}"
 
     def kernel_id(self, blueprint: Blueprint, slot: Slot, trained: Trained | None = None) -> str:
         """The id of the kernel that ``compile`` will make: a hash of all that decides what it computes."""
         device = torch.device(self.device).type
         content = [VERSION, blueprint.canonical_json(), astuple(slot), self.target.name]
+        content += [self.instead_of] if self.instead_of else []
         start = self.seed if trained is None else trained.digest()
         key = json.dumps([*content, self.dtype, device, start])
         return f"kernel_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
@@ -158,7 +172,7 @@ class Pipeline:
                 output_shape=(slot.out_features,),
                 compilation_time=clock.total,
                 performance_score=score,
-                tags=_tags(blueprint, changes, trained),
+                tags=self._tags(blueprint, changes, trained),
                 name=blueprint.name,
                 layout=slot.layout,
                 stride=slot.stride,
@@ -176,14 +190,16 @@ class Pipeline:
                 parent_kernel=trained.parent_kernel if trained else "",
                 run_id=trained.run_id if trained else "",
                 decision=trained.decision if trained else "",
+                parent_blueprint=self.instead_of if self.instead_of.startswith("blueprint_") else "",
             )
         return KernelArtefact(metadata, blueprint.canonical_json(), saved, weights)
 
-
-def _tags(blueprint: Blueprint, changes: tuple[str, ...], trained: Trained | None) -> tuple[str, ...]:
-    """The blueprint's own tags, ``validated``, and ``optimized`` or ``trained`` where it is."""
-    more = {"optimized": bool(changes), "trained": trained is not None, "validated": True}
-    return tuple(sorted({*blueprint.tags, *(tag for tag, holds in more.items() if holds)}))
+    def _tags(
+        self, blueprint: Blueprint, changes: tuple[str, ...], trained: Trained | None
+    ) -> tuple[str, ...]:
+        """The blueprint's own tags, ``validated``, and ``optimized``, ``trained`` or ``fallback``."""
+        more = {"optimized": changes, "trained": trained, "fallback": self.instead_of}
+        return tuple(sorted({*blueprint.tags, "validated", *(tag for tag, holds in more.items() if holds)}))
 
 
 def _safetensors(state: Mapping[str, Tensor]) -> bytes:

@@ -11,11 +11,9 @@ from typing import Protocol
 
 from esper.blueprint import Blueprint
 from esper.messages import CompilationRecord, KernelArtefact, Slot
+from esper.tezzeret.attempts import Attempt, first_attempt, stored_ids
 from esper.tezzeret.jobs import CompileJob, Outcome, attempt_here
 from esper.tezzeret.pipeline import Pipeline
-
-RETRIED = ("compile", "optimise", "validate")
-"""Stages that another configuration may get through; parse, build and metadata do not depend on it."""
 
 
 class Library(Protocol):
@@ -66,74 +64,78 @@ def compile_missing(
 ) -> list[CompilationRecord]:
     """Compiles each pair whose kernel ``library`` lacks, once; returns the records, in the pairs' order.
 
-    A failure in a stage that depends on the configuration is tried once more, unoptimised; both attempts are
-    recorded. A failure does not stop the pairs after it. ``on_result`` sees each record as it is stored,
-    ``on_failure`` the last one of each kernel that no configuration gives. Only this process writes to the
+    What fails is tried in other configurations (``esper.tezzeret.attempts``); every attempt is recorded. A
+    failure does not stop the pairs after it. ``on_result`` sees each record as it is stored, ``on_failure``
+    the last one of each kernel that no configuration gives. Only this process writes to the
     library. Without ``workers`` it compiles, too; with them its jobs go ahead of others if they are ``hot``.
     """
     records: list[CompilationRecord] = []
-    for job, outcome in _outcomes(_missing(pipeline, library, pairs), workers, hot):
-        record = record_of(job, outcome)
+    for attempt, outcome in _outcomes(_missing(pipeline, library, pairs), workers, hot):
+        record = record_of(attempt.job, outcome, attempt.asked)
         if outcome.artefact is not None:
             library.put(outcome.artefact)
         library.record_compilation(record)
         records.append(record)
         on_result(record)
-        if outcome.artefact is None and _next_attempt(job, outcome) is None:
+        if outcome.artefact is None and attempt.after(outcome) is None:
             on_failure(record)
     return records
 
 
+def lacks(library: Library, pipeline: Pipeline, blueprint: Blueprint, slot: Slot) -> bool:
+    """Whether ``library`` has neither the kernel that is asked for nor one that was made instead of it."""
+    if library.contains(pipeline.kernel_id(blueprint, slot)):
+        return False
+    return not any(map(library.contains, stored_ids(first_attempt(pipeline, blueprint, slot))))
+
+
 def _missing(
     pipeline: Pipeline, library: Library, pairs: Iterable[tuple[Blueprint, Slot]]
-) -> Iterator[CompileJob]:
+) -> Iterator[Attempt]:
     seen: set[str] = set()
     for blueprint, slot in pairs:
         kernel_id = pipeline.kernel_id(blueprint, slot)
-        if kernel_id not in seen and not library.contains(kernel_id):
-            yield CompileJob(pipeline, blueprint, slot)
+        if kernel_id not in seen and lacks(library, pipeline, blueprint, slot):
+            yield first_attempt(pipeline, blueprint, slot)
         seen.add(kernel_id)
 
 
 def _outcomes(
-    jobs: Iterator[CompileJob], workers: Workers | None, hot: bool
-) -> Iterator[tuple[CompileJob, Outcome]]:
-    """Every attempt at ``jobs``, in their order, each second one after its first.
+    kernels: Iterator[Attempt], workers: Workers | None, hot: bool
+) -> Iterator[tuple[Attempt, Outcome]]:
+    """Every attempt at ``kernels``, in their order, each after those at the same kernel that failed.
 
     A few jobs more than there are workers are under way, so that none waits for the library.
     """
     if workers is None:
-        for first in jobs:
-            job: CompileJob | None = first
-            while job is not None:
-                outcome = attempt_here(job)
-                yield job, outcome
-                job = _next_attempt(job, outcome)
+        for first in kernels:
+            attempt: Attempt | None = first
+            while attempt is not None:
+                outcome = attempt_here(attempt.job)
+                yield attempt, outcome
+                attempt = attempt.after(outcome)
         return
-    under_way: deque[tuple[CompileJob, Future[Outcome]]] = deque()
+    under_way: deque[tuple[Attempt, Future[Outcome]]] = deque()
     while True:
-        while len(under_way) < 2 * workers.workers and (new := next(jobs, None)) is not None:
-            under_way.append((new, workers.submit(new, hot=hot)))
+        while len(under_way) < 2 * workers.workers and (new := next(kernels, None)) is not None:
+            under_way.append((new, workers.submit(new.job, hot=hot)))
         if not under_way:
             return
-        job, future = under_way.popleft()
+        attempt, future = under_way.popleft()
         outcome = future.result()
-        if (again := _next_attempt(job, outcome)) is not None:
-            under_way.appendleft((again, workers.submit(again, hot=hot)))
-        yield job, outcome
+        if (again := attempt.after(outcome)) is not None:
+            under_way.appendleft((again, workers.submit(again.job, hot=hot)))
+        yield attempt, outcome
 
 
-def _next_attempt(job: CompileJob, outcome: Outcome) -> CompileJob | None:
-    """The job with the configuration that is tried next, None where there is none that may help."""
-    if outcome.artefact is not None or outcome.stage not in RETRIED or not job.pipeline.optimise:
-        return None
-    return replace(job, pipeline=replace(job.pipeline, optimise=False))
+def record_of(job: CompileJob, outcome: Outcome, asked: Blueprint | None = None) -> CompilationRecord:
+    """What a library keeps of an attempt at the kernel of ``asked``, or of the job's own blueprint.
 
-
-def record_of(job: CompileJob, outcome: Outcome) -> CompilationRecord:
-    """What a library keeps of an attempt."""
+    The reason is that of the failure, with the configuration; of a kernel that was made instead of the one
+    asked for it is the configuration alone.
+    """
     record = CompilationRecord(
-        blueprint_id=job.blueprint.blueprint_id,
+        blueprint_id=(asked or job.blueprint).blueprint_id,
         blueprint_name=job.blueprint.name,
         slot=job.slot,
         target=job.pipeline.target.name,
@@ -142,5 +144,6 @@ def record_of(job: CompileJob, outcome: Outcome) -> CompilationRecord:
         at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     if outcome.artefact is not None:
-        return replace(record, status="compiled", kernel_id=outcome.artefact.metadata.kernel_id)
+        made = replace(record, status="compiled", kernel_id=outcome.artefact.metadata.kernel_id)
+        return replace(made, reason=job.pipeline.configuration) if job.pipeline.instead_of else made
     return replace(record, stage=outcome.stage, reason=f"{outcome.reason} [{job.pipeline.configuration}]")

@@ -221,7 +221,11 @@ def test_worker_tries_again_unoptimised(mlp: Blueprint) -> None:
         ("bottleneck_mlp", "failed", "validate"),
         ("bottleneck_mlp", "compiled", None),
     ]
-    assert "optimized" not in library.kernels[pipeline.kernel_id(mlp, SLOT)].metadata.tags
+    (made,) = library.kernels.values()
+    assert "optimized" not in made.metadata.tags
+    assert "fallback" in made.metadata.tags
+    assert records[1].reason == "torchscript, cpu, float32, not optimised"
+    assert compile_missing(pipeline, library, [(mlp, SLOT)]) == []  # what stands in is not made again
     once = compile_missing(replace(pipeline, optimise=False), Library(), [(mlp, SLOT)])
     assert outcomes(once) == [("bottleneck_mlp", "compiled", None)]
     hopeless = compile_missing(replace(pipeline, optimise=False), Library(), [(dead(), SLOT)])

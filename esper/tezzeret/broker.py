@@ -88,7 +88,7 @@ class Broker:
         self.redis.close()
 
     def _celery(self, url: str) -> Celery:
-        from celery import Celery
+        from celery.app.base import Celery  # not of celery, whose lazy module two threads cannot import at once
 
         parts = urlsplit(url)
         secure = None

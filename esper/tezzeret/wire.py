@@ -68,11 +68,14 @@ class Wire:
 def encoded(job: CompileJob) -> tuple[str, bytes]:
     """A key that equal jobs share, and the job as JSON.
 
-    Raises ``CompilationError`` for what other machines do not have: a target that does not ship.
+    Raises ``CompilationError`` for what other machines do not have: a target that does not ship, and weights
+    from a run.
     """
     pipeline = job.pipeline
     if type(pipeline.target) is not type(TARGETS.get(pipeline.target.name)):
         raise _only_here(f"target {pipeline.target.name} of one's own")
+    if job.trained is not None:
+        raise _only_here("a kernel with weights from a run")
     settings = {field.name: getattr(pipeline, field.name) for field in fields(pipeline)}
     document = {
         "version": VERSION,

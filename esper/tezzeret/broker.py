@@ -88,7 +88,8 @@ class Broker:
         self.redis.close()
 
     def _celery(self, url: str) -> Celery:
-        from celery.app.base import Celery  # not of celery, whose lazy module two threads cannot import at once
+        # Not from celery itself, whose lazy module two threads cannot import at once.
+        from celery.app.base import Celery
 
         parts = urlsplit(url)
         secure = None

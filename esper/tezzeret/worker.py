@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -105,7 +105,8 @@ def _outcomes(
 ) -> Iterator[tuple[Attempt, Outcome]]:
     """Every attempt at ``kernels``, in their order, each after those at the same kernel that failed.
 
-    A few jobs more than there are workers are under way, so that none waits for the library.
+    A few jobs more than there are workers are under way, so that none waits for the library, and for a slow
+    one only when many after it are done.
     """
     if workers is None:
         for first in kernels:
@@ -117,15 +118,26 @@ def _outcomes(
         return
     under_way: deque[tuple[Attempt, Future[Outcome]]] = deque()
     while True:
-        while len(under_way) < 2 * workers.workers and (new := next(kernels, None)) is not None:
+        while _has_room(under_way, workers.workers) and (new := next(kernels, None)) is not None:
             under_way.append((new, workers.submit(new.job, hot=hot)))
         if not under_way:
             return
-        attempt, future = under_way.popleft()
+        attempt, future = under_way[0]
+        if not future.done():
+            wait([each for _, each in under_way if not each.done()], return_when=FIRST_COMPLETED)
+            continue
+        under_way.popleft()
         outcome = future.result()
         if (again := attempt.after(outcome)) is not None:
             under_way.appendleft((again, workers.submit(again.job, hot=hot)))
         yield attempt, outcome
+
+
+def _has_room(under_way: Collection[tuple[Attempt, Future[Outcome]]], workers: int) -> bool:
+    """Whether one more keeps workers busy; a slow one holds up those after it only when these are many."""
+    if len(under_way) >= 16 * workers:
+        return False
+    return sum(not future.done() for _, future in under_way) < 2 * workers
 
 
 def record_of(job: CompileJob, outcome: Outcome, asked: Blueprint | None = None) -> CompilationRecord:

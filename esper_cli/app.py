@@ -18,6 +18,7 @@ from esper_cli import (
     blueprints,
     compile,
     doctor,
+    karn,
     kernels_files,
     keys,
     prove,
@@ -52,6 +53,7 @@ app.add_typer(kernels_files.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(runs.app, name="runs")
 app.add_typer(reports.app, name="reports")
+app.add_typer(karn.app, name="karn")
 app.command("worker", epilog=worker.EPILOG)(worker.worker)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("serve-metrics", epilog="Example: esper serve-metrics --port 9464")(serve.serve_metrics)

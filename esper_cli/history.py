@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from esper.messages import FieldReport, InventionRecord
 from esper.nissa.calibration import calibration, growth_impact
 from esper.nissa.run_records import Adaptation
 from esper.nissa.runs import RunView
@@ -28,7 +29,7 @@ def print_history(view: RunView) -> None:
         _print_decision(number, alike)
         print_lines(*_afterwards(view, alike[0]))
         number += len(alike)
-    print_lines(*_calibration_words(view))
+    print_lines(*_calibration_words(view), *_invention_lines(view))
     _print_seeds(view)
     if view.fault_counts:
         faults = ", ".join(f"{number} {kind}" for kind, number in view.fault_counts.items())
@@ -115,6 +116,40 @@ def _calibration_words(view: RunView) -> list[str]:
             f"Brier score {found.brier:.3f} (0 is perfect, one half always scores 0.250)"
         )
     return lines
+
+
+def _invention_lines(view: RunView) -> list[str]:
+    """The invented kernels that the run tried: of what, why, and predicted against measured."""
+    tried = {item.kernel_id: item for item in view.adaptations if item.performed and item.kernel_id}
+    made = [record for record in view.inventions.values() if record.run_id == view.run_id]
+    lines = []
+    for record in view.inventions.values():
+        if record.kernel_id not in tried:
+            continue
+        trials = [trial for trial in view.trials if trial.kernel_id == record.kernel_id]
+        parents = " and ".join(record.parents) or "the catalogue"
+        lines += [
+            f"invented {record.kernel_id} ({record.blueprint_name} for {record.slot}), from {parents}",
+            f"  why: {record.reason}",
+            f"  predicted {_predicted(record)}; {'; '.join(map(_measured, trials)) or 'still on trial'}",
+        ]
+    if made:
+        stored = sum(record.kernel_id is not None for record in made)
+        of_these = sum(record.kernel_id in tried for record in made)
+        lines.append(f"{stored} kernels were invented during this run, {of_these} of them tried in it")
+    if view.inventing_error is not None:
+        lines.append(f"inventing ended before the run: {view.inventing_error}")
+    return ["", *lines] if lines else []
+
+
+def _predicted(record: InventionRecord) -> str:
+    if record.predicted_impact is None or record.uncertainty is None:
+        return "nothing: there were too few trials"
+    return f"{record.predicted_impact:+.4f} ± {record.uncertainty:.4f} nats"
+
+
+def _measured(trial: FieldReport) -> str:
+    return f"measured {trial.gain:+.4f} ± {trial.gain_error:.4f} nats, {trial.verdict}"
 
 
 def _print_seeds(view: RunView) -> None:

@@ -268,6 +268,7 @@ def _as_data(view: RunView) -> dict[str, Any]:
         "trials": [asdict(report) for report in view.trials],
         "calibration": None if found is None else asdict(found),
         "seeds": {layer: [asdict(seed) for seed in seeds] for layer, seeds in view.seeds.items()},
+        "inventions": [asdict(record) for record in view.inventions.values()],
         "faults": dict(view.fault_counts),
         "cache": {name: asdict(tier) for name, tier in view.cache.items()},
     }

@@ -17,7 +17,7 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from esper.assembly.inventing import places_of
+from esper.assembly.inventing import build_inventor, places_of
 from esper.assembly.storage import library_url
 from esper.errors import ConfigError
 from esper.tolaria.events import Recorder
@@ -27,12 +27,13 @@ GRACE_SECONDS = 2.0
 
 
 def check_background(cfg: DictConfig) -> None:
-    """Refuse a library that no other process can open; raises ConfigError."""
+    """Refuse before training what would end the process at once; raises ConfigError."""
     if library_url(cfg).removeprefix("sqlite://") in ("", "/", "/:memory:"):
         raise ConfigError(
             "karn=on invents in a process of its own, which cannot see a library in this one's memory",
             hint="choose one that is stored: urza=sqlite",
         )
+    build_inventor(cfg)
 
 
 class BackgroundInventor:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from esper.assembly.background import check_background
 from esper.assembly.keys import build_key_source
 from esper.assembly.network import build_data, build_host, device_of
 from esper.assembly.storage import build_library, library_url, redis_url
@@ -49,6 +50,7 @@ def examine(cfg: DictConfig) -> Iterator[Finding]:
         "kernel library": _library,
         **({"redis": _redis} if cfg.urza.redis else {}),
         "data and network": _network,
+        **({"inventing": _inventing} if cfg.karn.get("background") else {}),
     }
     for part, look in parts.items():
         began = time.perf_counter()
@@ -135,3 +137,8 @@ def _network(cfg: DictConfig) -> str:
     seeds = sum(len(layer.seeds) for layer in layers)
     parameters = sum(p.numel() for p in model.parameters())
     return f"{data.task}; {parameters:,} parameters, {seeds} seeds in {len(layers)} layers"
+
+
+def _inventing(cfg: DictConfig) -> str:
+    check_background(cfg)
+    return f"up to {cfg.karn.budget} inventions a run, {cfg.karn.batch} at a time, in a process of its own"

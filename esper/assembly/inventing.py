@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -13,7 +14,7 @@ from torch import nn
 
 from esper.assembly.configured import configured
 from esper.blueprint import Blueprint, from_json
-from esper.errors import BlueprintError, CorruptKernel, KernelNotFound
+from esper.errors import BlueprintError, ConfigError, CorruptKernel, KernelNotFound
 from esper.karn.catalogue import load_catalogue
 from esper.karn.invention import Invention, Inventor, Past, Place
 from esper.karn.retirement import Retirement
@@ -37,7 +38,9 @@ TellInvention = Callable[[InventionRecord], None]
 
 
 def build_inventor(cfg: DictConfig) -> Inventor:
-    """What ``cfg.karn.generator`` describes; raises ConfigError."""
+    """What ``cfg.karn.generator`` describes; raises ConfigError, also where scikit-learn is missing."""
+    if find_spec("sklearn") is None:
+        raise ConfigError("inventing needs scikit-learn", hint="pip install 'esper-morph[karn]'")
     inventor: Inventor = configured(cfg, "karn.generator", build=build)
     return inventor
 
@@ -57,6 +60,7 @@ class Inventing:
     """Invents for one library. ``paths`` are where the blueprints are that may be parents from the start.
 
     ``on_failure`` is told of each kernel that no configuration gives; ``run_id`` is the run that it is for.
+    Only trials of runs whose ids start with ``reports_of`` count.
     With ``only_new`` no blueprint of ``paths`` itself is proposed for a slot that it was not compiled for.
     """
 
@@ -69,10 +73,15 @@ class Inventing:
     on_failure: Told = lambda _: None
     run_id: str = ""
     only_new: bool = False
+    reports_of: str = ""
+
+    def reports(self) -> list[FieldReport]:
+        """The trials that count, oldest first."""
+        return [trial.report for trial in self.library.trials() if trial.run_id.startswith(self.reports_of)]
 
     def past(self, places: Sequence[Place] = ()) -> Past:
         """All that the next inventions for ``places`` depend on, as the library has it now."""
-        reports = [trial.report for trial in self.library.trials()]
+        reports = self.reports()
         inventions = self.library.inventions()
         blueprints = {each.blueprint_id: each for each in load_catalogue(self.paths).blueprints}
         known = {(record.graph_id, record.slot) for record in inventions}
@@ -132,7 +141,7 @@ class Inventing:
         """
         invented = self.library.query(KernelQuery(tags=(INVENTED,), sort="id"))
         revived = frozenset(kernel.blueprint_id for kernel in invented if RESTORED in kernel.tags)
-        reports = [trial.report for trial in self.library.trials()]
+        reports = self.reports()
         retired = replace(self.retirement, revived=self.retirement.revived | revived).retired(reports)
         tried = {(report.blueprint_id, report.layer_kind) for report in reports}
         found: dict[str, str] = {}

@@ -129,6 +129,11 @@ class RunCollector(Collector):
         faults = CounterMetricFamily(
             "esper_kernel_faults", "Failures of kernels, caught in their layer.", labels=["run", "kind"]
         )
+        inventions = CounterMetricFamily(
+            "esper_inventions",
+            "Blueprints invented beside a run, by how, and whether they could be compiled.",
+            labels=["run", "origin", "status"],
+        )
         for view in self._views:
             types = Counter({"add_seed": 0})
             types.update(
@@ -145,7 +150,9 @@ class RunCollector(Collector):
                 active.add_metric([view.run_id, layer], sum(seed.active for seed in seeds))
             for name, count in view.fault_counts.items():
                 faults.add_metric([view.run_id, name], count)
-        return performed, refused, trials, active, faults
+            for (origin, status), count in _inventions(view).items():
+                inventions.add_metric([view.run_id, origin, status], count)
+        return performed, refused, trials, active, faults, inventions
 
     def _cache(self) -> Iterable[Metric]:
         hits = UnknownMetricFamily(
@@ -173,6 +180,15 @@ class RunCollector(Collector):
                 if tier.state is not None and view.status is RunStatus.RUNNING:
                     circuit.add_metric([view.run_id, name], float(tier.state != "closed"))
         return hits, misses, errors, circuit
+
+
+def _inventions(view: RunView) -> Counter[tuple[str, str]]:
+    """How many were made beside the run itself: it may have tried those of others, too."""
+    return Counter(
+        (record.origin, "failed" if record.kernel_id is None else "compiled")
+        for record in view.inventions.values()
+        if record.run_id == view.run_id
+    )
 
 
 def compilation_latency(records: Sequence[CompilationRecord]) -> Metric:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from esper.messages import FieldReport, SeedState, Slot
+from esper.messages import FieldReport, InventionRecord, SeedState, Slot
 from esper.nissa.journal import Event, number
 
 ACTIVE_STATES = frozenset(
@@ -242,6 +242,16 @@ def parse_report(data: Mapping[str, Any]) -> FieldReport:
     values["tags"] = tuple(map(str, data.get("tags", ())))
     slot = {item.name: data["slot"][item.name] for item in dataclasses.fields(Slot)}
     return FieldReport(**{**values, "slot": Slot(**slot)})
+
+
+def parse_invention(data: Mapping[str, Any]) -> InventionRecord:
+    """The invention that was written as ``data``; raises KeyError, TypeError or ValueError if it is none."""
+    values = {item.name: data[item.name] for item in dataclasses.fields(InventionRecord)}
+    for name in ("predicted_impact", "uncertainty"):
+        values[name] = None if values[name] is None else number(values[name])
+    values["parents"] = tuple(map(str, values["parents"]))
+    slot = {item.name: data["slot"][item.name] for item in dataclasses.fields(Slot)}
+    return InventionRecord(**{**values, "slot": Slot(**slot)})
 
 
 def parse_time(text: str) -> datetime:

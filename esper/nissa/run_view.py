@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from esper.messages import FieldReport, SeedState
+from esper.messages import FieldReport, InventionRecord, SeedState
 from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_written, number
 from esper.nissa.run_records import (
     Adaptation,
@@ -28,6 +28,7 @@ from esper.nissa.run_records import (
     parse_cache,
     parse_epoch,
     parse_fault,
+    parse_invention,
     parse_report,
     parse_time,
     parse_transition,
@@ -43,7 +44,9 @@ class RunHistory:
 
     ``seconds`` is the time that the run's processes have worked, without the pauses between them; ``layers``
     are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` what each tier of the kernel
-    library was asked; ``ended`` how the run ended by its own word, None when it has given none.
+    library was asked; ``inventions``, by graph and slot, what was invented beside the run, and of what the
+    invented kernels were made that it tried; ``inventing_error`` why inventing ended before the run, if it
+    did; ``ended`` how the run ended by its own word, None when it has given none.
     """
 
     experiment: str = ""
@@ -65,6 +68,8 @@ class RunHistory:
     faults: list[FaultRecord] = field(default_factory=list)
     fault_counts: Counter[str] = field(default_factory=Counter)
     cache: dict[str, CacheTier] = field(default_factory=dict)
+    inventions: dict[tuple[str, str], InventionRecord] = field(default_factory=dict)
+    inventing_error: str | None = None
     summary: Mapping[str, Any] | None = None
     error: str | None = None
     ended: RunStatus | None = None
@@ -155,7 +160,7 @@ class RunView(RunHistory):
         self.seed = event.get("seed")
         self.parameters, self.flops_per_sample = numbers
         self.layers, self.seeds = layers, seeds
-        self.ended = self.summary = self.error = None
+        self.ended = self.summary = self.error = self.inventing_error = None
         self._cache_base = dict(self.cache)
         if self.started_at is None:
             self.started_at = at
@@ -231,6 +236,13 @@ class RunView(RunHistory):
         for name, tier in parse_cache(event).items():
             self.cache[name] = tier.after(self._cache_base.get(name, CacheTier(0, 0)))
 
+    def _on_invention(self, event: Event, _: datetime) -> None:
+        record = parse_invention(event["record"])
+        self.inventions[record.graph_id, str(record.slot)] = record
+
+    def _on_inventing_ended(self, event: Event, _: datetime) -> None:
+        self.inventing_error = str(event["reason"])
+
     def _on_finished(self, event: Event, _: datetime) -> None:
         self.summary = dict(event.get("summary", {}))
         self.ended = RunStatus.FINISHED
@@ -251,6 +263,9 @@ _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "trial": RunView._on_trial,
     "fault": RunView._on_fault,
     "cache": RunView._on_cache,
+    "invention": RunView._on_invention,
+    "lineage": RunView._on_invention,
+    "inventing_ended": RunView._on_inventing_ended,
     "run_finished": RunView._on_finished,
     "run_interrupted": RunView._on_interrupted,
     "run_failed": RunView._on_failed,

@@ -33,6 +33,9 @@ def check_background(cfg: DictConfig) -> None:
             "karn=on invents in a process of its own, which cannot see a library in this one's memory",
             hint="choose one that is stored: urza=sqlite",
         )
+    for key, (least, most) in {"budget": (1, 10_000), "batch": (1, 10_000), "nice": (0, 19)}.items():
+        if not least <= cfg.karn[key] <= most:
+            raise ConfigError(f"karn.{key} must be between {least} and {most}, not {cfg.karn[key]}")
     build_inventor(cfg)
 
 
@@ -63,18 +66,17 @@ class BackgroundInventor:
             self._start()
         elif event == "trial":
             self._trials += 1
-        elif event == "epoch" and self._process is not None:
+        elif event in ("epoch", "checkpoint"):
             self._hear()
-            self._ask()
+            if self._process is not None:
+                self._ask()
 
     def close(self) -> None:
         """End the process; what it was compiling is lost, what it stored is whole."""
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None
-        with suppress(OSError):
-            process.stdin.close()  # at which it ends
+        _close_stdin(process)  # at which it ends
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -93,7 +95,8 @@ class BackgroundInventor:
         assert self._process.stdin is not None
         self._in = self._process.stdin.fileno()
         os.set_blocking(self._in, False)
-        threading.Thread(target=_read, args=(self._process.stdout, self._heard), daemon=True).start()
+        self._reader = threading.Thread(target=_read, args=(self._process.stdout, self._heard), daemon=True)
+        self._reader.start()
         self._send({"config": OmegaConf.to_yaml(self._cfg, resolve=True), "run_id": self._run_id})
         self._ask()
 
@@ -131,8 +134,15 @@ class BackgroundInventor:
         process, self._process = self._process, None
         assert process is not None
         code = process.wait()
+        _close_stdin(process)
         why = self._last_words or f"exit code {code}"
         self._recorder.emit("inventing_ended", reason=why)
+
+
+def _close_stdin(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    with suppress(OSError):
+        process.stdin.close()
 
 
 def _read(source: IO[bytes], heard: queue.SimpleQueue[str]) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
+from functools import lru_cache
 from typing import NoReturn
 
 MAX_LENGTH = 160
@@ -148,6 +149,7 @@ class _Parser:
         return Term(name, tuple(args))
 
 
+@lru_cache(maxsize=4096)
 def parse(text: str) -> Term:
     """The tree of ``text``; raises ``ExpressionError`` where it is not in the grammar."""
     if len(text) > MAX_LENGTH:

@@ -131,5 +131,10 @@ def place_features(place: Place) -> Vector:
     return np.concatenate([[float(slot.layout == one) for one in LAYOUTS], kind, sizes])
 
 
+def features(blueprint: Blueprint, place: Place) -> Vector:
+    """All of the three, those of the graph first."""
+    return np.concatenate([graph_features(blueprint), size_features(blueprint, place), place_features(place)])
+
+
 def _bin(word: str, bins: int) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % bins

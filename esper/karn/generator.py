@@ -10,7 +10,7 @@ from torch import nn
 
 from esper.blueprint import Blueprint, fits
 from esper.karn.candidates import Breeding, Candidate, children
-from esper.karn.features import kernel_key, novelty, words
+from esper.karn.features import features, kernel_key, novelty, words
 from esper.karn.invention import Invention, Past, Place
 from esper.karn.proxies import proxies
 from esper.karn.retirement import Retirement
@@ -30,9 +30,9 @@ class Generator:
 
     Exploitation: half of the children come from the best quarter of the parents by that prediction, and a
     candidate is chosen by its expected improvement over the best known mean, each time as if the predictions
-    of those chosen before had been measured. Exploration: what is uncertain has a larger expected improvement,
-    the other half of the children come from any parent, and a share ``explore`` of the choices goes to the
-    candidate whose graph is the least like what is known, whatever its prediction.
+    of those chosen before had been measured. Exploration: expected improvement is larger where more is
+    uncertain, the other half of the children come from any parent, and a share ``explore`` of the choices
+    goes to the candidate whose graph is the least like what is known, whatever its prediction.
 
     With fewer reports, ``sample`` candidates are built and the best mean rank over the zero-cost proxies goes
     first (``esper.karn.proxies``); the reason says so, and nothing is predicted.
@@ -83,19 +83,23 @@ class _Place:
     def _surrogate(self, past: Past) -> Surrogate | None:
         """The surrogate of all trials whose blueprint is known; None with too few of this layout."""
         by_id = {one.blueprint_id: one for one in past.blueprints}
+        known = [one for one in past.reports if one.blueprint_id in by_id]
+        alike = sum(one.slot.layout == self.place.slot.layout for one in known)
+        if alike < self.generator.least:
+            return None
         trials = [
-            Trial(by_id[one.blueprint_id], Place(one.slot, one.layer_kind), one.gain, one.gain_error)
-            for one in past.reports
-            if one.blueprint_id in by_id
+            Trial(
+                features(by_id[one.blueprint_id], Place(one.slot, one.layer_kind)), one.gain, one.gain_error
+            )
+            for one in known
         ]
-        alike = sum(trial.place.slot.layout == self.place.slot.layout for trial in trials)
-        return Surrogate(trials) if alike >= self.generator.least else None
+        return Surrogate(trials)
 
     def _best(self) -> list[tuple[Blueprint, float]]:
         """The best quarter of the parents, three at least, with their predicted means; all without trials."""
         if self.surrogate is None:
             return [(one, 0.0) for one in self.parents]
-        means = self.surrogate.predict([(one, self.place) for one in self.parents])
+        means = self.surrogate.predict([features(one, self.place) for one in self.parents])
         ranked = sorted(
             ((one, prediction.mean) for one, prediction in zip(self.parents, means, strict=True)),
             key=lambda pair: (-pair[1], pair[0].blueprint_id),
@@ -145,22 +149,20 @@ class _Place:
         """Chosen one after the other by expected improvement over ``best``, or for being new."""
         chosen: list[Invention] = []
         seen = [words(one) for one in self.fitting]
+        rows = [features(one.blueprint, self.place) for one in candidates]
         while candidates and len(chosen) < count:
+            predictions = surrogate.predict(rows)
             if self.rng.random() < self.generator.explore:
-                new = [novelty(words(one.blueprint), seen) for one in candidates]
-                index = new.index(max(new))
-                (prediction,) = surrogate.predict([(candidates[index].blueprint, self.place)])
-                why = f"explored for its graph, {new[index]:.2f} from what is known"
+                scores = [novelty(words(one.blueprint), seen) for one in candidates]
+                why = f"explored for its graph, {max(scores):.2f} from what is known"
             else:
-                predictions = surrogate.predict([(one.blueprint, self.place) for one in candidates])
-                expected = [prediction.improvement(best) for prediction in predictions]
-                index = expected.index(max(expected))
-                prediction = predictions[index]
-                why = f"expected to improve on {best:.3g} by {expected[index]:.2g} nats"
-            candidate = candidates.pop(index)
-            chosen.append(self._invention(candidate, why, prediction))
+                scores = [prediction.improvement(best) for prediction in predictions]
+                why = f"expected to improve on {best:.3g} by {max(scores):.2g} nats"
+            index = scores.index(max(scores))
+            candidate, row = candidates.pop(index), rows.pop(index)
+            chosen.append(self._invention(candidate, why, predictions[index]))
             seen.append(words(candidate.blueprint))
-            surrogate.believing((candidate.blueprint, self.place))
+            surrogate.believing(row)
         return chosen
 
     def _invention(self, candidate: Candidate, why: str, prediction: Prediction | None = None) -> Invention:

@@ -61,10 +61,11 @@ def naswot(module: nn.Module, x: Tensor) -> float:
 
 
 def synflow(module: nn.Module, x: Tensor) -> float:
-    """log of the sum of weight times gradient, all weights made positive, where they stay.
+    """log of the sum of |weight times gradient|, all weights made positive, where they stay.
 
-    Tanaka et al. 2020, arXiv:2006.05467. The input is all ones and the loss the sum of the output (equation
-    2). Norms pass their input on: of a constant they would leave nothing.
+    Tanaka et al. 2020, arXiv:2006.05467, as a score of a network by Abdelfattah et al. 2021. The input is all
+    ones and the loss the sum of the output (equation 2). Norms pass their input on: of a constant they would
+    leave nothing.
     """
 
     def skip(one: nn.Module, given: tuple[Tensor, ...], _value: Tensor) -> Tensor | None:
@@ -75,7 +76,7 @@ def synflow(module: nn.Module, x: Tensor) -> float:
             parameter.abs_()
     with _hooked(module, skip):
         gradients = _gradients(module, module(torch.ones_like(x[:1])).sum())
-    total = sum(float((parameter * gradient).sum()) for parameter, gradient in gradients)
+    total = sum(float((parameter * gradient).abs().sum()) for parameter, gradient in gradients)
     return math.log(total) if total > 0 else -math.inf
 
 

@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from esper.blueprint import Blueprint
 from esper.errors import ConfigError
-from esper.karn.features import Vector, graph_features, place_features, size_features
-from esper.karn.invention import Place
+from esper.karn.features import BINS, Vector
 
 WEIGHTS = (0.5, 1.0, 2.0)
 CALIBRATION = (0.5, 4.0)
@@ -30,17 +28,16 @@ _LENGTHS, _NOISES = (0.1, 30.0), (1e-4, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A blueprint that was tried in a place, its gain and the standard error of that (nats)."""
+    """The features of a blueprint in its place, the gain there and the standard error of that (nats)."""
 
-    blueprint: Blueprint
-    place: Place
+    features: Vector
     gain: float
     error: float
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Of the gain: mean, standard deviation of what a trial would be on average, and that of one trial."""
+    """Of the gain: mean, standard deviation of what trials give on average, and of what one trial says."""
 
     mean: float
     deviation: float
@@ -66,37 +63,37 @@ class Surrogate:
         self._centre, self._scale = float(gains.mean()), float(gains.std()) or 1.0
         self._y = (gains - self._centre) / self._scale
         self._noise = np.array([(trial.error / self._scale) ** 2 for trial in trials]) + 1e-8
-        self._rows = [(trial.blueprint, trial.place) for trial in trials]
+        self._rows = np.array([trial.features for trial in trials])
         fits = [(self._fit(weight), weight) for weight in WEIGHTS]
         self._process, self._weight = max(fits, key=lambda fit: fit[0].log_marginal_likelihood_value_)
         self.calibration, self.rank = self._left_out()
 
-    def predict(self, rows: Sequence[tuple[Blueprint, Place]]) -> list[Prediction]:
-        """The gain of each blueprint in its place, which it must fit."""
+    def predict(self, rows: Sequence[Vector]) -> list[Prediction]:
+        """The gain of each blueprint in its place, given by their ``esper.karn.features.features``."""
         if not rows:
             return []
-        mean, deviation = self._process.predict(_matrix(rows, self._weight), return_std=True)
+        mean, deviation = self._process.predict(_weighted(np.array(rows), self._weight), return_std=True)
         noise = float(self._process.kernel_.k2.noise_level)
+        known_noise = float(self._noise.mean())
         found = []
-        for one, spread in zip(mean, deviation, strict=True):
-            latent = math.sqrt(max(float(spread) ** 2 - noise, 0.0))
+        for one, total in zip(mean, deviation**2, strict=True):
+            latent, spread = max(float(total) - noise, 0.0), float(total) + known_noise
             scale = self._scale * self.calibration
-            found.append(
-                Prediction(self._centre + self._scale * float(one), scale * latent, scale * float(spread))
-            )
+            mean_gain = self._centre + self._scale * float(one)
+            found.append(Prediction(mean_gain, scale * math.sqrt(latent), scale * math.sqrt(spread)))
         return found
 
-    def believing(self, row: tuple[Blueprint, Place]) -> None:
+    def believing(self, row: Vector) -> None:
         """Takes its own prediction of ``row`` for a trial, so that the next of a batch is chosen elsewhere.
 
         The Kriging believer, Ginsbourger et al. 2010, section 4.2; kernel and calibration stay.
         """
-        (mean,) = self._process.predict(_matrix([row], self._weight))
-        self._rows.append(row)
+        (mean,) = self._process.predict(_weighted(row[None], self._weight))
+        self._rows = np.vstack([self._rows, row])
         self._y = np.append(self._y, mean)
         self._noise = np.append(self._noise, 1e-8)
         self._process = self._regressor(self._process.kernel_, optimizer=None)
-        self._process.fit(_matrix(self._rows, self._weight), self._y)
+        self._process.fit(_weighted(self._rows, self._weight), self._y)
 
     def _fit(self, weight: float) -> Any:
         kernels = _learned().kernels
@@ -105,7 +102,7 @@ class Surrogate:
         with warnings.catch_warnings():
             # It warns where the best length or noise lies on a bound, which is where they are meant to stop.
             warnings.simplefilter("ignore")
-            return process.fit(_matrix(self._rows, weight), self._y)
+            return process.fit(_weighted(self._rows, weight), self._y)
 
     def _regressor(self, kernel: Any, optimizer: str | None) -> Any:
         return _learned().GaussianProcessRegressor(kernel, alpha=self._noise, optimizer=optimizer)
@@ -135,14 +132,8 @@ def _ranks(values: Vector) -> Vector:
     return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)
 
 
-def _matrix(rows: Sequence[tuple[Blueprint, Place]], weight: float) -> Vector:
-    """One row of features a blueprint and place."""
-    return np.array(
-        [
-            np.concatenate([weight * graph_features(one), size_features(one, place), place_features(place)])
-            for one, place in rows
-        ]
-    )
+def _weighted(rows: Vector, weight: float) -> Vector:
+    return np.concatenate([weight * rows[:, :BINS], rows[:, BINS:]], axis=1)
 
 
 def _learned() -> Any:

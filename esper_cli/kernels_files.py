@@ -134,6 +134,7 @@ def _tell(done: Import) -> None:
 def _as_json(done: Import) -> dict[str, Any]:
     return {
         "file": str(done.file),
+        "seconds": done.seconds,
         "kernel": done.kernel.to_json() if done.kernel is not None else None,
         "new": done.new,
         "refused": str(done.error) if done.error is not None else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from esper.tezzeret.importing import Importer
 from esper.tezzeret.kernelfile import write_kernel
 from esper.tezzeret.pool import WorkerPool
 from esper.tezzeret.worker import record_of
-from esper.tolaria.checkpoint import write_atomically
+from esper.tolaria.durable import write_atomically
 from esper.urza.library import KernelLibrary
 
 MAX_BYTES = 256 * 2**20
@@ -28,9 +29,10 @@ MAX_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """What became of one file: the kernel, and whether it is new; or why it was refused."""
+    """What became of one file, and in how long: the kernel, and whether it is new; or why it was refused."""
 
     file: Path
+    seconds: float
     kernel: KernelMetadata | None = None
     new: bool = False
     error: RefusedProgram | None = None
@@ -54,17 +56,18 @@ def import_files(
         importer = Importer(pipeline, pool)
         for file in files:
             starting(file)
+            began = time.perf_counter()
             try:
                 job, outcome = importer.kernel(_read(file), of)
             except RefusedProgram as error:
-                yield Import(file, error=error)
+                yield Import(file, time.perf_counter() - began, error=error)
                 continue
             assert outcome.artefact is not None  # or it would have been refused
             new = not library.contains(outcome.artefact.metadata.kernel_id)
             kernel = library.put(outcome.artefact)
             if new:
                 library.record_compilation(record_of(job, outcome))
-            yield Import(file, kernel, new)
+            yield Import(file, time.perf_counter() - began, kernel, new)
 
 
 def export_kernel(library: KernelLibrary, kernel_id: str, file: Path) -> int:

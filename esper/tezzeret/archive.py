@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.cp437  # noqa: F401  what zipfile reads old names by; a worker can import nothing
 import io
 import re
 import stat
@@ -15,6 +16,7 @@ MAX_ENTRIES = 4_096
 MAX_NAME = 300
 
 _LEFT_OUT = (".debug_pkl", "/.data/serialization_id")
+_WEIGHT = re.compile(r"^[^/]+/data/\d+$", re.ASCII)
 _NAME = re.compile(
     r"(?P<root>[\w-]+(?:\.[\w-]+)*)/(?:code/(?:\w+/)*\w+\.py(?:\.debug_pkl)?|(?:data|constants)/\d+|"
     r"(?:data|constants)\.pkl|version|byteorder|\.data/(?:version|serialization_id)|\.format_version|"
@@ -38,18 +40,21 @@ def without_sources(program: bytes) -> bytes:
     return made.getvalue()
 
 
-def check_archive(program: bytes, max_bytes: int) -> None:
-    """Raises ``RuntimeError`` unless ``program`` is an archive as PyTorch writes them, and nothing beside it.
+def check_archive(program: bytes, max_bytes: int) -> int:
+    """How many bytes of weights ``program`` holds, if it is an archive as PyTorch writes them and no more.
 
     Nothing is unpacked but to see that it is whole. ``max_bytes`` is the most that all of it may unpack to.
+    Raises ``RuntimeError`` for anything else.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(program)) as archive:
-            _check_entries(program, archive.infolist(), max_bytes)
+            entries = archive.infolist()
+            _check_entries(program, entries, max_bytes)
             broken = archive.testzip()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError, EOFError, zlib.error) as error:
         raise RuntimeError(f"it is no whole zip archive: {error}") from error
     _require(broken is None, f"its entry {broken!r:.80} is damaged")
+    return sum(entry.file_size for entry in entries if _WEIGHT.search(entry.filename))
 
 
 def _check_entries(program: bytes, entries: list[zipfile.ZipInfo], max_bytes: int) -> None:

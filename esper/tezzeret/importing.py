@@ -53,22 +53,25 @@ class WeightsJob:
         """The weights as safetensors; raises whatever is wrong with the program."""
         target, budget = TorchScriptTarget(), self.pipeline.budget
         tell("read")
-        check_archive(self.program, budget.bytes)
+        stored = check_archive(self.program, budget.bytes)
         tell("load")
         program = target.load(self.program)
         tell("check")
         target.check(program)
         tell("weights")
         eager = build(self.blueprint, self.slot, budget=budget).to(dtype=DTYPES[self.pipeline.dtype])
-        weights = _as_in(eager.state_dict(), program.state_dict())
+        weights = _as_in(eager.state_dict(), program.state_dict(), stored)
         eager.load_state_dict(weights)
         tell("validate")
         validate(program, eager, self.slot)
         return safetensors.torch.save(weights)
 
 
-def _as_in(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``found``, laid out plainly; ``RuntimeError`` unless names, dtypes and shapes are as ``wanted``."""
+def _as_in(wanted: dict[str, Tensor], found: dict[str, Tensor], stored: int) -> dict[str, Tensor]:
+    """``found``, laid out plainly; ``RuntimeError`` unless names, dtypes and shapes are as ``wanted``.
+
+    They must take as many bytes as were ``stored``: PyTorch leaves what is missing in a file to chance.
+    """
     if wanted.keys() != found.keys():
         raise RuntimeError(f"its weights are {_words(found)}; those of its blueprint {_words(wanted)}")
     for name, value in found.items():
@@ -78,6 +81,12 @@ def _as_in(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Ten
                 f"its {name} is {value.dtype} {tuple(value.shape)}; "
                 f"that of its blueprint {like.dtype} {tuple(like.shape)}"
             )
+    storages = {
+        storage.data_ptr(): storage for storage in (value.untyped_storage() for value in found.values())
+    }
+    held = sum(storage.nbytes() for storage in storages.values())
+    if held != stored:
+        raise RuntimeError(f"its weights take {held:,} bytes, and {stored:,} are stored")
     return {name: value.detach().clone().contiguous() for name, value in found.items()}
 
 
@@ -155,4 +164,7 @@ class Importer:
 
 
 def _refused(outcome: Outcome) -> RefusedProgram:
-    return RefusedProgram(f"{outcome.stage}: {one_line(str(outcome.reason))}")
+    reason = str(outcome.reason).strip()
+    if outcome.stage == "load":
+        reason = reason.partition("\n")[0]  # the lines after it are the program's own
+    return RefusedProgram(f"{outcome.stage}: {one_line(reason)}")

@@ -19,8 +19,9 @@ from esper.assembly.background import check_background
 from esper.assembly.keys import build_key_source
 from esper.assembly.network import build_data, build_host, device_of
 from esper.assembly.storage import build_library, library_url, redis_url
-from esper.errors import EsperError, LibraryError, SecurityError, StorageError
+from esper.errors import ConfigError, EsperError, LibraryError, SecurityError, StorageError
 from esper.kasmina import seeded_layers
+from esper.tezzeret.limits import filter_refusal
 from esper.urza import KernelQuery
 
 ENOUGH_BYTES = 2**30
@@ -48,6 +49,7 @@ def examine(cfg: DictConfig) -> Iterator[Finding]:
         "runs folder": _runs,
         "keys": _keys,
         "kernel library": _library,
+        "compile workers": _workers,
         **({"redis": _redis} if cfg.urza.redis else {}),
         "data and network": _network,
         **({"inventing": _inventing} if cfg.karn.get("background") else {}),
@@ -109,6 +111,19 @@ def _library(cfg: DictConfig) -> str:
             )
         library.verify(best[0].kernel_id)
     return f"has kernels, answers in {answered:.0f} ms; the best one is what was sealed"
+
+
+def _workers(cfg: DictConfig) -> str:
+    refusal = filter_refusal()
+    if refusal is None:
+        return "their system calls are filtered: they can open, connect to and start nothing"
+    missing = f"no filter of system calls ({refusal}), so no TorchScript program is imported"
+    if cfg.tezzeret.get("workers", 0):
+        raise ConfigError(
+            f"{missing}, and workers run under resource limits alone",
+            hint="in a container, allow seccomp filters; or compile without workers: tezzeret.workers=0",
+        )
+    return missing
 
 
 def _redis(cfg: DictConfig) -> str:

@@ -14,6 +14,8 @@ import platform
 import resource
 import signal
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -58,6 +60,20 @@ def confine(limits: Limits) -> str | None:
         hard = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(name, (min(most, hard), hard))
     return _filter_calls()
+
+
+def filter_refusal() -> str | None:
+    """Why system calls cannot be filtered here, tried in a process of its own; None where they can."""
+    if sys.platform != "linux":
+        return f"worker processes need Linux, and this is {sys.platform}"
+    code = "from esper.tezzeret.limits import _filter_calls; print(_filter_calls() or '')"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    if done.returncode != 0:
+        return f"a process under the filter ended with {done.returncode}"
+    return done.stdout.strip() or None
 
 
 def die_with_parent() -> None:

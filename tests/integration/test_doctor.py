@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -37,7 +40,9 @@ def test_a_fresh_machine_is_well_and_nothing_is_made(home: Path, capsys: Output)
     code, found = findings(capsys)
     assert code == 0
     assert all(finding["good"] for finding in found.values())
-    assert list(found) == ["python", "runs folder", "keys", "kernel library", "data and network"]
+    parts = ["python", "runs folder", "keys", "kernel library", "compile workers", "data and network"]
+    assert list(found) == parts
+    assert str(found["compile workers"]["detail"]).startswith("their system calls are filtered")
     assert str(found["kernel library"]["detail"]).startswith("none yet in ")
     assert list(home.iterdir()) == []
 
@@ -85,3 +90,31 @@ def test_a_disk_that_is_nearly_full_is_told(monkeypatch: pytest.MonkeyPatch, cap
     code, found = findings(capsys)
     assert code == 1
     assert str(found["runs folder"]["detail"]).endswith(" GB are free for runs")
+
+
+FORBIDDEN = """
+from forbidding import forbid_filters
+forbid_filters()
+from esper_cli.config import compose
+from esper.assembly.checks import examine
+for workers in (0, 2):
+    for finding in examine(compose([f"tezzeret.workers={workers}"])):
+        if finding.part == "compile workers":
+            print(finding.good, finding.detail, finding.hint, sep="|")
+"""
+
+
+def test_where_calls_cannot_be_filtered_that_is_told(home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORBIDDEN],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    without, with_workers = (line.split("|") for line in done.stdout.splitlines())
+    refused = "no filter of system calls (the kernel refuses to filter system calls: Operation not permitted)"
+    assert without[:2] == ["True", f"{refused}, so no TorchScript program is imported"]
+    assert with_workers[0] == "False"
+    assert with_workers[1].endswith("and workers run under resource limits alone")
+    assert "tezzeret.workers=0" in with_workers[2]

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +149,28 @@ def test_what_is_refused_says_so_in_a_line_and_the_rest_goes_on(home: Path, caps
     assert said["note.txt"].startswith("it is no kernel file; make one with: esper kernels export")
     assert said["weights.safetensors"].startswith("its format is None, not 'esper-kernel-1'; weights alone")
     assert said["net.pt"].endswith("for its weights alone: --blueprint FILE --shape LAYOUT:IN:OUT")
+
+
+UNFILTERED = """
+import sys
+from forbidding import forbid_filters
+forbid_filters()
+from esper_cli import app
+sys.exit(app.run(["kernels", "import", *sys.argv[1:]]))
+"""
+
+
+def test_no_program_is_opened_where_calls_cannot_be_filtered(home: Path) -> None:
+    Path("net.pt").write_bytes(good())
+    done = subprocess.run(
+        [sys.executable, "-c", UNFILTERED, "net.pt", "--blueprint", "offered.yaml", "--shape", SHAPE],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 6
+    assert "refused: net.pt: parse: the kernel refuses to filter system calls" in done.stderr
 
 
 @pytest.mark.parametrize(

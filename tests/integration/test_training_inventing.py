@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers.redis import RedisServer
 
 from esper.assembly.background import BackgroundInventor
 from esper.assembly.storage import build_library
@@ -93,7 +94,17 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def test_an_invented_kernel_is_tried_and_shown_with_its_lineage_and_fate(capsys: Any) -> None:
+@pytest.fixture(params=["sqlite", "full"])
+def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The library in a file, and in PostgreSQL with Redis before it."""
+    if request.param == "full":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        monkeypatch.setenv("ESPER_REDIS_URL", server.url)
+        monkeypatch.setenv("ESPER_POSTGRES_URL", request.getfixturevalue("postgres_url"))
+    return f"urza={request.param}"
+
+
+def test_an_invented_kernel_is_tried_and_shown_with_its_lineage_and_fate(stored: str, capsys: Any) -> None:
     pids: list[int] = []
 
     def wait_for_inventions(run: Run, epoch: int) -> None:
@@ -103,7 +114,7 @@ def test_an_invented_kernel_is_tried_and_shown_with_its_lineage_and_fate(capsys:
             library = run.trainer.orchestrator.library
             until(lambda: bool(library.query(KernelQuery(tags=("invented",)))))
 
-    run = training(at_epoch=wait_for_inventions)
+    run = training(stored, at_epoch=wait_for_inventions)
     summary = run.run()
     assert is_gone(pids[0])
     tried = [report for report in summary["adaptations"] if "invented" in report["tags"]]
@@ -119,7 +130,7 @@ def test_an_invented_kernel_is_tried_and_shown_with_its_lineage_and_fate(capsys:
     assert tried[0]["verdict"] in shown.split(f"invented {record.kernel_id}")[1]
     assert app.run(["runs", "show", "latest", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["inventions"]
-    with build_library(compose([])) as library:
+    with build_library(compose([stored])) as library:
         (trial, *_) = library.trials(record.kernel_id)
     assert trial.report.task == "digits/1197, 10 classes, MLP"
     assert (trial.report.depth, trial.report.layers) in ((0, 2), (1, 2))

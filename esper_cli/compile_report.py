@@ -93,11 +93,20 @@ class Report:
             rows.add_row(
                 record.blueprint_name,
                 str(record.slot),
-                Text("compiled", "green") if good else Text(f"failed in {record.stage}", "red"),
+                Text("compiled", "yellow" if record.reason else "green")
+                if good
+                else Text(f"failed in {record.stage}", "red"),
                 duration(record.seconds),
-                record.kernel_id or Text(record.reason or "", "red"),
+                _kernel(record),
             )
         return rows
+
+
+def _kernel(record: CompilationRecord) -> Text:
+    """The kernel, and the configuration where it is not the one that was asked for; or why there is none."""
+    if record.kernel_id is None:
+        return Text(record.reason or "", "red")
+    return Text(f"{record.kernel_id}{f' as a fallback: {record.reason}' if record.reason else ''}")
 
 
 def _files(path: Path) -> list[Path]:

@@ -185,7 +185,9 @@ def _compile(fields: Mapping[str, Any]) -> str:
     record = fields["record"]
     name = f"{record.blueprint_name} for {record.slot}"
     done = f"compile   {fields['done']}/{fields['total']} {name}"
-    return done if record.status == "compiled" else f"{done}: failed in {record.stage}: {record.reason}"
+    if record.status == "failed":
+        return f"{done}: failed in {record.stage}: {record.reason}"
+    return f"{done}: as a fallback: {record.reason}" if record.reason else done
 
 
 _DESCRIBERS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

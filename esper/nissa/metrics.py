@@ -213,15 +213,18 @@ def compilation_latency(records: Sequence[CompilationRecord]) -> Metric:
 
 
 def failed_kernels(records: Iterable[CompilationRecord]) -> Metric:
-    """How many kernels have a failure for their latest attempt to compile, by target."""
-    latest = {(record.target, record.blueprint_id, record.slot): record.status for record in records}
-    failed = Counter(target for (target, _, _), status in latest.items() if status == "failed")
+    """How many kernels have a failure for their latest attempt to compile, by the target of that attempt.
+
+    One that failed for a target and was then compiled for another, as a fallback, is no failure.
+    """
+    latest = {(record.blueprint_id, record.slot): (record.target, record.status) for record in records}
+    failed = Counter(target for target, status in latest.values() if status == "failed")
     family = GaugeMetricFamily(
         "esper_compilation_failed_kernels",
         "Kernels whose latest attempt to compile failed; esper compile --failed tries them again.",
         labels=["target"],
     )
-    for target in sorted({target for target, _, _ in latest}):
+    for target in sorted({target for target, _ in latest.values()}):
         family.add_metric([target], failed[target])
     return family
 

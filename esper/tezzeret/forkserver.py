@@ -5,12 +5,13 @@ or keys, is not safe. ``multiprocessing`` has such a server as well, but its wor
 the program again, it is shared by all that the program does, and it stays until the program ends.
 
 Run by ``esper.tezzeret.pool`` as ``python -m esper.tezzeret.forkserver FD NICE``. Over the socket FD come
-``job`` with two descriptors, the worker's connection and where its process id and then its exit status are
-told, and ``end`` with a process id. When the socket closes, all workers end.
+``job`` with the name of a target and two descriptors, the worker's connection and where its process id and
+then its exit status are told, and ``end`` with a process id. When the socket closes, all workers end.
 """
 
 from __future__ import annotations
 
+import importlib
 import linecache
 import os
 import select
@@ -28,7 +29,9 @@ def main(descriptor: int, nice: int) -> None:
     """Give way by ``nice``, warm up, say so, and serve until the socket closes."""
     os.nice(nice)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
-    _warm_up()
+    _warm_up("torchscript")
+    _keep_sources("torch.nn.modules.", "torch.nn.functional", "torch.functional", "torch._jit_internal")
+    warm = {"torchscript"}
     workers: dict[int, int] = {}
     bell, ringer = os.pipe()
     os.set_blocking(bell, False)
@@ -47,7 +50,12 @@ def main(descriptor: int, nice: int) -> None:
             message, descriptors, _, _ = socket.recv_fds(control, 64, 2)
             if not message:
                 break
-            if message == b"job":
+            if message.startswith(b"job "):
+                target = message.removeprefix(b"job ").decode()
+                if target not in warm:
+                    with suppress(Exception):  # the job will meet it, and tell
+                        _warm_up(target)
+                    warm.add(target)
                 _start(workers, *descriptors)
             elif (pid := int(message.removeprefix(b"end "))) in workers:
                 os.kill(pid, signal.SIGKILL)
@@ -110,14 +118,14 @@ def _tell(place: int, number: int) -> None:
         os.write(place, STATUS.pack(number))
 
 
-def _warm_up() -> None:
-    """Compile one kernel of each layout, so that no job pays for what PyTorch does the first time."""
+def _warm_up(target: str) -> None:
+    """Compile a kernel of each layout: no job pays for what PyTorch does at first, and none may import."""
     import torch
 
     from esper.blueprint import parse_blueprint
     from esper.messages import Layout, Slot
     from esper.tezzeret.pipeline import Pipeline
-    from esper.tezzeret.torchscript import TorchScriptTarget
+    from esper.tezzeret.targets import target_named
 
     torch.set_num_threads(1)
     nodes = [{"id": "a", "op": "linear", "inputs": ["x"], "params": {"out": "out"}}]
@@ -126,8 +134,10 @@ def _warm_up() -> None:
         {"version": 1, "name": "warm", "layouts": layouts, "nodes": nodes, "output": "a"}
     )
     for layout in layouts:
-        Pipeline(TorchScriptTarget()).compile(blueprint, Slot(layout, 2, 2))
-    _keep_sources("torch.nn.modules.", "torch.nn.functional", "torch.functional", "torch._jit_internal")
+        Pipeline(target_named(target)).compile(blueprint, Slot(layout, 2, 2))
+    if target == "export":
+        for name in ("sympy.physics.units", "sympy.sets.setexpr"):  # what sizes in a graph need now and then
+            importlib.import_module(name)
 
 
 def _keep_sources(*names: str) -> None:

@@ -22,8 +22,9 @@ from typing import Self
 
 from esper.errors import CompilationError, ConfigError
 from esper.tezzeret.forkserver import STATUS
-from esper.tezzeret.jobs import Job, Outcome, understand
+from esper.tezzeret.jobs import CompileJob, Job, Outcome, understand
 from esper.tezzeret.limits import ANSWER_BYTES, Limits
+from esper.tezzeret.targets import TARGETS
 
 MAX_WORKERS = 256
 NICE = 10
@@ -130,7 +131,9 @@ class WorkerPool:
 
     def _do(self, job: Job) -> Outcome:
         began = time.perf_counter()
-        ended, answer = self._server_running().work(pickle.dumps((job, self._limits)), self._limits)
+        ended, answer = self._server_running().work(
+            pickle.dumps((job, self._limits)), self._limits, _target(job)
+        )
         try:
             outcome, stage, unfiltered = understand(answer)
         except Exception:  # whatever it told, it was not an outcome
@@ -203,15 +206,15 @@ class _Server:
         assert self._process.stderr is not None
         self._process.stderr.close()
 
-    def work(self, job: bytes, limits: Limits) -> tuple[str, bytes]:
-        """Have one job done: why its worker ended without an outcome, if it did, and what it told."""
+    def work(self, job: bytes, limits: Limits, target: str) -> tuple[str, bytes]:
+        """Have a job for ``target`` done: why its worker ended without outcome, if so, and what it told."""
         deadline = time.monotonic() + limits.wall_seconds
         connection, theirs = socket.socketpair()
         status, told = os.pipe()
         try:
             with theirs:
                 try:
-                    socket.send_fds(self._control, [b"job"], [theirs.fileno(), told])
+                    socket.send_fds(self._control, [f"job {target}".encode()], [theirs.fileno(), told])
                 except OSError:
                     return _NO_SERVER, b""
                 finally:
@@ -265,6 +268,12 @@ class _Server:
     def _end(self, pid: int) -> None:
         with suppress(OSError):  # the server has ended, and its workers with it
             self._control.send(b"end %d" % pid)
+
+
+def _target(job: Job) -> str:
+    """The target that ``job`` compiles to, for the server to be ready for; a name that ships."""
+    name = job.pipeline.target.name if isinstance(job, CompileJob) else "torchscript"
+    return name if name in TARGETS else "torchscript"
 
 
 _NO_SERVER = "the process that workers are forked from has ended, or can fork no more"

@@ -1,68 +1,58 @@
-"""What works per op: each compiled, validated and scored on each layout, and the page that says so."""
+"""What works per op and target: each compiled and validated on each layout, and the pages that say so."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from esper.blueprint import LAYOUTS, OPS, Blueprint, parse_blueprint
+from esper.blueprint import LAYOUTS, OPS
 from esper.errors import BlueprintError
-from esper.messages import Layout, Slot
-from esper.tezzeret.pipeline import Pipeline
-from esper.tezzeret.torchscript import TorchScriptTarget
+from esper.messages import Layout
+from esper.tezzeret.matrix import PLACES, failure, one_op, page
+from esper.tezzeret.targets import TARGETS
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).resolve().parents[2]
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROW = re.compile(r"^\| `(\w+)` \|.*\| (yes|) \| (yes|) \| (yes|) \|$", re.MULTILINE)
-PIPELINE = Pipeline(TorchScriptTarget(), device="cpu")
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "slice": {"start": 1, "size": 2},
-    **{name: {"out": 4} for name in ("linear", "conv2d", "conv1d")},
-}
+REFUSED = {("fourier", "tokens"), ("fourier", "channels")}
+"""Ops that export cannot take: they compute in another dtype than they are given."""
 
 
 def on_the_page() -> dict[str, set[str]]:
     """The layouts on which docs/blueprints.md says that each op works."""
-    rows = ROW.findall((ROOT / "docs" / "blueprints.md").read_text())
+    rows = ROW.findall((DOCS / "blueprints.md").read_text())
     return {
         name: {layout for layout, word in zip(LAYOUTS, words, strict=True) if word} for name, *words in rows
     }
 
 
-def one_op(name: str, layout: Layout) -> Blueprint:
-    """Op ``name`` on linear maps of the input, added to another map: so one that pools broadcasts."""
-    widths = [4, 1] if name == "attention_pool" else [4] * OPS[name].inputs[0]
-    nodes: list[dict[str, Any]] = [
-        {"id": f"in{i}", "op": "linear", "inputs": ["x"], "params": {"out": width}}
-        for i, width in enumerate(widths)
-    ]
-    inputs = [node["id"] for node in nodes]
-    nodes += [
-        {"id": "it", "op": name, "inputs": inputs, "params": PARAMETERS.get(name, {})},
-        {"id": "made", "op": "linear", "inputs": ["it"], "params": {"out": "out"}},
-        {"id": "kept", "op": "linear", "inputs": ["x"], "params": {"out": "out"}},
-        {"id": "sum", "op": "add", "inputs": ["kept", "made"]},
-    ]
-    data = {"version": 1, "name": "one", "layouts": [layout], "nodes": nodes, "output": "sum"}
-    return parse_blueprint(data)
-
-
-def test_the_page_has_every_op() -> None:
+def test_the_language_has_the_ops_of_the_page_where_it_says_so_and_nowhere_else() -> None:
     assert on_the_page().keys() == OPS.keys()
+    assert {(name, layout) for name, layouts in on_the_page().items() for layout in layouts} == set(PLACES)
+    for name in OPS:
+        for layout in set(LAYOUTS) - on_the_page()[name]:
+            with pytest.raises(BlueprintError, match=f"{name} does not work on {layout}"):
+                one_op(name, layout)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", OPS)
-def test_an_op_compiles_where_the_page_says_so_and_nowhere_else(name: str, layout: Layout) -> None:
-    if layout not in on_the_page()[name]:
-        with pytest.raises(BlueprintError, match=f"{name} does not work on {layout}"):
-            one_op(name, layout)
-        return
-    artefact = PIPELINE.compile(one_op(name, layout), Slot(layout, 5, 3))
-    assert "validated" in artefact.metadata.tags
-    assert artefact.metadata.target == "torchscript"
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("name", "layout"), PLACES)
+def test_an_op_works_for_each_target(name: str, layout: Layout, target: str) -> None:
+    found = failure(name, layout, TARGETS[target], "cpu")
+    assert bool(found) == (target == "export" and (name, layout) in REFUSED), found
+
+
+def test_the_matrix_that_ships_is_that_of_these_outcomes() -> None:
+    reason = failure("fourier", "tokens", TARGETS["export"], "cpu")
+    outcomes = {
+        (name, target, "cpu", layout): reason if target == "export" and (name, layout) in REFUSED else ""
+        for target in TARGETS
+        for name, layout in PLACES
+    }
+    assert (DOCS / "op-matrix.md").read_text() == page(outcomes), (
+        "python -m esper.tezzeret.matrix > docs/op-matrix.md"
+    )

@@ -163,11 +163,13 @@ def test_a_process_that_fails_says_why(home: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_it_ends_when_training_is_killed(home: Path) -> None:
-    command = [sys.executable, "-m", "esper_cli", "train", *SHORT, "tolaria.epochs=100000"]
+    # Its budget spent, it writes nothing any more: a broken pipe is not what ends it.
+    long = ["tolaria.epochs=100000", "karn.budget=1", "karn.batch=1"]
+    command = [sys.executable, "-m", "esper_cli", "train", *SHORT, *long]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("epoch"):
+            if "the budget of 1 inventions is spent" in line:
                 break
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert "background_process" in Path(f"/proc/{child}/cmdline").read_text()

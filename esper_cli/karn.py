@@ -141,11 +141,11 @@ def list_inventions(as_json: AsJson = False, overrides: Overrides = None) -> Non
 @app.command("retire", epilog="Example: esper karn retire blueprint_13c6")
 def retire(blueprint: Id, overrides: Overrides = None) -> None:
     """Offer an invented blueprint's kernels to no seed any more; they stay in the library."""
-    from esper.assembly.inventing import RESTORED
+    from esper.assembly.inventing import LOSING, RESTORED
 
     def change(opened: KernelLibrary, kernel: KernelMetadata) -> None:
         opened.set_status(kernel.kernel_id, "retired")
-        opened.set_tags(kernel.kernel_id, [tag for tag in kernel.tags if tag != RESTORED])
+        opened.set_tags(kernel.kernel_id, [tag for tag in kernel.tags if tag not in (LOSING, RESTORED)])
 
     _change(blueprint, overrides or (), "retired", change)
 

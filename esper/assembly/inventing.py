@@ -74,6 +74,7 @@ class Inventing:
     run_id: str = ""
     only_new: bool = False
     reports_of: str = ""
+    _read: dict[str, Blueprint] = field(default_factory=dict)
 
     def reports(self) -> list[FieldReport]:
         """The trials that count, oldest first."""
@@ -91,7 +92,7 @@ class Inventing:
         named = {record.blueprint_id: record.kernel_id for record in inventions if record.kernel_id}
         named |= {report.blueprint_id: report.kernel_id for report in reports}
         for blueprint_id, kernel_id in named.items():
-            if blueprint_id not in blueprints and (found := self._blueprint(kernel_id)) is not None:
+            if blueprint_id not in blueprints and (found := self._blueprint(blueprint_id, kernel_id)):
                 blueprints[blueprint_id] = found
         for record in self.library.compilations():
             if record.blueprint_id in blueprints:
@@ -157,12 +158,14 @@ class Inventing:
                 self.library.set_tags(kernel.kernel_id, [tag for tag in kernel.tags if tag != LOSING])
         return found
 
-    def _blueprint(self, kernel_id: str) -> Blueprint | None:
+    def _blueprint(self, blueprint_id: str, kernel_id: str) -> Blueprint | None:
         """That of a kernel, None where it is gone or damaged: then nothing is learned from its trials."""
-        try:
-            return from_json(self.library.blueprint(kernel_id))
-        except (KernelNotFound, CorruptKernel, BlueprintError):
-            return None
+        if blueprint_id not in self._read:
+            try:
+                self._read[blueprint_id] = from_json(self.library.blueprint(kernel_id))
+            except (KernelNotFound, CorruptKernel, BlueprintError):
+                return None
+        return self._read[blueprint_id]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+import numpy as np
+
 from esper.student import student_t_cdf
 
 CONFIDENCE = 0.95
@@ -83,3 +85,17 @@ def t_quantile(p: float, dof: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if student_t_cdf(middle, dof) < p else (low, middle)
     return (low + high) / 2
+
+
+def bootstrap_mean(values: Sequence[float], *, draws: int = 10_000, seed: int = 0) -> Interval:
+    """The mean, with the percentile interval of ``draws`` means of resampled values (Efron 1979).
+
+    For values that are far from normal, such as counts that are cut off. Raises ValueError for fewer than
+    two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least two values, not {len(values)}")
+    given = np.asarray(values, dtype=np.float64)
+    picked = np.random.default_rng(seed).integers(len(given), size=(draws, len(given)))
+    low, high = np.quantile(given[picked].mean(1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(given.mean()), float(low), float(high))

@@ -162,3 +162,15 @@ def test_ctrl_c_keeps_what_is_stored(capsys: Output, monkeypatch: pytest.MonkeyP
     assert "stopped: 1 inventions are stored" in capsys.readouterr().err
     assert app.run(["karn", "ls", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 1
+
+
+def test_the_doctor_says_whether_a_run_could_invent(capsys: Output) -> None:
+    found = {}
+    for place in ("urza=sqlite", "urza=memory"):
+        app.run(["doctor", "--json", "+experiment=smoke", "karn=on", place])
+        parts = {finding["part"]: finding for finding in json.loads(capsys.readouterr().out)}
+        found[place] = parts["inventing"]["good"], parts["inventing"]["detail"]
+    assert found["urza=sqlite"][0]
+    assert "up to 24 inventions a run" in found["urza=sqlite"][1]
+    assert not found["urza=memory"][0]
+    assert "cannot see a library in this one's memory" in found["urza=memory"][1]

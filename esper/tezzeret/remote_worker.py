@@ -57,7 +57,8 @@ class RemoteWorker:
         def work(key: str, attempt: str, sealed: str) -> None:
             self._work(key, attempt, sealed)
 
-        broker.celery.task(work, name=TASK, acks_late=True)
+        # Not shared: Celery would put it into every other broker's application as well.
+        broker.celery.task(work, name=TASK, shared=False)
 
     def serve(self) -> None:
         """Work until SIGINT or SIGTERM, which let what is under way end; a second one does not.
@@ -82,6 +83,7 @@ class RemoteWorker:
         logger.addHandler(errors)
         try:
             state.should_stop = None
+            self._broker.celery.set_default()  # where its threads look for tasks
             WorkController(
                 app=self._broker.celery,
                 hostname=f"esper@{socket.gethostname()}.{os.getpid()}",

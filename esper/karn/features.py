@@ -94,11 +94,11 @@ def kernel_key(blueprint: Blueprint, slot: Slot) -> str:
 
 
 def graph_features(blueprint: Blueprint) -> Vector:
-    """``words`` hashed into ``BINS`` numbers (Weinberger et al. 2009, arXiv:0902.2206), of length 1."""
+    """``words`` counted in ``BINS`` numbers, by their hashes (Weinberger et al. 2009, arXiv:0902.2206)."""
     vector = np.zeros(BINS)
     for word, count in words(blueprint).items():
         vector[_bin(word, BINS)] += count
-    return vector / np.linalg.norm(vector)
+    return vector
 
 
 def size_features(blueprint: Blueprint, place: Place) -> Vector:

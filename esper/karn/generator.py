@@ -25,7 +25,7 @@ class Generator:
     """Inventions from field reports, see ``Inventor``.
 
     Candidates are the blueprints of the catalogue that were not tried in a place and ``pool`` children of
-    all that fits and is not retired. With ``least`` reports or more of the place's layout, a Gaussian process
+    all that fits and is not retired. With ``least`` reports or more of the place's layout, a random forest
     predicts the gain of each.
 
     Exploitation: half of the children come from the best quarter of the parents by that prediction, and a
@@ -88,9 +88,7 @@ class _Place:
         if alike < self.generator.least:
             return None
         trials = [
-            Trial(
-                features(by_id[one.blueprint_id], Place(one.slot, one.layer_kind)), one.gain, one.gain_error
-            )
+            Trial(features(by_id[one.blueprint_id], Place(one.slot, one.layer_kind)), one.gain)
             for one in known
         ]
         return Surrogate(trials)

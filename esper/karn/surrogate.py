@@ -1,16 +1,14 @@
-"""A Gaussian process over graphs in their places: what gain a trial would give, and how sure that is.
+"""A random forest over graphs in their places: what gain a trial would give, and how sure that is.
 
-The regression is scikit-learn's (Rasmussen & Williams 2006, algorithm 2.1), with a Matern kernel of order 5/2
-and one length over all features, fitted by marginal likelihood. How much the graph counts beside sizes and
-place is fitted too, over ``WEIGHTS``. Its own residuals calibrate it: the standard deviations are multiplied
-by the root mean square of the residuals that each report leaves when it is left out (same book, equations
-5.10 to 5.12), in units of the deviation that was then predicted.
+Regression trees are scikit-learn's (Breiman 2001, Random Forests, Machine Learning 45). How far the trees of
+the forest are apart is how unsure it is (Hutter et al. 2011, SMAC, section 4.1). Its own residuals calibrate
+it: of the trees that did not see a trial, the squared error of the mean is what their variance and the noise
+of a trial must add up to, on average.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,26 +16,24 @@ from typing import Any
 import numpy as np
 
 from esper.errors import ConfigError
-from esper.karn.features import BINS, Vector
+from esper.karn.features import Vector
 
-WEIGHTS = (0.5, 1.0, 2.0)
-CALIBRATION = (0.5, 4.0)
-"""Least and most factor on the deviations: a dozen residuals say no more."""
-_LENGTHS, _NOISES = (0.1, 30.0), (1e-4, 2.0)
+TREES = 100
+LEAF, SHARE = 2, 0.5
+"""Least trials in a leaf, and the share of the features that each split may choose from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """The features of a blueprint in its place, the gain there and the standard error of that (nats)."""
+    """The features of a blueprint in its place, and the gain there (nats)."""
 
     features: Vector
     gain: float
-    error: float
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Of the gain: mean, standard deviation of what trials give on average, and of what one trial says."""
+    """Of the gain: mean, standard deviation of what trials give on average, and of what one trial gives."""
 
     mean: float
     deviation: float
@@ -55,67 +51,59 @@ class Prediction:
 class Surrogate:
     """Fitted to ``trials``, of which there must be at least three; deterministic.
 
+    ``rank`` is Spearman's rank correlation of the gains with what the trees say that did not see them.
     Raises ``ConfigError`` where scikit-learn is not installed.
     """
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        gains = np.array([trial.gain for trial in trials])
-        self._centre, self._scale = float(gains.mean()), float(gains.std()) or 1.0
-        self._y = (gains - self._centre) / self._scale
-        self._noise = np.array([(trial.error / self._scale) ** 2 for trial in trials]) + 1e-8
         self._rows = np.array([trial.features for trial in trials])
-        fits = [(self._fit(weight), weight) for weight in WEIGHTS]
-        self._process, self._weight = max(fits, key=lambda fit: fit[0].log_marginal_likelihood_value_)
-        self.calibration, self.rank = self._left_out()
+        self._gains = np.array([trial.gain for trial in trials])
+        self._forest = self._fit()
+        self._factor, self._noise, self.rank = self._calibrated()
 
     def predict(self, rows: Sequence[Vector]) -> list[Prediction]:
         """The gain of each blueprint in its place, given by their ``esper.karn.features.features``."""
         if not rows:
             return []
-        mean, deviation = self._process.predict(_weighted(np.array(rows), self._weight), return_std=True)
-        noise = float(self._process.kernel_.k2.noise_level)
-        known_noise = float(self._noise.mean())
-        found = []
-        for one, total in zip(mean, deviation**2, strict=True):
-            latent, spread = max(float(total) - noise, 0.0), float(total) + known_noise
-            scale = self._scale * self.calibration
-            mean_gain = self._centre + self._scale * float(one)
-            found.append(Prediction(mean_gain, scale * math.sqrt(latent), scale * math.sqrt(spread)))
-        return found
+        given = self._trees(np.array(rows))
+        deviations = self._factor * given.std(0)
+        return [
+            Prediction(float(mean), float(deviation), math.hypot(deviation, self._noise))
+            for mean, deviation in zip(given.mean(0), deviations, strict=True)
+        ]
 
     def believing(self, row: Vector) -> None:
         """Takes its own prediction of ``row`` for a trial, so that the next of a batch is chosen elsewhere.
 
-        The Kriging believer, Ginsbourger et al. 2010, section 4.2; kernel and calibration stay.
+        The believer of Ginsbourger et al. 2010, section 4.2; the calibration stays.
         """
-        (mean,) = self._process.predict(_weighted(row[None], self._weight))
+        (prediction,) = self.predict([row])
         self._rows = np.vstack([self._rows, row])
-        self._y = np.append(self._y, mean)
-        self._noise = np.append(self._noise, 1e-8)
-        self._process = self._regressor(self._process.kernel_, optimizer=None)
-        self._process.fit(_weighted(self._rows, self._weight), self._y)
+        self._gains = np.append(self._gains, prediction.mean)
+        self._forest = self._fit()
 
-    def _fit(self, weight: float) -> Any:
-        kernels = _learned().kernels
-        kernel = kernels.ConstantKernel(1.0, (0.05, 20.0)) * kernels.Matern(1.0, _LENGTHS, nu=2.5)
-        process = self._regressor(kernel + kernels.WhiteKernel(0.1, _NOISES), optimizer="fmin_l_bfgs_b")
-        with warnings.catch_warnings():
-            # It warns where the best length or noise lies on a bound, which is where they are meant to stop.
-            warnings.simplefilter("ignore")
-            return process.fit(_weighted(self._rows, weight), self._y)
+    def _fit(self) -> Any:
+        forest = _learned().RandomForestRegressor(
+            TREES, min_samples_leaf=LEAF, max_features=SHARE, random_state=0
+        )
+        return forest.fit(self._rows, self._gains)
 
-    def _regressor(self, kernel: Any, optimizer: str | None) -> Any:
-        return _learned().GaussianProcessRegressor(kernel, alpha=self._noise, optimizer=optimizer)
+    def _trees(self, rows: Vector) -> Vector:
+        """What each tree says of each row."""
+        return np.array([tree.predict(rows) for tree in self._forest.estimators_])
 
-    def _left_out(self) -> tuple[float, float]:
-        """The calibration, and Spearman's rank correlation of left-out predictions with the gains."""
-        lower = np.linalg.inv(self._process.L_)
-        inverse = lower.T @ lower
-        variance = 1 / np.diag(inverse)
-        residual = (inverse @ self._y) * variance
-        low, high = CALIBRATION
-        calibration = min(high, max(low, float(np.sqrt(np.mean(residual**2 / variance)))))
-        return calibration, rank_correlation(self._y - residual, self._y)
+    def _calibrated(self) -> tuple[float, float, float]:
+        """The factor on deviations, the noise of one trial, and the rank correlation; of unseen trials."""
+        count = len(self._gains)
+        unseen = np.array([~np.isin(np.arange(count), seen) for seen in self._forest.estimators_samples_])
+        given = np.ma.masked_array(self._trees(self._rows), ~unseen)
+        left = np.flatnonzero(unseen.sum(0) > 1)
+        means, spread = np.asarray(given.mean(0))[left], np.asarray(given.var(0))[left]
+        error = float(np.mean((self._gains[left] - means) ** 2))
+        variance = float(np.mean(spread))
+        factor = math.sqrt(min(1.0, error / variance)) if variance else 1.0
+        noise = math.sqrt(max(0.0, error - variance))
+        return factor, noise, rank_correlation(means, self._gains[left])
 
 
 def rank_correlation(first: Sequence[float] | Vector, second: Sequence[float] | Vector) -> float:
@@ -132,15 +120,11 @@ def _ranks(values: Vector) -> Vector:
     return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=np.float64)
 
 
-def _weighted(rows: Vector, weight: float) -> Vector:
-    return np.concatenate([weight * rows[:, :BINS], rows[:, BINS:]], axis=1)
-
-
 def _learned() -> Any:
     try:
-        from sklearn import gaussian_process  # type: ignore[import-untyped]
+        from sklearn import ensemble  # type: ignore[import-untyped]
     except ImportError:
         raise ConfigError(
             "the package scikit-learn is not installed", hint="pip install 'esper-morph[karn]'"
         ) from None
-    return gaussian_process
+    return ensemble

@@ -87,7 +87,7 @@ def compile_blueprints(
         from esper.assembly.kernels import build_pipeline, compile_pairs
         from esper.assembly.network import slots_of
         from esper.assembly.storage import build_library
-        from esper.tezzeret.worker import lacks
+        from esper.tezzeret.worker import stored_as
         from esper_cli.config import compose
 
     files, overrides = _split(paths or ())
@@ -118,7 +118,7 @@ def compile_blueprints(
             pairs = list(_failed_before(library.compilations(), pipeline.target.name, blueprints, report))
         else:
             pairs = list(_pairs(blueprints, dict.fromkeys(slots or _default_slots(cfg)), report))
-        missing = [pair for pair in pairs if lacks(library, pipeline, *pair)]
+        missing = [pair for pair in pairs if stored_as(library, pipeline, *pair) is None]
         report.present = len(pairs) - len(missing)
         with compile_progress(len(missing)) as advance:
             report.records = compile_pairs(cfg, library, pipeline, missing, advance, _tell)

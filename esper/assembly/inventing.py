@@ -22,7 +22,7 @@ from esper.kasmina import seeded_layers
 from esper.messages import INVENTED, CompilationRecord, FieldReport, InventionRecord, KernelArtefact, Slot
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
-from esper.tezzeret.worker import Told, Workers, compile_missing
+from esper.tezzeret.worker import Told, Workers, compile_missing, stored_as
 from esper.tolaria.choice import dormant_slots
 from esper.urza import KernelQuery
 from esper.urza.library import KernelLibrary
@@ -130,9 +130,8 @@ class Inventing:
         compile_missing(self.pipeline, storing, pairs, on_failure=failed, workers=self.workers)
         for invention in inventions:
             if _key(invention) not in told:  # the library had it, from elsewhere
-                record(
-                    invention, kernel_id=self.pipeline.kernel_id(invention.blueprint, invention.place.slot)
-                )
+                made = stored_as(self.library, self.pipeline, invention.blueprint, invention.place.slot)
+                record(invention, kernel_id=made)
         return list(told.values())
 
     def retire(self) -> dict[str, str]:

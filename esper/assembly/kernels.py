@@ -23,7 +23,7 @@ from esper.tezzeret.alerts import FailureAlert
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
 from esper.tezzeret.targets import target_named
-from esper.tezzeret.worker import compile_missing, lacks
+from esper.tezzeret.worker import compile_missing, stored_as
 from esper.tolaria.events import Listener
 from esper.tolaria.orchestrator import Rebuild
 from esper.urza.library import KernelLibrary
@@ -110,7 +110,7 @@ def fill_library(
     for error in catalogue.errors:
         tell("message", text=f"left out of the catalogue: {error}")
     pairs = [(blueprint, slot) for slot in slots for blueprint in fitting(catalogue.blueprints, slot)]
-    missing = [pair for pair in pairs if lacks(library, pipeline, *pair)]
+    missing = [pair for pair in pairs if stored_as(library, pipeline, *pair) is None]
     tried: set[tuple[str, Slot]] = set()
 
     def compiled(record: CompilationRecord) -> None:

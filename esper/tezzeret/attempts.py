@@ -46,9 +46,9 @@ def first_attempt(pipeline: Pipeline, blueprint: Blueprint, slot: Slot) -> Attem
     return Attempt(first, blueprint, tuple(_others(first)))
 
 
-def stored_ids(attempt: Attempt) -> Iterator[str]:
-    """The ids of the kernel that is asked for and of each that may stand in for it."""
-    for job in (attempt.job, *attempt.later):
+def stand_in_ids(first: Attempt) -> Iterator[str]:
+    """The ids of the kernels that may stand in for the one that is asked for."""
+    for job in first.later:
         yield job.pipeline.kernel_id(job.blueprint, job.slot)
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from esper.blueprint import Blueprint
 from esper.messages import CompilationRecord, KernelArtefact, Slot
-from esper.tezzeret.attempts import Attempt, first_attempt, stored_ids
+from esper.tezzeret.attempts import Attempt, first_attempt, stand_in_ids
 from esper.tezzeret.jobs import CompileJob, Outcome, attempt_here
 from esper.tezzeret.pipeline import Pipeline
 
@@ -82,11 +82,13 @@ def compile_missing(
     return records
 
 
-def lacks(library: Library, pipeline: Pipeline, blueprint: Blueprint, slot: Slot) -> bool:
-    """Whether ``library`` has neither the kernel that is asked for nor one that was made instead of it."""
-    if library.contains(pipeline.kernel_id(blueprint, slot)):
-        return False
-    return not any(map(library.contains, stored_ids(first_attempt(pipeline, blueprint, slot))))
+def stored_as(library: Library, pipeline: Pipeline, blueprint: Blueprint, slot: Slot) -> str | None:
+    """The id of the kernel that is asked for, or of one made instead of it; None if ``library`` has neither."""
+    asked = pipeline.kernel_id(blueprint, slot)
+    if library.contains(asked):
+        return asked
+    others = stand_in_ids(first_attempt(pipeline, blueprint, slot))
+    return next(filter(library.contains, others), None)
 
 
 def _missing(
@@ -95,7 +97,7 @@ def _missing(
     seen: set[str] = set()
     for blueprint, slot in pairs:
         kernel_id = pipeline.kernel_id(blueprint, slot)
-        if kernel_id not in seen and lacks(library, pipeline, blueprint, slot):
+        if kernel_id not in seen and stored_as(library, pipeline, blueprint, slot) is None:
             yield first_attempt(pipeline, blueprint, slot)
         seen.add(kernel_id)
 

@@ -44,7 +44,7 @@ def test_a_library_holds_all_targets_and_says_which_is_a_fallback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     files = [str(BLUEPRINTS / f"{name}.yaml") for name in ("low_rank", "fourier_mixing")]
-    made = {}
+    made: dict[tuple[str, str], Any] = {}
     for target in TARGETS:
         report = printed(capsys, "compile", *files, "--shape", "tokens:4:4", "--json", f"tezzeret={target}")
         made |= {(target, one["blueprint_name"]): one for one in report["compiled"]}

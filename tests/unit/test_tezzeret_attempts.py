@@ -17,7 +17,7 @@ from esper.tezzeret.budget import Budget
 from esper.tezzeret.pipeline import Pipeline
 from esper.tezzeret.targets import target_named
 from esper.tezzeret.torchscript import TorchScriptTarget
-from esper.tezzeret.worker import compile_missing, lacks
+from esper.tezzeret.worker import compile_missing, stored_as
 
 torch.set_num_threads(1)
 
@@ -79,6 +79,7 @@ def test_another_target_stands_in_and_says_so() -> None:
     assert "fallback" in made.metadata.tags
     assert library.alerts == []
     assert library.compile(FAILING, MLP) == []  # it is there
+    assert stored_as(library, FAILING, MLP, SLOT) == made.metadata.kernel_id
 
 
 def test_a_kernel_that_was_asked_for_is_no_fallback_of_another() -> None:
@@ -88,7 +89,7 @@ def test_a_kernel_that_was_asked_for_is_no_fallback_of_another() -> None:
     (asked,) = library.kernels.values()
     assert "fallback" not in asked.metadata.tags
     pipeline = replace(eager, target=TorchScriptTarget(), fallbacks=["eager"])
-    assert lacks(library, pipeline, MLP, SLOT)
+    assert stored_as(library, pipeline, MLP, SLOT) is None
     library.compile(pipeline, MLP)
     library.compile(replace(pipeline, target=Hostile(fail)), wide())
     assert sorted(one.metadata.target for one in library.kernels.values()) == [

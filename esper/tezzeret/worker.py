@@ -83,7 +83,7 @@ def compile_missing(
 
 
 def stored_as(library: Library, pipeline: Pipeline, blueprint: Blueprint, slot: Slot) -> str | None:
-    """The id of the kernel that is asked for, or of one made instead of it; None if ``library`` has neither."""
+    """The id of the kernel that is asked for, or of one made instead; None if ``library`` has neither."""
     asked = pipeline.kernel_id(blueprint, slot)
     if library.contains(asked):
         return asked

@@ -1,0 +1,1 @@
+"""Long exercises with real servers; each module is one command."""

@@ -1,0 +1,255 @@
+"""Compile workers over a real broker: once, in order, for holders of the keys; what is lost is done again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from drills.compile_workers import SMALL, drill, durable_redis
+from servers.redis import RedisServer, free_port, started
+
+from esper.assembly.keys import build_envelope
+from esper.assembly.workers import build_workers
+from esper.errors import CompilationError, ConfigError, SealBroken
+from esper.messages import Slot
+from esper.security import Envelope
+from esper.tezzeret.broker import TASK, Broker
+from esper.tezzeret.jobs import CompileJob, Outcome
+from esper.tezzeret.limits import Limits
+from esper.tezzeret.pipeline import Pipeline
+from esper.tezzeret.pool import WorkerPool
+from esper.tezzeret.remote import RemoteWorkers
+from esper.tezzeret.remote_worker import MAX_BEGUN, RemoteWorker
+from esper.tezzeret.torchscript import TorchScriptTarget
+from esper.tezzeret.wire import Wire, encoded
+from esper_cli.config import compose
+
+SLOT = Slot("features", 8, 6)
+GOOD = CompileJob(Pipeline(TorchScriptTarget()), SMALL, SLOT)
+BAD = replace(GOOD, slot=replace(SLOT, in_features=10**7))
+PASSWORD = "pass word/of the tests"
+WORKER = [sys.executable, "-m", "esper_cli", "worker", "--workers", "1"]
+
+
+def sized(size: int) -> CompileJob:
+    return replace(GOOD, slot=replace(SLOT, out_features=size))
+
+
+@dataclass
+class Place:
+    """A queue of its own on a server, and keys that those have who use it."""
+
+    url: str
+    folder: Path
+    queue: str
+    envelope: Envelope
+
+    @property
+    def wire(self) -> Wire:
+        return Wire(self.envelope)
+
+    def broker(self) -> Broker:
+        return Broker(self.url, self.queue)
+
+    def client(self, **settings: float) -> RemoteWorkers:
+        return RemoteWorkers(self.broker(), self.wire, **settings)  # type: ignore[arg-type]
+
+    @contextmanager
+    def worker(self) -> Iterator[subprocess.Popen[str]]:
+        """An ``esper worker`` with one process, which has ended afterwards."""
+        with subprocess.Popen(
+            [*WORKER, f"tezzeret.engine.queue={self.queue}"],
+            env=os.environ | {"ESPER_BROKER_URL": self.url, "ESPER_HOME": str(self.folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+def place(url: str, folder: Path) -> Place:
+    envelope = build_envelope(compose([f"security.path={folder}/keys.json"]))
+    envelope.authenticate(b"")  # makes the key
+    return Place(url, folder, f"tests-{uuid.uuid4().hex}", envelope)
+
+
+@pytest.fixture
+def here(redis_server: RedisServer, tmp_path: Path) -> Place:
+    return place(redis_server.url, tmp_path)
+
+
+@pytest.fixture
+def serve(here: Place) -> Iterator[Callable[[CompileJob, str], None]]:
+    """Has this process do one message of the queue, as Celery does."""
+    with closing(here.broker()) as broker, WorkerPool(1) as pool:
+        RemoteWorker(broker, here.wire, pool)
+
+        def do(job: CompileJob, attempt: str) -> None:
+            key, data = encoded(job)
+            sealed = here.wire.seal_job(data, key, attempt)
+            broker.celery.tasks[TASK](key, attempt, b64encode(sealed).decode())
+
+        yield do
+
+
+def until_in_queue(broker: Broker, messages: int, priority: str = "") -> None:
+    """Wait until there are so many of that priority, as Celery names its lists."""
+    deadline = time.monotonic() + 10
+    while broker.ask(("LLEN", broker.queue + priority)) != [messages]:
+        assert time.monotonic() < deadline, "they do not come"
+        time.sleep(0.01)
+
+
+def end(worker: subprocess.Popen[str]) -> str:
+    """Ctrl-C, and all that it has said."""
+    worker.send_signal(signal.SIGINT)
+    said, _ = worker.communicate(timeout=30)
+    assert worker.returncode == 0, said
+    assert "Traceback" not in said
+    return said
+
+
+def test_hot_first_and_what_many_ask_for_once(here: Place) -> None:
+    with here.client() as first, here.client() as second, here.broker() as broker:
+        asked = [first.submit(sized(size)) for size in (4, 5, 6)]
+        until_in_queue(broker, 3, "\x06\x169")
+        asked += [second.submit(sized(size)) for size in (4, 5)]
+        asked += [second.submit(sized(6), hot=True), second.submit(sized(7), hot=True)]
+        assert first.submit(sized(5)) is asked[1]
+        until_in_queue(broker, 2)
+        with here.worker() as worker:
+            outcomes = [future.result(60) for future in asked]
+            said = end(worker)
+    assert all(outcome.artefact for outcome in outcomes)
+    assert outcomes[0] == outcomes[3]
+    done = [line.partition(":")[0] for line in said.splitlines() if "compiled (" in line]
+    assert done == [f"small for features 8->{size}" for size in (6, 7, 4, 5)]
+
+
+def test_over_tls_with_a_password_that_nobody_sees(tmp_path: Path) -> None:
+    for server in started(RedisServer(tls=True, password=PASSWORD)):
+        there = place(server.url, tmp_path)
+        with there.worker() as worker:
+            with there.client() as client:
+                outcome = client.submit(GOOD).result(60)
+                again = [client.submit(BAD).result(60) for _ in range(2)]  # a failure is tried anew
+            assert outcome.artefact is not None
+            assert outcome.artefact.weights == GOOD.pipeline.compile(SMALL, SLOT).weights
+            assert all("the budget is" in str(each.reason) for each in again)
+            server.kill()
+            assert worker.stdout is not None
+            said = "".join(worker.stdout.readline() for _ in range(5))  # of them the last is about the broker
+            server.start()
+            said += end(worker)
+    assert said.count("failed in build") == 2
+    assert "Cannot connect to" in said
+    assert not re.search("of.{1,3}the.{1,3}tests", said)
+
+
+def test_a_broker_that_is_not_there(tmp_path: Path) -> None:
+    there = place(f"redis://:{quote(PASSWORD, safe='')}@127.0.0.1:{free_port()}/0", tmp_path)
+    with there.worker() as worker:
+        said, _ = worker.communicate(timeout=60)
+    assert worker.returncode == CompilationError.exit_code
+    assert len(said.splitlines()) == 1
+    assert "the Redis broker 127.0.0.1:" in said
+    assert not re.search("of.{1,3}the.{1,3}tests", said)
+    with pytest.raises(CompilationError, match="did not answer"):
+        there.client()
+
+
+def test_settings_that_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = "tezzeret/engine=celery"
+    monkeypatch.delenv("ESPER_BROKER_URL", raising=False)
+    with pytest.raises(ConfigError, match="ESPER_BROKER_URL, which is not set"):
+        build_workers(compose([engine]), pytest.fail)
+    monkeypatch.setenv("ESPER_BROKER_URL", "redis://broker.example:6379/0")
+    with pytest.raises(ConfigError, match="is on another machine, and redis:// hides nothing"):
+        build_workers(compose([engine]), pytest.fail)
+    with pytest.raises(ConfigError, match="visibility_seconds must be above"):
+        build_workers(compose([engine, "tezzeret.engine.visibility_seconds=30"]), pytest.fail)
+    with pytest.raises(ConfigError, match="compile for the CPU"):
+        build_workers(compose([engine, "tezzeret.device=cuda"]), pytest.fail)
+    monkeypatch.setitem(sys.modules, "celery", None)
+    monkeypatch.delitem(sys.modules, "celery.app.base", raising=False)
+    with pytest.raises(ConfigError, match=r"esper-morph\[celery\]"):
+        Broker("redis://localhost/0", "jobs")
+
+
+def test_nobody_answers(here: Place) -> None:
+    with (
+        here.client(silence_seconds=0.5) as client,
+        pytest.raises(CompilationError, match=r"answered for 0\.5 s"),
+    ):
+        client.submit(GOOD).result(10)
+
+
+def test_the_broker_goes_away(own_redis: RedisServer, tmp_path: Path) -> None:
+    with place(own_redis.url, tmp_path).client(outage_seconds=1) as client:
+        future = client.submit(GOOD)
+        own_redis.kill()
+        with pytest.raises(CompilationError, match="did not answer for 1 s"):
+            future.result(20)
+
+
+def test_an_outcome_of_another_job_is_not_taken(
+    here: Place, serve: Callable[[CompileJob, str], None]
+) -> None:
+    """Whoever can write to the broker claims a job for an attempt at another one."""
+    attempt = "a" * 32
+    serve(sized(4), attempt)
+    with here.client() as client, here.broker() as broker:
+        broker.ask(("SET", broker.key("asked", encoded(GOOD)[0]), attempt))
+        with pytest.raises(SealBroken):
+            client.submit(GOOD).result(10)
+
+
+def test_messages_that_are_not_to_be_done(here: Place, serve: Callable[[CompileJob, str], None]) -> None:
+    attempt, key = "b" * 32, encoded(GOOD)[0]
+    with here.broker() as broker:
+        outcome, begun = broker.key("outcome", attempt), broker.key("begun", attempt)
+        serve(GOOD, attempt)
+        (first,) = broker.ask(("GET", outcome))
+        serve(GOOD, attempt)  # given out again, though it was done
+        assert broker.ask(("GET", outcome), ("GET", begun)) == [first, b"1"]
+        broker.ask(("DEL", outcome), ("SET", begun, MAX_BEGUN))  # each time its worker died
+        serve(GOOD, attempt)
+        (sealed,) = broker.ask(("GET", outcome))
+        assert here.wire.open_outcome(sealed, key, attempt) == Outcome(
+            "queue", 0.0, "it was begun 5 times, and each time its worker ended without an outcome"
+        )
+
+
+def test_a_job_that_others_sealed_is_left_out(here: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
+    other = place(here.url, tmp_path_factory.mktemp("other"))
+    told: list[str] = []
+    key, data = encoded(GOOD)
+    with here.broker() as broker, WorkerPool(1, Limits()) as pool:
+        RemoteWorker(broker, here.wire, pool, tell=told.append)
+        for sealed in (other.wire.seal_job(data, key, "c"), b"no seal", here.wire.seal_job(data, key, "d")):
+            broker.celery.tasks[TASK](key, "c", b64encode(sealed).decode())
+        assert broker.ask(("EXISTS", broker.key("begun", "c"))) == [0]
+    assert len(told) == 3
+    assert all(line.startswith("left out a job: ") for line in told)
+
+
+def test_workers_and_the_broker_are_killed_and_no_kernel_is_lost_or_stored_twice(tmp_path: Path) -> None:
+    for server in started(durable_redis()):
+        report = drill(tmp_path, server, jobs=40, kills=3, broker_kills=1)
+        assert (report.workers_killed, report.broker_killed) == (3, 1)
+        assert (report.lost, report.duplicates, report.damaged) == (0, 0, 0), report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from esper.messages import FieldReport, InventionRecord
@@ -52,13 +53,17 @@ def _why_it_ended(view: RunView) -> list[str]:
     """Why a run did not finish, and how to go on."""
     if view.error:
         return [f"it failed: {view.error}"]
-    saved = (view.folder / "checkpoints" / "latest.json").exists()
+    saved = _has_checkpoint(view.folder / "checkpoints")
     go_on = f"go on with: esper train --resume {view.run_id}" if saved else "nothing was saved"
     words = {
         "interrupted": "it was interrupted, by Ctrl-C or SIGTERM",
         "stopped": "its process ended without a word: killed, out of memory, or the power failed",
     }
     return [f"{words[view.status]}; {go_on}"] if view.status in words else []
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return (folder / "latest.json").exists() or any(folder.glob("step-*/manifest.json"))
 
 
 def _print_decision(number: int, alike: Sequence[Adaptation]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from esper.assembly.kernels import build_pipeline, rebuilder
+from esper.assembly.keys import build_envelope
 from esper.assembly.network import build_data, build_host
 from esper.blueprint import from_json
 from esper.errors import RunError
@@ -16,7 +17,7 @@ from esper.kasmina import seeded_layers
 from esper.messages import KernelMetadata
 from esper.tezzeret.pipeline import Trained
 from esper.tezzeret.targets import target_named
-from esper.tolaria.checkpoint import Checkpoints
+from esper.tolaria.checkpoints import Checkpoints
 from esper.tolaria.restoring import restore_model
 from esper.urza.library import KernelLibrary
 
@@ -36,7 +37,7 @@ def harvest(
     pipeline = build_pipeline(cfg)
     data = build_data(cfg)
     model = build_host(cfg, data)
-    state = Checkpoints(run / "checkpoints").load()
+    state = Checkpoints(run / "checkpoints", build_envelope(cfg)).load()
     hint = f"the run {run.name} was made with another version of its model"
     trials = restore_model(model, state, data.train.x[:2], rebuilder(pipeline), hint=hint)
     kept = [trial for trial in trials.values() if trial.finished]

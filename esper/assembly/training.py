@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from esper.assembly.background import BackgroundInventor, check_background
 from esper.assembly.configured import configured, settings
 from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
-from esper.assembly.keys import key_made_notice
+from esper.assembly.keys import build_envelope, key_made_notice
 from esper.assembly.network import build_data, build_host, device_of, slots
 from esper.assembly.storage import build_library
 from esper.blueprint import from_json
@@ -25,7 +25,8 @@ from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.runs import RunStore
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
-from esper.tolaria.checkpoint import Checkpoints, write_atomically
+from esper.tolaria.checkpoints import Checkpoints, Retention
+from esper.tolaria.durable import write_atomically
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Listener, Recorder
 from esper.tolaria.export import ExportReport, export_network
@@ -52,7 +53,11 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     data = build_data(cfg).to(device_of(cfg))
     pipeline = build_pipeline(cfg)
     # A checkpoint of a run has what the run started from.
-    start = load_start(Path(str(cfg.tolaria.start))) if cfg.tolaria.start and not resume else None
+    start = (
+        load_start(Path(str(cfg.tolaria.start)), build_envelope(cfg))
+        if cfg.tolaria.start and not resume
+        else None
+    )
     fitted = _started(cfg, data, start, pipeline) if start else None
     seed_everything(cfg.seed)
     model = build_host(cfg, data)
@@ -97,7 +102,9 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
             structure=Structure(
                 model, optimizer, held_out, recorder, example=data.train.x[:2], seed=cfg.seed
             ),
-            checkpoints=Checkpoints(folder / "checkpoints", keep=cfg.tolaria.keep_checkpoints),
+            checkpoints=Checkpoints(
+                folder / "checkpoints", build_envelope(cfg, tell_key_made), _retention(cfg)
+            ),
             recorder=recorder,
             settings=_trainer_settings(cfg),
             **({"inventions": orchestrator.untried_inventions} if background else {}),
@@ -138,7 +145,7 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
     """
     data = build_data(cfg)
     model = build_host(cfg, data)
-    state = Checkpoints(run / "checkpoints").load()
+    state = Checkpoints(run / "checkpoints", build_envelope(cfg)).load()
     trials = restore_model(
         model,
         state,
@@ -147,7 +154,8 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
         hint="export with the model and the seeded layers that the run had",
     )
     kernels = {key: build(from_json(trial.blueprint), trial.slot) for key, trial in trials.items()}
-    notes = f"Run {run.name}, after epoch {state['epoch']}. x is normalised as in that run: {data.task}."
+    epochs = state["progress"]["epochs_done"]
+    notes = f"Run {run.name}, after epoch {epochs}. x is normalised as in that run: {data.task}."
     return export_network(model, kernels, data.held_out.x[:64], folder.resolve(), notes=notes)
 
 
@@ -161,6 +169,9 @@ def _check_bounds(cfg: DictConfig) -> None:
         "tolaria.flops": (1, math.inf),
         "tolaria.observe_every": (1, math.inf),
         "tolaria.keep_checkpoints": (1, math.inf),
+        "tolaria.keep_best": (0, math.inf),
+        "tolaria.keep_every": (0, math.inf),
+        "tolaria.checkpoint_every": (1, math.inf),
         "tolaria.max_grad_norm": (0, math.inf),
         "tolaria.trial.training": (0, math.inf),
         "tolaria.trial.blending": (0, math.inf),
@@ -204,7 +215,14 @@ def _trainer_settings(cfg: DictConfig) -> TrainerSettings:
         observe_every=cfg.tolaria.observe_every,
         max_grad_norm=cfg.tolaria.max_grad_norm,
         autocast=cfg.tolaria.autocast,
+        checkpoint_every=cfg.tolaria.get("checkpoint_every"),
     )
+
+
+def _retention(cfg: DictConfig) -> Retention:
+    """Which checkpoints stay; a run that was begun before there was a choice keeps the newest alone."""
+    tolaria = cfg.tolaria
+    return Retention(tolaria.keep_checkpoints, tolaria.get("keep_best", 0), tolaria.get("keep_every", 0))
 
 
 def _trial_plan(cfg: DictConfig, steps_per_epoch: int) -> TrialPlan:

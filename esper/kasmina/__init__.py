@@ -10,7 +10,7 @@ from esper.kasmina.graft import (
     unwrap,
     wrap,
 )
-from esper.kasmina.health import drain, observe
+from esper.kasmina.health import drain, observe, observed, restore_observed
 from esper.kasmina.layer import SeededLayer, seeded_layers
 from esper.kasmina.seed import TRANSITIONS, Seed, seed_off
 
@@ -23,7 +23,9 @@ __all__ = [
     "drain",
     "graft",
     "observe",
+    "observed",
     "pop_faults",
+    "restore_observed",
     "restore_seeds",
     "seed_off",
     "seed_records",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -104,6 +104,18 @@ class HealthCounters:
             yield
             self._timings.append((seed_idx, 1e3 * (time.perf_counter() - began)))
 
+    def state(self) -> dict[str, Any]:
+        """What was observed, for a checkpoint in the middle of an epoch."""
+        timings = [(seed_idx, _milliseconds(timing)) for seed_idx, timing in self._timings]
+        steps = (self.steps, self.gradient_steps)
+        return {"steps": steps, "totals": self._totals, "timings": timings}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Put back what ``state`` returned."""
+        self.steps, self.gradient_steps = state["steps"]
+        self._totals = None if state["totals"] is None else state["totals"].to(device, copy=True)
+        self._timings = list(state["timings"])
+
     def totals(self) -> torch.Tensor | None:
         """The counters as one tensor, (5, features), or None when nothing was observed."""
         return self._totals
@@ -112,6 +124,9 @@ class HealthCounters:
         """Mean milliseconds of each kernel that was timed; the device must have finished."""
         by_seed: dict[int, list[float]] = {}
         for seed_idx, timing in self._timings:
-            elapsed = timing if isinstance(timing, float) else timing[0].elapsed_time(timing[1])
-            by_seed.setdefault(seed_idx, []).append(elapsed)
+            by_seed.setdefault(seed_idx, []).append(_milliseconds(timing))
         return {seed_idx: sum(times) / len(times) for seed_idx, times in by_seed.items()}
+
+
+def _milliseconds(timing: Any) -> float:
+    return timing if isinstance(timing, float) else timing[0].elapsed_time(timing[1])

@@ -12,6 +12,8 @@ when nothing varies or when a value is not finite.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +27,18 @@ def observe(model: nn.Module, on: bool) -> None:
     """Gather health in the forwards that follow, or stop; switch it on for a few batches of an epoch."""
     for layer in seeded_layers(model).values():
         layer.observing = on
+
+
+def observed(model: nn.Module) -> dict[str, Any]:
+    """What was gathered since the last ``drain``, for a checkpoint in the middle of an epoch."""
+    return {name: layer.health.state() for name, layer in seeded_layers(model).items()}
+
+
+def restore_observed(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put back what ``observed`` returned."""
+    device = next(model.parameters()).device
+    for name, layer in seeded_layers(model).items():
+        layer.health.restore(state[name], device)
 
 
 def drain(model: nn.Module) -> dict[str, LayerMetrics]:

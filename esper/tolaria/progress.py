@@ -6,7 +6,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from esper.messages import EpochRecord, Refusal
+
+
+@dataclass(slots=True)
+class EpochSoFar:
+    """An epoch under way: its ``steps`` and ``samples``, and the sum of their losses, on the device."""
+
+    loss: Tensor
+    steps: int = 0
+    samples: int = 0
+
+    @classmethod
+    def begun(cls, device: torch.device) -> EpochSoFar:
+        """An epoch of which nothing is done."""
+        return cls(torch.zeros((), device=device))
+
+    def add(self, loss: Tensor, samples: int) -> None:
+        """Count a step with the mean ``loss`` over ``samples``; reads nothing from the device."""
+        self.loss += loss * samples
+        self.steps += 1
+        self.samples += samples
 
 
 @dataclass(slots=True)

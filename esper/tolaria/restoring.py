@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from esper.errors import CheckpointError, GraftError, RunError
-from esper.tolaria.checkpoint import Checkpoints
+from esper.security import Envelope
+from esper.tolaria.checkpoints import Checkpoints
 from esper.tolaria.orchestrator import Rebuild, SeedKey, SeedOrchestrator, restore_trials
 from esper.tolaria.rng import rng_state, set_rng_state
 from esper.tolaria.structure import Structure, regrow
@@ -41,7 +42,7 @@ def restore_training(
         structure.model.load_state_dict(state["model"])
 
 
-def load_start(run: Path) -> dict[str, Any]:
+def load_start(run: Path, envelope: Envelope) -> dict[str, Any]:
     """The network of the newest checkpoint of the run in the folder ``run``, for a run that begins with it.
 
     What was learned of growth is left out, and all of the network counts as old. Kernels on trial stay on
@@ -52,7 +53,7 @@ def load_start(run: Path) -> dict[str, Any]:
         raise RunError(
             f"tolaria.start: there is no run in {run}", hint="name the folder of one, such as runs/ID"
         )
-    state = Checkpoints(run / "checkpoints").load()
+    state = Checkpoints(run / "checkpoints", envelope).load()
     growth = state["growth"]
     seeds = [{**seed, "embargoed_until": seed["embargoed_until"] and 0} for seed in growth["seeds"]]
     return {

@@ -16,7 +16,7 @@ from torch import nn
 
 from esper.data.splits import Split
 from esper.errors import EsperError, RunError, StorageError
-from esper.tolaria.checkpoint import write_atomically
+from esper.tolaria.durable import write_atomically
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.trainer import Trainer
 
@@ -50,6 +50,7 @@ class Run:
         self._end_beside = beside
         self._size_at_start = self._size()
         self._resumed = False
+        self._skipped: list[str] = []
 
     def restore(self) -> None:
         """Go on from the newest checkpoint.
@@ -57,7 +58,11 @@ class Run:
         Raises CheckpointError when there is none that is whole, and RunError when no epoch is left to train:
         a run that ended after its last epoch but before its summary is finished, another is left as it is.
         """
-        self.trainer.restore(self.trainer.checkpoints.load())
+        state, skipped = self.trainer.checkpoints.load_newest_good()
+        self.trainer.restore(state)
+        for error in skipped:
+            self.trainer.recorder.emit("message", text=f"passed over: {error.message}")
+        self._skipped = [error.message for error in skipped]
         done, settings = self.trainer.progress.epochs_done, self.trainer.settings
         whole = (self.info.folder / SUMMARY_NAME).exists()
         if settings.flops is not None:
@@ -110,6 +115,8 @@ class Run:
             task=self.info.task,
             seed=self.info.seed,
             resumed_from_epoch=last_epoch if self._resumed else None,
+            resumed_from_step=self.trainer.progress.global_step if self._resumed else None,
+            damaged_checkpoints=self._skipped,
             parameters=self._size_at_start["parameters"],
             flops_per_sample=self._size_at_start["flops_per_sample"],
             total_epochs=self.trainer.total_epochs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -14,15 +15,15 @@ from torch.optim import Optimizer
 
 from esper.data.batches import Batches
 from esper.data.losses import mean_loss
-from esper.errors import ConfigError
-from esper.kasmina import drain, observe
+from esper.errors import ConfigError, EsperError
+from esper.kasmina import drain, observe, observed, restore_observed
 from esper.messages import AdaptationDecision, EpochRecord, Refusal, Slot, SystemStatePacket, WidthMetrics
 from esper.tamiyo.policy import Policy
-from esper.tolaria.checkpoint import Checkpoints
+from esper.tolaria.checkpoints import BackgroundSaver, Checkpoints, Mark, Saved
 from esper.tolaria.evaluation import Flops, HeldOut, count_flops
 from esper.tolaria.events import Recorder
 from esper.tolaria.orchestrator import SeedOrchestrator
-from esper.tolaria.progress import Progress
+from esper.tolaria.progress import EpochSoFar, Progress
 from esper.tolaria.recovery import Recovery
 from esper.tolaria.restoring import restore_training
 from esper.tolaria.rng import rng_state, set_rng_state
@@ -39,6 +40,8 @@ class TrainerSettings:
     ``autocast`` runs the forward pass in bfloat16 where torch deems it safe. With ``flops`` the run ends
     before the step that, with the held-out evaluation after it, would take more than that many; ``epochs``
     does not count, and the learning rate follows the share of the FLOPs that is spent.
+
+    A checkpoint is written at the end of each epoch, and after every ``checkpoint_every``-th step, if any.
     """
 
     epochs: int
@@ -46,6 +49,7 @@ class TrainerSettings:
     observe_every: int = 8
     max_grad_norm: float | None = None
     autocast: bool = False
+    checkpoint_every: int | None = None
 
 
 class Trainer:
@@ -78,10 +82,12 @@ class Trainer:
         self.structure = structure
         self.recovery = Recovery(model)
         self.checkpoints = checkpoints
+        self._saver = BackgroundSaver(checkpoints)
         self.recorder = recorder
         self.settings = settings
         self.inventions = inventions
         self.progress = Progress()
+        self._so_far: EpochSoFar | None = None
         self._flops: tuple[tuple[int, int], Flops] | None = None
         self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
 
@@ -89,10 +95,19 @@ class Trainer:
         """Train until the last epoch is done.
 
         Raises Instability when training diverged, StorageError when nothing can be written any more, and
-        ConfigError when the FLOPs do not suffice for a step; whatever ends it, the newest checkpoint is that
-        of the last epoch that was done.
+        ConfigError when the FLOPs do not suffice for a step; whatever ends it, the newest checkpoint is the
+        last that was begun.
         """
-        if self.progress.epochs_done == 0:
+        try:
+            self._fit()
+        except BaseException:
+            with contextlib.suppress(EsperError):  # the first error is the one to pass on
+                self._tell(self._saver.wait())
+            raise
+        self._tell(self._saver.wait())
+
+    def _fit(self) -> None:
+        if self.progress.global_step == 0:
             if self.finished:
                 least = self._first_step() + self._evaluation_flops()
                 raise ConfigError(
@@ -100,7 +115,7 @@ class Trainer:
                     hint=f"give at least {least:g}",
                 )
             self._save()
-        while not self.finished:
+        while self._so_far is not None or not self.finished:
             packet = self.run_epoch(self.progress.epochs_done)
             self.recovery.check(packet)
             decision = self.policy.decide(packet)
@@ -149,9 +164,12 @@ class Trainer:
         """Train one epoch, judge the trials that are due, and measure what a policy may know."""
         started = time.perf_counter()
         self.orchestrator.begin_epoch(epoch)
-        self.structure.begin_epoch()
+        if self._so_far is None:
+            self.structure.begin_epoch()
+            self._so_far = EpochSoFar.begun(self.batches.y.device)
         before = self.progress.samples
-        loss = self._train(epoch)
+        loss = self._train(epoch, self._so_far)
+        self._so_far = None
         seconds = time.perf_counter() - started
         self.orchestrator.end_epoch()
         packet = self._packet(epoch, loss)
@@ -171,12 +189,11 @@ class Trainer:
         self.recorder.emit("cache", tiers=self.orchestrator.library.tier_counts())
         return packet
 
-    def _train(self, epoch: int) -> float:
-        """One pass over the training data; returns the mean loss. Reads the device once, at the end."""
+    def _train(self, epoch: int, so_far: EpochSoFar) -> float:
+        """What is left of an epoch; its mean loss. Reads the device at watched steps and at the end."""
         self.model.train()
-        total, before = torch.zeros((), device=self.batches.y.device), self.progress.samples
         steps = len(self.batches)
-        for step, (x, y) in enumerate(self.batches.epoch(epoch)):
+        for step, (x, y) in enumerate(self.batches.epoch(epoch, start=so_far.steps), so_far.steps):
             cost = len(y) * self.flops().training  # may run the model, so unobserved
             if step and self._overspends(cost):
                 break
@@ -187,11 +204,15 @@ class Trainer:
             self.schedule.apply(self.optimizer, done, self.progress.grown_at)
             loss = self._step(x, y)
             observe(self.model, False)
-            total += loss * len(y)
+            so_far.add(loss, len(y))
             self.progress.samples += len(y)
             if watched:
                 self.recorder.emit("step", epoch=epoch, step=step, steps=steps, loss=loss.item())
-        return float(total) / (self.progress.samples - before)
+                self._tell(self._saver.finished())
+            every = self.settings.checkpoint_every
+            if every is not None and self.progress.global_step % every == 0:
+                self._save()
+        return float(so_far.loss) / so_far.samples
 
     def _step(self, x: Tensor, y: Tensor) -> Tensor:
         """Forward, backward, update; a kernel that fails is taken out before the update."""
@@ -279,13 +300,29 @@ class Trainer:
     # Checkpoints
 
     def _save(self) -> None:
-        path = self.checkpoints.save(self.progress.epochs_done, self.state())
-        self.recorder.emit("checkpoint", epoch=self.progress.epochs_done, path=str(path))
+        """Begin to write a checkpoint; the one before it is told of once it is on the disk."""
+        self._tell(self._saver.wait())
+        done, last = self.progress, self.progress.history[-1:]
+        in_epoch = 0 if self._so_far is None else self._so_far.steps
+        mark = Mark(done.global_step, done.epochs_done, in_epoch, last[0].loss if last else None)
+        self._saver.begin(mark, self.state())
+
+    def _tell(self, written: list[Saved]) -> None:
+        for saved in written:
+            self.recorder.emit(
+                "checkpoint",
+                epoch=saved.mark.epochs,
+                step=saved.mark.step,
+                path=str(saved.path),
+                paused=saved.paused,
+                seconds=saved.seconds,
+            )
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on: tensors and plain data."""
         return {
             "progress": asdict(self.progress),
+            "so_far": self._so_far_state(),
             "structure": self.structure.state(),
             "growth": self.orchestrator.state(),
             "model": self.model.state_dict(),
@@ -309,3 +346,19 @@ class Trainer:
         configured = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**configured, "state": state["optimizer"]["state"]})
         set_rng_state(state["rng"])
+        self._restore_so_far(state.get("so_far"))
+
+    def _so_far_state(self) -> dict[str, Any] | None:
+        """What an epoch under way has gathered, beside what it has changed."""
+        if self._so_far is None:
+            return None
+        rates, seen = self.structure.block_rates.tables(), observed(self.model)
+        return {"epoch": asdict(self._so_far), "rates": rates, "observed": seen}
+
+    def _restore_so_far(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            return
+        self._so_far = EpochSoFar(**state["epoch"])
+        self._so_far.loss = self._so_far.loss.to(self.batches.y.device)
+        self.structure.block_rates.set_tables(state["rates"])
+        restore_observed(self.model, state["observed"])

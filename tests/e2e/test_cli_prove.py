@@ -68,7 +68,7 @@ def test_ctrl_c_and_sigterm_end_all_of_it_and_say_how_to_go_on(
         start_new_session=True,
     ) as process:
         journals = workplace / "experiments" / "smoke_proof" / "runs"
-        while len(list(journals.glob("*/checkpoints/latest.json"))) < jobs:
+        while len(list(journals.glob("*/checkpoints/step-*/manifest.json"))) < jobs:
             assert process.poll() is None
             time.sleep(0.05)
         assert len(alive(process.pid)) >= (1 if jobs == 1 else 3)

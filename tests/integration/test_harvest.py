@@ -9,11 +9,12 @@ import torch
 from omegaconf import DictConfig
 
 from esper.assembly.harvest import harvest
+from esper.assembly.keys import build_envelope
 from esper.assembly.storage import build_library
 from esper.assembly.training import build_training
 from esper.errors import RunError
 from esper.messages import KernelMetadata
-from esper.tolaria.checkpoint import Checkpoints
+from esper.tolaria.checkpoints import Checkpoints
 from esper_cli.config import compose
 
 Run = tuple[DictConfig, Path]
@@ -43,7 +44,7 @@ def test_a_kept_kernel_is_stored_with_its_weights_and_where_they_are_from(traine
     with build_library(cfg) as library:
         found = harvest(cfg, run, library, lambda kernel, new: told.append((kernel, new)))
         assert [new for _, new in told] == [True] * len(found)
-        state = Checkpoints(run / "checkpoints").load()["model"]
+        state = Checkpoints(run / "checkpoints", build_envelope(cfg)).load()["model"]
         for kernel in found:
             assert kernel.run_id == run.name
             assert library.contains(kernel.parent_kernel)

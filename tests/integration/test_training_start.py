@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from esper.assembly.keys import build_envelope
 from esper.assembly.training import build_training, export_run
 from esper.errors import CheckpointError, RunError
+from esper.tolaria.checkpoints import Checkpoints
 from esper_cli.config import compose, compose_from
 
 SMOKE = ["+experiment=smoke", "urza=memory", "tamiyo=never"]
@@ -108,7 +110,8 @@ def test_another_memory_format_is_no_obstacle(tmp_path):
     started = [*small, "tolaria.channels_last=false", f"tolaria.start={first['folder']}"]
     run = build_training(compose(started))
     assert run.trainer.held_out.evaluate().loss == pytest.approx(first["held_out"]["loss"], abs=1e-5)
-    buffers = torch.load(next((Path(first["folder"]) / "checkpoints").glob("*1.pt")))["model"]
+    folder, envelope = Path(first["folder"]) / "checkpoints", build_envelope(compose(small))
+    buffers = Checkpoints(folder, envelope).load()["model"]
     for name, value in run.trainer.model.state_dict().items():
         assert torch.equal(value, buffers[name]), name
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from esper.assembly.keys import build_envelope
 from esper.assembly.training import build_training, export_run
 from esper.errors import ConfigError
+from esper.tolaria.checkpoints import Checkpoints
 from esper_cli.config import compose, compose_from
 
 BASE = [
@@ -51,7 +53,8 @@ def test_growth_moves_no_held_out_loss_and_no_answer(widened):
 
 def test_new_units_learn(widened):
     folder, summary = widened
-    checkpoint = torch.load(next((folder / summary["run_id"]).glob("checkpoints/epoch-00006.pt")))
+    cfg = compose([*BASE, f"runs={folder}"])
+    checkpoint = Checkpoints(folder / summary["run_id"] / "checkpoints", build_envelope(cfg)).load()
     weights = {name: value for name, value in checkpoint["model"].items() if name.endswith("head.weight")}
     (head,) = weights.values()
     assert head.shape == (10, 36)

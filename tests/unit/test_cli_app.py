@@ -240,8 +240,8 @@ def test_a_run_says_why_it_did_not_finish(
     write_run(workplace / "runs/a", *last)
     _, out, _ = esper(capsys, "runs", "show", "a")
     assert f"{why}\n" in out
-    (workplace / "runs/a/checkpoints").mkdir()
-    (workplace / "runs/a/checkpoints/latest.json").touch()
+    (workplace / "runs/a/checkpoints/step-000000010").mkdir(parents=True)
+    (workplace / "runs/a/checkpoints/step-000000010/manifest.json").touch()
     _, out, _ = esper(capsys, "runs", "show", "a")
     assert ("go on with: esper train --resume a" in out) == ("nothing was saved" in why)
 

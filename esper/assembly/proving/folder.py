@@ -10,7 +10,7 @@ from typing import Any
 from esper.assembly.proving.jobs import Job
 from esper.errors import ConfigError, RunError, StorageError
 from esper.proof.results import Result
-from esper.tolaria.checkpoint import write_atomically
+from esper.tolaria.durable import write_atomically
 
 STATE_NAME, PROOF_NAME, REPORT_NAME = "state.json", "proof.json", "report.md"
 

@@ -16,7 +16,7 @@ do, weight decay included.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,6 +82,15 @@ class BlockRates:
         for weight, blocks in self._grown.items():
             blocks.measure(weight)
 
+    def tables(self) -> list[tuple[float, ...]]:
+        """The factors of every grown weight, in the order in which they grew."""
+        return [blocks.table for blocks in self._grown.values()]
+
+    def set_tables(self, tables: Sequence[Sequence[float]]) -> None:
+        """Put back what ``tables`` returned, once the same growths were followed."""
+        for (weight, blocks), table in zip(self._grown.items(), tables, strict=True):
+            blocks.use(weight, tuple(table))
+
     def factors(self, weight: Tensor) -> tuple[float, ...]:
         """The factor of each block of ``weight``, by age; the first is 1, that of what never grew."""
         return self._grown[weight].table if weight in self._grown else (1.0,)
@@ -130,12 +139,15 @@ class _Blocks:
         # One masked sum a block: a scatter of all would add in no fixed order on a GPU.
         squares = weight.detach().to(torch.float64).square()
         sizes = [_root_mean(squares, self.labels == label) for label in range(len(self.table))]
-        self.table = (1.0, *(_factor(size, sizes[0]) for size in sizes[1:]))
-        if all(factor == 1 for factor in self.table):
+        self.use(weight, (1.0, *(_factor(size, sizes[0]) for size in sizes[1:])))
+
+    def use(self, weight: Tensor, table: tuple[float, ...]) -> None:
+        self.table = table
+        if all(factor == 1 for factor in table):
             self.scale = None
             return
-        table = torch.tensor(self.table, dtype=weight.dtype, device=weight.device)
-        self.scale = table[self.labels.long()]
+        factors = torch.tensor(table, dtype=weight.dtype, device=weight.device)
+        self.scale = factors[self.labels.long()]
 
 
 def _weights(growth: Growth) -> list[Resize]:

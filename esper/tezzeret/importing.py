@@ -167,4 +167,4 @@ def _refused(outcome: Outcome) -> RefusedProgram:
     reason = str(outcome.reason).strip()
     if outcome.stage == "load":
         reason = reason.partition("\n")[0]  # the lines after it are the program's own
-    return RefusedProgram(f"{outcome.stage}: {one_line(reason)}")
+    return RefusedProgram(f"{one_line(str(outcome.stage))}: {one_line(reason)}")

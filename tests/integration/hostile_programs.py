@@ -17,8 +17,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+from esper.tezzeret.importing import WeightsJob
+from esper.tezzeret.jobs import Tell
 
 ROOT = "archive/"
 MAIN = "archive/code/__torch__/hostile_programs.py"
@@ -204,6 +208,18 @@ class Many(Plain):
     def __init__(self) -> None:
         super().__init__()
         self.rest = nn.Sequential(*(nn.Linear(1, 1) for _ in range(200)))
+
+
+class Overtaken(WeightsJob):
+    """A worker that the program has taken over: it tells what the program wants."""
+
+    def run(self, tell: Tell) -> bytes:
+        tell("load\x1b[2J")
+        if self.program.endswith(b"junk"):
+            return b"junk"
+        if self.program.endswith(b"raise"):
+            raise RuntimeError("\x1b[2Jline\nline")
+        return safetensors.torch.save({"up.weight": torch.full((6, 2), float("nan"))})
 
 
 def _wander(x: Tensor) -> Tensor:

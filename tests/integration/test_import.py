@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from hostile_programs import BLUEPRINT, SHAPE, Plain, good, scripted
+from hostile_programs import BLUEPRINT, SHAPE, Overtaken, Plain, good, scripted
 from torch import nn
 
 from esper.assembly.kernels import build_pipeline
@@ -22,6 +22,7 @@ from esper.assembly.storage import build_library
 from esper.blueprint import load_blueprints
 from esper.errors import RefusedProgram
 from esper.messages import KernelMetadata, Slot
+from esper.tezzeret import importing
 from esper.tezzeret.importing import Importer
 from esper.tezzeret.kernelfile import read_kernel, write_kernel
 from esper.tezzeret.pipeline import Trained
@@ -221,6 +222,26 @@ def test_a_forged_kernel_file_is_refused(pool: WorkerPool, changes: dict[str, ob
     importer = Importer(build_pipeline(compose([])), pool)
     with pytest.raises(RefusedProgram) as refused:
         importer.kernel(forged(**changes))
+    assert re.search(said, str(refused.value)), refused.value
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        (b"junk", "what its worker told is no weights"),
+        (b"nan", "its weight 'up.weight' is not finite"),
+        (b"raise", r"^load\?\[2J: line$"),
+    ],
+)
+def test_a_worker_that_was_taken_over_gains_nothing(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, ending: bytes, said: str
+) -> None:
+    monkeypatch.setattr(importing, "WeightsJob", Overtaken)
+    importer = Importer(build_pipeline(compose([])), pool)
+    (blueprint,) = load_blueprints(Path("offered.yaml"))
+    with pytest.raises(RefusedProgram) as refused:
+        importer.kernel(importing.ZIP + ending, (blueprint, SLOT))
     assert re.search(said, str(refused.value)), refused.value
     assert str(refused.value).isprintable()
 

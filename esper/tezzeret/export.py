@@ -72,9 +72,8 @@ class ExportTarget:
         x = example(slot, *_SIZE).to(next(module.parameters(), torch.empty(0)))
         if slot.layout == "features":
             x = x.flatten(0, 1)
-        free = {axis: Dim.DYNAMIC for axis in (0, 2, 3) if slot.layout == "channels"} or dict.fromkeys(
-            range(x.dim() - 1), Dim.DYNAMIC
-        )
+        axes = (0, 2, 3) if slot.layout == "channels" else range(x.dim() - 1)
+        free = dict.fromkeys(axes, Dim.DYNAMIC)
         training = module.training
         module.train()
         try:

@@ -17,7 +17,15 @@ from esper.errors import ConfigError
 MODES = {"growth": "proof", "rescue": "rescue", "size": "size"}
 """What ``mode`` may be, and how the folder of such a proof ends."""
 
-_COMPILING = ("tezzeret.workers", "tezzeret.limits", "tezzeret.alert_url", "karn.generator")
+_COMPILING = (
+    "tezzeret.fallbacks",
+    "tezzeret.engine",
+    "tezzeret.nice",
+    "tezzeret.workers",
+    "tezzeret.limits",
+    "tezzeret.alert_url",
+    "karn.generator",
+)
 _KEEPING = ("tolaria.checkpoint_every", "tolaria.keep_best", "tolaria.keep_every")
 _APART = ("seeds", "seed", "runs", "security", "prove.folder", "prove.jobs", *_COMPILING, *_KEEPING)
 """What may differ between calls over one folder: no number depends on it."""

@@ -61,7 +61,7 @@ def test_the_catalogue_is_listed_without_pytorch(tmp_path: Path) -> None:
 
 def test_costs_are_those_of_the_network_that_would_be_built(capsys: Output) -> None:
     listed = as_json(capsys, "ls", "--for", "channels:8:16:2", "--for", "features:12:6")["blueprints"]
-    assert len(listed) == 21
+    assert len(listed) == 27
     files = {record["name"]: record["file"] for record in listed}
     for record in listed:
         (blueprint,) = load_blueprints(Path(files[record["name"]]))
@@ -90,7 +90,7 @@ def test_tables_fit_80_columns(slots: list[str], capsys: Output, monkeypatch: py
     assert code == 0
     assert out.startswith("blueprint  ")
     assert max(map(len, out.splitlines())) <= 80
-    assert ("19 of 21 fit channels 16->32/2" in out) == bool(slots)
+    assert ("23 of 27 fit channels 16->32/2" in out) == bool(slots)
 
 
 def test_bad_files_are_told_and_the_rest_is_listed(capsys: Output, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_lint_passes_warnings_and_holds_to_slots(capsys: Output, tmp_path: Path)
     code, out, _ = esper(capsys, "lint", "a.yaml")
     assert (code, out.splitlines()[-1]) == (0, "1 files, 0 errors, 1 warnings")
     shipped = str(ROOT / "blueprints")
-    assert esper(capsys, "lint", shipped)[:2] == (0, "21 files, 0 errors, 0 warnings\n")
+    assert esper(capsys, "lint", shipped)[:2] == (0, "27 files, 0 errors, 0 warnings\n")
     code, out, _ = esper(capsys, "lint", "--for", "tokens:7:9", f"{shipped}/time_conv.yaml")
     assert code == 0
     code, out, _ = esper(capsys, "lint", "--for", "channels:1:9", f"{shipped}/convnext.yaml")

@@ -28,11 +28,12 @@ class Generator:
     all that fits and is not retired. With ``least`` reports or more of the place's layout, a random forest
     predicts the gain of each.
 
-    Exploitation: half of the children come from the best quarter of the parents by that prediction, and a
-    candidate is chosen by its expected improvement over the best known mean, each time as if the predictions
-    of those chosen before had been measured. Exploration: expected improvement is larger where more is
-    uncertain, the other half of the children come from any parent, and a share ``explore`` of the choices
-    goes to the candidate whose graph is the least like what is known, whatever its prediction.
+    Exploitation: a share ``exploit`` of the children come from the best tenth of the parents by that
+    prediction, three at least, and a candidate is chosen by its expected improvement over the best known
+    mean, each time as if the predictions of those chosen before had been measured. Exploration: expected
+    improvement is larger where more is uncertain, the other children come from any parent, and a share
+    ``explore`` of the choices goes to the candidate whose graph is the least like what is known, whatever its
+    prediction.
 
     With fewer reports, ``sample`` candidates are built and the best mean rank over the zero-cost proxies goes
     first (``esper.karn.proxies``); the reason says so, and nothing is predicted.
@@ -43,6 +44,7 @@ class Generator:
     least: int = 8
     pool: int = 96
     sample: int = 24
+    exploit: float = 0.7
     explore: float = 0.1
     breeding: Breeding = field(default_factory=Breeding)
     retirement: Retirement = field(default_factory=Retirement)
@@ -94,7 +96,7 @@ class _Place:
         return Surrogate(trials)
 
     def _best(self) -> list[tuple[Blueprint, float]]:
-        """The best quarter of the parents, three at least, with their predicted means; all without trials."""
+        """The best tenth of the parents, three at least, with their predicted means; all without trials."""
         if self.surrogate is None:
             return [(one, 0.0) for one in self.parents]
         means = self.surrogate.predict([features(one, self.place) for one in self.parents])
@@ -102,7 +104,7 @@ class _Place:
             ((one, prediction.mean) for one, prediction in zip(self.parents, means, strict=True)),
             key=lambda pair: (-pair[1], pair[0].blueprint_id),
         )
-        return ranked[: max(3, len(ranked) // 4)]
+        return ranked[: max(3, len(ranked) // 10)]
 
     def _candidates(self, best: Sequence[Blueprint]) -> list[Candidate]:
         slot = self.place.slot
@@ -115,9 +117,10 @@ class _Place:
         }
         generator = self.generator
         wanted = generator.pool if self.surrogate else generator.sample
-        for parents in (best, self.parents):
+        exploiting = round(generator.exploit * wanted)
+        for parents, share in ((best, exploiting), (self.parents, wanted - exploiting)):
             pair = (parents, self.parents)
-            made = children(generator.breeding, pair, slot, self.rng, wanted // 2, known | found.keys())
+            made = children(generator.breeding, pair, slot, self.rng, share, known | found.keys())
             found |= {kernel_key(one.blueprint, slot): one for one in made}
         return [one for one in found.values() if one.blueprint.graph_id not in self.graphs]
 
@@ -160,7 +163,8 @@ class _Place:
             candidate, row = candidates.pop(index), rows.pop(index)
             chosen.append(self._invention(candidate, why, predictions[index]))
             seen.append(words(candidate.blueprint))
-            surrogate.believing(row)
+            if len(chosen) < count:
+                surrogate.believing(row)
         return chosen
 
     def _invention(self, candidate: Candidate, why: str, prediction: Prediction | None = None) -> Invention:

@@ -18,7 +18,7 @@ import numpy as np
 from esper.errors import ConfigError
 from esper.karn.features import Vector
 
-TREES = 100
+TREES = 60
 LEAF, SHARE = 2, 0.5
 """Least trials in a leaf, and the share of the features that each split may choose from."""
 

@@ -132,7 +132,7 @@ class RemoteWorkers:
                 reason = error.message if isinstance(error, TierUnavailable) else type(error).__name__
                 if time.monotonic() - lost > self._outage:
                     self._fail_all(f"the broker did not answer for {self._outage:g} s: {reason}")
-            except EsperError as error:
+            except Exception as error:  # whoever waits is to have it: nobody else looks at this thread
                 self._end_all(error)
             self._notice_silence()
             self._wake.wait(OUTAGE_POLL_SECONDS if lost else POLL_SECONDS)
@@ -144,7 +144,7 @@ class RemoteWorkers:
 
     def _ask(self, asked: _Asked) -> None:
         """Send a job that is new, or was sent long ago, unless somebody else has asked for it."""
-        broker, now = self._broker, time.monotonic()
+        broker, now, hot = self._broker, time.monotonic(), asked.hot
         again = broker.visibility_seconds
         if asked.sent and now - asked.sent < again:
             return
@@ -162,7 +162,7 @@ class RemoteWorkers:
         asked.attempt = attempt
         if not others or (asked.hot and self._is_first_hot(attempt)):
             self._send(asked)
-        asked.sent = now
+        asked.sent = now if asked.hot == hot else 0.0  # it became hot meanwhile: once more
 
     def _is_first_hot(self, attempt: str) -> bool:
         """Whether nobody has sent the attempt as a hot one."""
@@ -204,7 +204,7 @@ class RemoteWorkers:
         else:
             self._finish(asked, outcome)
 
-    def _finish(self, asked: _Asked, end: Outcome | EsperError) -> None:
+    def _finish(self, asked: _Asked, end: Outcome | Exception) -> None:
         with self._lock:
             if self._asked.pop(asked.key, None) is None:
                 return
@@ -213,7 +213,7 @@ class RemoteWorkers:
         else:
             asked.future.set_exception(end)
 
-    def _end_all(self, error: EsperError) -> None:
+    def _end_all(self, error: Exception) -> None:
         for asked in self._snapshot():
             self._finish(asked, error)
 

@@ -181,7 +181,9 @@ class _Storing:
 
     def put(self, artefact: KernelArtefact) -> None:
         metadata = artefact.metadata
-        invention = self.inventions[metadata.blueprint_id, metadata.slot]
+        # One that was made smaller, since it could not be compiled as it was, names what it stands in for.
+        asked = metadata.parent_blueprint or metadata.blueprint_id
+        invention = self.inventions[asked, metadata.slot]
         lineage = replace(
             metadata,
             author="esper karn",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from torch import nn
@@ -25,18 +25,20 @@ class Generator:
     """Inventions from field reports, see ``Inventor``.
 
     Candidates are the blueprints of the catalogue that were not tried in a place and ``pool`` children of
-    all that fits and is not retired. With ``least`` reports or more of the place's layout, a random forest
+    what fits and is not retired. With ``least`` reports or more of the place's layout, a random forest
     predicts the gain of each.
 
-    Exploitation: a share ``exploit`` of the children come from the best tenth of the parents by that
-    prediction, three at least, and a candidate is chosen by its expected improvement over the best known
-    mean, each time as if the predictions of those chosen before had been measured. Exploration: expected
-    improvement is larger where more is uncertain, the other children come from any parent, and a share
-    ``explore`` of the choices goes to the candidate whose graph is the least like what is known, whatever its
-    prediction.
+    Exploitation: a share ``exploit`` of the children are those of parents that won a tournament of ``rivals``
+    by that prediction (Real et al. 2019, arXiv:1802.01548), and a candidate is chosen by its expected
+    improvement over the best known mean, each time as if the predictions of those chosen before had been
+    measured. Exploration: expected improvement is larger where more is uncertain; the other children come
+    from what was not invented, by more mutations (after each, one more with probability ``leap``), so that no
+    family takes all; and a share ``explore`` of the choices goes to the candidate whose graph is the least
+    like what is known, whatever its prediction.
 
-    With fewer reports, ``sample`` candidates are built and the best mean rank over the zero-cost proxies goes
-    first (``esper.karn.proxies``); the reason says so, and nothing is predicted.
+    With fewer reports, what was not invented goes first, then children of it; of ``sample`` candidates
+    that are built, the best mean rank over the zero-cost proxies (``esper.karn.proxies``). The reason says
+    so, and nothing is predicted.
     """
 
     build: Build
@@ -44,7 +46,9 @@ class Generator:
     least: int = 8
     pool: int = 96
     sample: int = 24
-    exploit: float = 0.7
+    exploit: float = 0.5
+    rivals: int = 5
+    leap: float = 0.6
     explore: float = 0.1
     breeding: Breeding = field(default_factory=Breeding)
     retirement: Retirement = field(default_factory=Retirement)
@@ -76,11 +80,11 @@ class _Place:
         """At most ``count`` inventions for this place."""
         if not self.parents:
             return []
-        best = self._best()
-        candidates = self._candidates([one for one, _ in best])
+        means = self._means()
+        candidates = self._candidates(means)
         if self.surrogate is None:
             return self._cold(candidates, count)
-        return self._warm(self.surrogate, candidates, count, best[0][1])
+        return self._warm(self.surrogate, candidates, count, max(means))
 
     def _surrogate(self, past: Past) -> Surrogate | None:
         """The surrogate of all trials whose blueprint is known; None with too few of this layout."""
@@ -95,18 +99,20 @@ class _Place:
         ]
         return Surrogate(trials)
 
-    def _best(self) -> list[tuple[Blueprint, float]]:
-        """The best tenth of the parents, three at least, with their predicted means; all without trials."""
+    def _means(self) -> list[float]:
+        """The predicted mean of each parent; 0 without trials."""
         if self.surrogate is None:
-            return [(one, 0.0) for one in self.parents]
-        means = self.surrogate.predict([features(one, self.place) for one in self.parents])
-        ranked = sorted(
-            ((one, prediction.mean) for one, prediction in zip(self.parents, means, strict=True)),
-            key=lambda pair: (-pair[1], pair[0].blueprint_id),
-        )
-        return ranked[: max(3, len(ranked) // 10)]
+            return [0.0] * len(self.parents)
+        rows = [features(one, self.place) for one in self.parents]
+        return [prediction.mean for prediction in self.surrogate.predict(rows)]
 
-    def _candidates(self, best: Sequence[Blueprint]) -> list[Candidate]:
+    def _winners(self, means: Sequence[float], count: int) -> list[Blueprint]:
+        """The best of each of ``count`` tournaments."""
+        size = min(self.generator.rivals, len(self.parents))
+        drawn = (self.rng.sample(range(len(self.parents)), size) for _ in range(count))
+        return [self.parents[max(group, key=means.__getitem__)] for group in drawn]
+
+    def _candidates(self, means: Sequence[float]) -> list[Candidate]:
         slot = self.place.slot
         keys = {one.graph_id: kernel_key(one, slot) for one in self.fitting}
         known = {key for graph, key in keys.items() if graph in self.graphs}
@@ -117,24 +123,32 @@ class _Place:
         }
         generator = self.generator
         wanted = generator.pool if self.surrogate else generator.sample
-        exploiting = round(generator.exploit * wanted)
-        for parents, share in ((best, exploiting), (self.parents, wanted - exploiting)):
+        exploiting = round(generator.exploit * wanted) if self.surrogate else 0
+        roots = [one for one in self.parents if "invented" not in one.tags] or self.parents
+        near, far = generator.breeding, replace(generator.breeding, further=generator.leap)
+        winners = self._winners(means, exploiting)
+        for breeding, parents, share in ((near, winners, exploiting), (far, roots, wanted - exploiting)):
             pair = (parents, self.parents)
-            made = children(generator.breeding, pair, slot, self.rng, share, known | found.keys())
+            made = children(breeding, pair, slot, self.rng, share, known | found.keys())
             found |= {kernel_key(one.blueprint, slot): one for one in made}
         return [one for one in found.values() if one.blueprint.graph_id not in self.graphs]
 
     def _cold(self, candidates: Sequence[Candidate], count: int) -> list[Invention]:
-        """Those of the best mean rank over the proxies, out of ``sample`` drawn from ``candidates``."""
+        """The catalogue first, then out of ``sample`` drawn; each by mean rank over the proxies."""
         generator, slot = self.generator, self.place.slot
-        drawn = self.rng.sample(candidates, min(generator.sample, len(candidates)))
+        first = [one for one in candidates if one.origin == "catalogue"]
+        others = [one for one in candidates if one.origin != "catalogue"]
+        room = min(max(generator.sample - len(first), 0), len(others))
+        drawn = [*first, *self.rng.sample(others, room)]
         scores = [proxies(generator.build(one.blueprint, slot), slot, seed=generator.seed) for one in drawn]
         ranks = [0.0] * len(drawn)
         for name in scores[0] if scores else ():
             values = [score[name] for score in scores]
             for index, value in enumerate(values):
                 ranks[index] += sum(other > value for other in values) / len(scores[0])
-        order = sorted(range(len(drawn)), key=lambda index: (ranks[index], index))
+        order = sorted(
+            range(len(drawn)), key=lambda index: (drawn[index].origin != "catalogue", ranks[index], index)
+        )
         return [
             self._invention(
                 drawn[index],

@@ -38,7 +38,8 @@ def mutate(blueprint: Blueprint, slot: Slot, rng: Random, bounds: Bounds) -> tup
     """
     for _ in range(TRIES):
         draft = Draft.of(blueprint, slot)
-        told = rng.choice(EDITS)(draft, rng)
+        (edit,) = rng.choices(list(EDITS), list(EDITS.values()))
+        told = edit(draft, rng)
         if told is None:
             continue
         title = f"{blueprint.name}: {told}"
@@ -211,18 +212,19 @@ def split(draft: Draft, rng: Random) -> str | None:
     return f"half of {source} through {op}"
 
 
-EDITS: tuple[Edit, ...] = (
-    insert,
-    remove,
-    replace_op,
-    resize,
-    retune,
-    add_residual,
-    add_gate,
-    add_branch,
-    deepen,
-    split,
-)
+EDITS: dict[Edit, int] = {
+    insert: 2,
+    remove: 4,
+    replace_op: 3,
+    resize: 3,
+    retune: 1,
+    add_residual: 1,
+    add_gate: 1,
+    add_branch: 1,
+    deepen: 1,
+    split: 1,
+}
+"""Each edit, and how often it is tried beside the others: what takes away is weighed against what adds."""
 
 
 def _spatial(draft: Draft) -> list[str]:

@@ -17,11 +17,12 @@ from servers.redis import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
-DOCS = (ROOT / "docs" / "library.md").read_text()
+DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("library.md", "workers.md"))
+KEPT = {"redis": ("allkeys-lru", "no"), "broker": ("noeviction", "yes")}
 
 
 def test_every_port_is_on_loopback_and_every_password_is_a_secret() -> None:
-    assert set(COMPOSE["services"]) == {"postgres", "redis"}
+    assert set(COMPOSE["services"]) == {"postgres", "redis", "broker"}
     for name, service in COMPOSE["services"].items():
         assert service["secrets"] == [f"{name}_password"]
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
@@ -36,16 +37,18 @@ def test_every_port_is_on_loopback_and_every_password_is_a_secret() -> None:
         assert ignored.returncode == 0
 
 
-def test_the_cache_server_starts_with_its_password_and_holds_no_more_than_it_may(tmp_path: Path) -> None:
+@pytest.mark.parametrize("service", KEPT)
+def test_a_server_starts_with_its_password_and_keeps_what_it_should(service: str, tmp_path: Path) -> None:
     """The shell line of the compose file, with the server that is here."""
     server = shutil.which("valkey-server") or shutil.which("redis-server")
     assert server is not None
     (tmp_path / "password").write_text("word\n")
-    script = COMPOSE["services"]["redis"]["command"][-1].replace("$$", "$").rstrip()
-    script = script.replace("/run/secrets/redis_password", str(tmp_path / "password"))
+    script = COMPOSE["services"][service]["command"][-1].replace("$$", "$").rstrip()
+    script = script.replace(f"/run/secrets/{service}_password", str(tmp_path / "password"))
     script = script.replace("/tmp/auth.conf", str(tmp_path / "auth.conf")).replace("valkey-server", server)
     port = free_port()
-    with subprocess.Popen(["sh", "-ec", f"{script} --port {port}"], stdout=subprocess.DEVNULL) as process:
+    command = ["sh", "-ec", f"{script} --port {port} --dir {tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             with Redis(port=port, password="word") as client:
                 deadline = time.monotonic() + 20
@@ -54,8 +57,10 @@ def test_the_cache_server_starts_with_its_password_and_holds_no_more_than_it_may
                         assert client.ping()
                         break
                     time.sleep(0.02)
-                assert client.config_get("maxmemory*")["maxmemory-policy"] == "allkeys-lru"
-                assert client.config_get("save") == {"save": ""}
+                policy, on_disk = KEPT[service]
+                assert client.config_get("maxmemory*")["maxmemory-policy"] == policy
+                assert client.config_get("appendonly") == {"appendonly": on_disk}
+                assert service == "broker" or client.config_get("save") == {"save": ""}
             with Redis(port=port) as stranger, pytest.raises(AuthenticationError):
                 stranger.ping()
         finally:

@@ -15,9 +15,9 @@ import hmac
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
-from typing import Final, NamedTuple, NoReturn
+from typing import BinaryIO, Final, NamedTuple, NoReturn
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -70,6 +70,55 @@ class Envelope:
         except InvalidTag:
             _refuse(identity)
         return data.getvalue()
+
+    def seal_stream(self, pieces: Sequence[memoryview], identity: str) -> Iterator[memoryview]:
+        """What :meth:`seal` makes of ``pieces`` (of bytes) joined, in parts: each holds until the next."""
+        secret = os.urandom(KEY_BYTES)
+        cipher, line = AESGCM(secret), _Line(pieces)
+        buffer = memoryview(bytearray(CHUNK + _TAG))
+        yield memoryview(self._header(secret, identity))
+        for piece in _pieces(sum(map(len, pieces)), identity):
+            size = piece.plain.stop - piece.plain.start
+            taken = line.take(size)
+            sealed = buffer[: size + _TAG]
+            plain = taken[0] if len(taken) == 1 else b"".join(taken)
+            cipher.encrypt_into(piece.nonce, plain, piece.bound, sealed)
+            yield sealed
+
+    def open_stream(
+        self, file: BinaryIO, sealed: int, identity: str, targets: Sequence[memoryview] | None = None
+    ) -> None:
+        """Authenticate the ``sealed`` bytes that ``file`` has from here on, and fill ``targets`` with them.
+
+        ``SealBroken`` unless they are all that the file has, and as many as the targets hold. The targets
+        are worth nothing before this returns; None only authenticates.
+        """
+        cipher = AESGCM(self._data_key(file.read(HEADER_BYTES), identity))
+        length = _plain_length(sealed, identity)
+        if targets is not None and sum(map(len, targets)) != length:
+            _refuse(identity)
+        line = None if targets is None else _Line(targets)
+        scratch = memoryview(bytearray(CHUNK))
+        for piece in _pieces(length, identity):
+            size = piece.plain.stop - piece.plain.start
+            data = file.read(size + _TAG)
+            room = [scratch[:size]] if line is None else line.take(size)
+            whole = room[0] if len(room) == 1 else scratch[:size]
+            if len(data) != size + _TAG:
+                _refuse(identity)
+            try:
+                cipher.decrypt_into(piece.nonce, data, piece.bound, whole)
+            except InvalidTag:
+                _refuse(identity)
+            if len(room) != 1:
+                _spread(whole, room)
+        if file.read(1):
+            _refuse(identity)
+
+    @staticmethod
+    def plain_length(sealed: int) -> int:
+        """How many bytes were sealed where there are ``sealed`` now; ``SealBroken`` if it can be none."""
+        return _plain_length(sealed, None)
 
     def rewrap(self, sealed: bytes, identity: str) -> bytes:
         """``sealed`` with a header of the primary key; the chunks are the same, and are not looked at."""
@@ -132,6 +181,31 @@ class _Piece(NamedTuple):
     bound: bytes
 
 
+class _Line:
+    """Memory in several places, gone through once."""
+
+    def __init__(self, pieces: Iterable[memoryview]) -> None:
+        self._left = iter(pieces)
+        self._now = memoryview(b"")
+
+    def take(self, size: int) -> list[memoryview]:
+        """Where the next ``size`` bytes are."""
+        taken = []
+        while size:
+            while not self._now:
+                self._now = next(self._left)
+            taken.append(self._now[:size])
+            self._now = self._now[size:]
+            size -= len(taken[-1])
+        return taken
+
+
+def _spread(whole: memoryview, places: Iterable[memoryview]) -> None:
+    for place in places:
+        place[:] = whole[: len(place)]
+        whole = whole[len(place) :]
+
+
 def _pieces(length: int, identity: str) -> Iterator[_Piece]:
     """Where each chunk of ``length`` bytes lies, plain and sealed, with its nonce and associated data."""
     count = _count(length, CHUNK)
@@ -156,7 +230,7 @@ def _sealed_length(length: int) -> int:
     return HEADER_BYTES + length + _count(length, CHUNK) * _TAG
 
 
-def _plain_length(sealed: int, identity: str) -> int:
+def _plain_length(sealed: int, identity: str | None) -> int:
     body = sealed - HEADER_BYTES
     length = body - _count(body, CHUNK + _TAG) * _TAG
     if length < 0 or _sealed_length(length) != sealed:

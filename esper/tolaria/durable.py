@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from io import FileIO
 from pathlib import Path
 
 
@@ -11,7 +12,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: a reader, or a crash, sees the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_durably(temporary, [data])
+        with temporary.open("wb", buffering=0) as file:
+            write_all(file, [data])
+            os.fsync(file.fileno())
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -19,14 +22,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_durably(path: Path, pieces: Iterable[bytes]) -> None:
-    """Make the file ``path`` of ``pieces``; it is on the disk when this returns."""
-    with path.open("wb", buffering=0) as file:
-        for piece in pieces:
-            left = memoryview(piece)
-            while left:
-                left = left[file.write(left) :]
-        os.fsync(file.fileno())
+def write_all(file: FileIO, pieces: Iterable[bytes | memoryview]) -> int:
+    """Write ``pieces`` to an unbuffered ``file``, which may take a part of one at a time; how many bytes."""
+    written = 0
+    for piece in pieces:
+        left = memoryview(piece)
+        written += len(left)
+        while left:
+            left = left[file.write(left) :]
+    return written
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Sealed bytes: whatever was done to them without the key, they are refused and nothing is returned."""
 
+import io
 import os
 import tracemalloc
 
@@ -44,7 +45,28 @@ def refused(sealed: bytes, identity: str = NAME, envelope: Envelope = ENVELOPE) 
     with pytest.raises(SealBroken) as caught:
         envelope.open(sealed, identity)
     assert identity in caught.value.message or "not sealed" in caught.value.message
+    with pytest.raises(SealBroken):
+        envelope.open_stream(io.BytesIO(sealed), len(sealed), identity)
     return caught.value.message
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [1, 0, 70], [CHUNK], [CHUNK - 1, 2, CHUNK, 5], [3 * CHUNK + 1]])
+def test_a_stream_is_what_is_sealed_at_once(sizes: list[int]) -> None:
+    data = [os.urandom(size) for size in sizes]
+    sealed = b"".join(map(bytes, ENVELOPE.seal_stream([memoryview(piece) for piece in data], NAME)))
+    assert ENVELOPE.open(sealed, NAME) == b"".join(data)
+    assert ENVELOPE.plain_length(len(sealed)) == sum(sizes)
+    targets = [bytearray(size) for size in sizes]
+    ENVELOPE.open_stream(io.BytesIO(sealed), len(sealed), NAME, [memoryview(target) for target in targets])
+    assert targets == data
+
+
+def test_a_stream_that_is_longer_shorter_or_of_other_targets_is_refused(sealed: bytes) -> None:
+    for changed in (sealed + b"x", sealed[:-1], sealed[: HEADER_BYTES + PIECE], b""):
+        with pytest.raises(SealBroken):
+            ENVELOPE.open_stream(io.BytesIO(changed), len(sealed), NAME)
+    with pytest.raises(SealBroken):
+        ENVELOPE.open_stream(io.BytesIO(sealed), len(sealed), NAME, [memoryview(bytearray(CHUNK))])
 
 
 def test_what_is_stored_shows_nothing_of_the_data_and_is_never_twice_the_same() -> None:

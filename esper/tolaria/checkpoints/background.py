@@ -13,7 +13,8 @@ from torch import Tensor
 
 from esper.tolaria.checkpoints.manifest import Mark
 from esper.tolaria.checkpoints.store import Checkpoints
-from esper.tolaria.checkpoints.tree import copy_into, split
+from esper.tolaria.checkpoints.tensors import copy_into
+from esper.tolaria.checkpoints.tree import split
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,17 +31,20 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file: ``size`` bytes long as it lies there, sealed, with its SHA-256."""
+    """One file, sealed: ``size`` bytes long as it lies there."""
 
     name: str
     size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A checkpoint of ``run``: where the run stood, when it was written (ISO 8601, UTC), and its parts."""
+    """A checkpoint of ``run``: where the run stood, when it was written (ISO 8601, UTC), and its parts.
 
+    Parts are sealed under ``id``, drawn anew for each checkpoint: the tags of their chunks are their digests.
+    """
+
+    id: str
     run: str
     mark: Mark
     created_at: str
@@ -55,7 +58,7 @@ class Manifest:
 
     def identity(self, part: str) -> str:
         """What a part is sealed under: it opens as no other part, and in no other checkpoint."""
-        return identity(self.run, self.mark, part)
+        return identity(self.run, self.id, part)
 
     def signed(self, envelope: Envelope) -> bytes:
         """The manifest as it is stored."""
@@ -83,9 +86,9 @@ class Manifest:
             raise damaged(where, "its manifest cannot be read") from error
 
 
-def identity(run: str, mark: Mark, part: str) -> str:
+def identity(run: str, checkpoint: str, part: str) -> str:
     """See :meth:`Manifest.identity`."""
-    return f"checkpoint {run}/{mark.step}/{mark.epochs}/{mark.step_in_epoch}/{part}"
+    return f"checkpoint {run}/{checkpoint}/{part}"
 
 
 def damaged(where: str, reason: str) -> CheckpointError:

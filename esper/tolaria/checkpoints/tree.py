@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 _TENSOR: Final = "$tensor"
@@ -74,20 +73,3 @@ def _key(key: Any, path: str) -> Any:
 
 def _at(path: str, step: object) -> str:
     return f"{path}/{step}" if path else str(step)
-
-
-def copy_into(tensors: Mapping[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of ``tensors`` on the CPU, in ``buffers`` of an earlier call where they fit.
-
-    Memory that is there already is filled several times as fast as new memory.
-    """
-    copies = {}
-    for name, tensor in tensors.items():
-        buffer = buffers.get(name)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype)
-        buffer.copy_(tensor)
-        copies[name] = buffer
-    buffers.clear()
-    buffers.update(copies)
-    return copies

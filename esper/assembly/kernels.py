@@ -25,7 +25,7 @@ from esper.tezzeret.pipeline import Pipeline
 from esper.tezzeret.targets import target_named
 from esper.tezzeret.worker import compile_missing, stored_as
 from esper.tolaria.events import Listener
-from esper.tolaria.orchestrator import Rebuild
+from esper.tolaria.shared import Rebuild
 from esper.urza.library import KernelLibrary
 
 MAX_THREADS = 1024

@@ -26,6 +26,7 @@ from esper.nissa.runs import RunStore
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
 from esper.tolaria.checkpoints import Checkpoints, Retention
+from esper.tolaria.distributed import Group, from_first, held_by_first, join, launched, processes_launched
 from esper.tolaria.durable import write_atomically
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Listener, Recorder
@@ -33,11 +34,13 @@ from esper.tolaria.export import ExportReport, export_network
 from esper.tolaria.kernel_start import SteepestStart
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.restoring import generators_kept, load_start, restore_model, restore_training
-from esper.tolaria.rng import seed_everything
+from esper.tolaria.rng import draw_apart, seed_everything
 from esper.tolaria.run import Run, RunInfo
+from esper.tolaria.shared import SharedCheckpoints, SharedLibrary
 from esper.tolaria.structure import Structure
 from esper.tolaria.trainer import Trainer, TrainerSettings
 from esper.tolaria.trial import TrialPlan
+from esper.urza.library import KernelLibrary
 
 
 def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resume: str | None = None) -> Run:
@@ -50,6 +53,7 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     background = bool(cfg.karn.get("background", False))
     if background:
         check_background(cfg)
+    group = build_group(cfg)
     data = build_data(cfg).to(device_of(cfg))
     pipeline = build_pipeline(cfg)
     # A checkpoint of a run has what the run started from.
@@ -65,31 +69,44 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     if background:
         policy = configured(cfg, "karn.trials", policy=policy)
     batches = data.batches(cfg.tolaria.batch_size, cfg.seed, **settings(cfg, "tolaria.augment"))
-    held_out = HeldOut(model, data.held_out.x, data.held_out.y)
+    held_out = HeldOut(model, data.held_out.x, data.held_out.y, group)
     optimizer = _optimizer(cfg, model)
 
     def tell_key_made(place: str) -> None:
         for listener in listeners:
             listener("message", {"text": key_made_notice(place)})
 
-    with ExitStack() as opened:
+    def compiled() -> KernelLibrary:
         library = opened.enter_context(build_library(cfg, on_key_made=tell_key_made))
         if policy.needs_kernels:
             fill_library(cfg, library, pipeline, slots(model if fitted is None else fitted), listeners)
-        folder = RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)
+        return library
+
+    with ExitStack() as opened:
+        library = held_by_first(group, compiled)
+        folder = from_first(
+            group, lambda: RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)
+        )
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
-        recorder = Recorder(opened.enter_context(Journal(folder / JOURNAL_NAME)), listeners)
+        journal = held_by_first(group, lambda: opened.enter_context(Journal(folder / JOURNAL_NAME)))
+        recorder = Recorder(journal, listeners)
+        rebuild = rebuilder(pipeline)
         orchestrator = SeedOrchestrator(
             model,
-            library,
+            library if library is not None and group.size == 1 else SharedLibrary(library, group, rebuild),
             optimizer,
             held_out,
             recorder,
             _trial_plan(cfg, len(batches)),
-            rebuild=rebuilder(pipeline),
+            rebuild=rebuild,
             kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
             start=SteepestStart(model, batches) if cfg.tolaria.trial.init == "gradmax" else None,
             run=(info.run_id, _task(model, data)),
+            group=group,
+        )
+        checkpoints = held_by_first(
+            group,
+            lambda: Checkpoints(folder / "checkpoints", build_envelope(cfg, tell_key_made), _retention(cfg)),
         )
         trainer = Trainer(
             model=model,
@@ -102,24 +119,42 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
             structure=Structure(
                 model, optimizer, held_out, recorder, example=data.train.x[:2], seed=cfg.seed
             ),
-            checkpoints=Checkpoints(
-                folder / "checkpoints", build_envelope(cfg, tell_key_made), _retention(cfg)
-            ),
+            checkpoints=SharedCheckpoints(checkpoints, group),
             recorder=recorder,
             settings=_trainer_settings(cfg),
-            **({"inventions": orchestrator.untried_inventions} if background else {}),
+            inventions=orchestrator.untried_inventions if background else tuple,
+            group=group,
         )
         if start is not None:
             with generators_kept():
                 restore_training(trainer.structure, orchestrator, start, hint=_start_hint(cfg))
         inventor = BackgroundInventor(cfg, model, recorder, info.run_id)
-        if background:
+        draw_apart(group.rank)
+        if background and group.rank == 0:
             recorder.listeners += (inventor,)
         run = Run(info, trainer, data.test, beside=inventor.close)
         if resume:
             run.restore()
         opened.pop_all()  # the run closes them when it ends
     return run
+
+
+def build_group(cfg: DictConfig) -> Group:
+    """The processes that torchrun started to train this together; raises ConfigError when they are too few.
+
+    Of the settings only whether there are many counts then: how many is torchrun's to say.
+    """
+    wanted, there = cfg.tolaria.get("processes") or 1, processes_launched()
+    if wanted > 1 and not launched():
+        raise ConfigError(
+            f"tolaria.processes={wanted}, and this process was not started by torchrun",
+            hint="start it with: esper train, or torchrun -m esper_cli train",
+        )
+    if there > 1 and wanted == 1:
+        raise ConfigError(
+            f"torchrun started {there} processes, and tolaria.processes is 1", hint="add tolaria=ddp"
+        )
+    return join(device_of(cfg).type)
 
 
 def _task(model: nn.Module, data: DataSplits) -> str:
@@ -173,6 +208,9 @@ def _check_bounds(cfg: DictConfig) -> None:
         "tolaria.keep_every": (0, math.inf),
         "tolaria.checkpoint_every": (1, math.inf),
         "tolaria.max_grad_norm": (0, math.inf),
+        "tolaria.processes": (1, math.inf),
+        "tolaria.restarts": (0, math.inf),
+        "tolaria.accumulate": (1, math.inf),
         "tolaria.trial.training": (0, math.inf),
         "tolaria.trial.blending": (0, math.inf),
         "tolaria.trial.holding": (0, math.inf),
@@ -216,6 +254,7 @@ def _trainer_settings(cfg: DictConfig) -> TrainerSettings:
         max_grad_norm=cfg.tolaria.max_grad_norm,
         autocast=cfg.tolaria.autocast,
         checkpoint_every=cfg.tolaria.get("checkpoint_every"),
+        accumulate=cfg.tolaria.get("accumulate") or 1,
     )
 
 

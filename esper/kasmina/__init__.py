@@ -1,7 +1,7 @@
 """Kasmina: layers, seeds, blending, health signals."""
 
 from esper.kasmina.counters import Fault
-from esper.kasmina.faults import pop_faults
+from esper.kasmina.faults import pop_faults, repeat_faults
 from esper.kasmina.graft import (
     SeedRecord,
     graft,
@@ -10,7 +10,7 @@ from esper.kasmina.graft import (
     unwrap,
     wrap,
 )
-from esper.kasmina.health import drain, observe, observed, restore_observed
+from esper.kasmina.health import drain, merge_observed, observe, observed, restore_observed
 from esper.kasmina.layer import SeededLayer, seeded_layers
 from esper.kasmina.seed import TRANSITIONS, Seed, seed_off
 
@@ -22,9 +22,11 @@ __all__ = [
     "SeededLayer",
     "drain",
     "graft",
+    "merge_observed",
     "observe",
     "observed",
     "pop_faults",
+    "repeat_faults",
     "restore_observed",
     "restore_seeds",
     "seed_off",

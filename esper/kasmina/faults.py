@@ -8,6 +8,7 @@ in running sums that turn non-finite and stay so; ``pop_faults`` reads them in o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from esper.kasmina.counters import Fault, Place
 from esper.kasmina.layer import SeededLayer, seeded_layers
 from esper.kasmina.seed import Seed
+from esper.messages import SeedState
 
 
 def pop_faults(model: nn.Module) -> list[Fault]:
@@ -42,6 +44,16 @@ def pop_faults(model: nn.Module) -> list[Fault]:
                 parameter.grad = None
         layer.pending_faults.clear()
     return faults
+
+
+def repeat_faults(model: nn.Module, elsewhere: Sequence[Fault]) -> list[Fault]:
+    """Fail here the kernels that failed in another process, as ``pop_faults`` would; those that still run."""
+    layers = seeded_layers(model)
+    for fault in elsewhere:
+        seed = layers[fault.layer].seed(fault.seed_idx)
+        if seed.kernel is not None and seed.state is not SeedState.ERROR_RECOVERY:
+            layers[fault.layer].fail(seed, fault.kind, fault.message)
+    return pop_faults(model)
 
 
 def _running(layer: SeededLayer) -> list[Seed]:

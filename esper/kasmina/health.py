@@ -12,7 +12,7 @@ when nothing varies or when a value is not finite.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,27 @@ def restore_observed(model: nn.Module, state: Mapping[str, Any]) -> None:
     device = next(model.parameters()).device
     for name, layer in seeded_layers(model).items():
         layer.health.restore(state[name], device)
+
+
+def merge_observed(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What ``observed`` returned in each of several processes that trained parts of the same batches, as one.
+
+    Each process saw a gradient of the mean over its part; that of the whole batch is smaller by their number.
+    """
+    return {name: _merged([state[name] for state in states]) for name in states[0]}
+
+
+def _merged(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    steps = tuple(sum(state["steps"][i] for state in states) for i in (0, 1))
+    timings = [timing for state in states for timing in state["timings"]]
+    seen = [state["totals"] for state in states if state["totals"] is not None]
+    if not seen:
+        return {"steps": steps, "totals": None, "timings": timings}
+    stacked = torch.stack([totals.cpu() for totals in seen])
+    totals = stacked.sum(0)
+    totals[SQUARED_GRADIENT] /= len(states)
+    totals[LOWEST], totals[HIGHEST] = stacked[:, LOWEST].amin(0), stacked[:, HIGHEST].amax(0)
+    return {"steps": steps, "totals": totals, "timings": timings}
 
 
 def drain(model: nn.Module) -> dict[str, LayerMetrics]:

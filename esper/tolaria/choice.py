@@ -9,8 +9,9 @@ from typing import Any
 from esper.errors import GraftError
 from esper.kasmina import SeededLayer
 from esper.messages import AdaptationDecision, KernelMetadata, SeedState, Site, Slot, SystemStatePacket
+from esper.tolaria.shared import Kernels
 from esper.tolaria.trial import Trial
-from esper.urza.library import Kernel, KernelLibrary
+from esper.urza.library import Kernel
 from esper.urza.ranking import TrialContext, Wanted
 
 _ALL = 1_000_000
@@ -18,7 +19,7 @@ _ALL = 1_000_000
 
 
 def untried_kernels(
-    library: KernelLibrary, slot: Slot, context: TrialContext, wanted: Mapping[str, Any]
+    library: Kernels, slot: Slot, context: TrialContext, wanted: Mapping[str, Any]
 ) -> list[KernelMetadata]:
     """The kernels for ``slot`` that the parameters ``wanted`` of a decision leave to choose from, best first.
 

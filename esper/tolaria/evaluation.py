@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.data.losses import mean_loss, sample_losses
 from esper.kasmina import seeded_layers
+from esper.tolaria.averaging import share
+from esper.tolaria.distributed import ALONE, Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +95,28 @@ def count_flops(model: nn.Module, x: Tensor, y: Tensor) -> Flops:
 
 
 class HeldOut:
-    """The held-out split, bound to the model: it judges seeds and feeds the policy, and is never reported."""
+    """The held-out split, bound to the model: it judges seeds and feeds the policy, and is never reported.
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    Each process of ``group`` evaluates a part of it, and all get the whole.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, group: Group = ALONE) -> None:
         self.model = model
         self.x = x
         self.y = y
+        self._group = group
         self._samples = 0
 
     def evaluate(self) -> Evaluation:
         """Measure the model as it stands."""
         self._samples += len(self.y)
-        return evaluate(self.model, self.x, self.y)
+        if self._group.size == 1:
+            return evaluate(self.model, self.x, self.y)
+        mine = share(len(self.y), self._group)
+        part = evaluate(self.model, self.x[mine], self.y[mine]) if mine.start < mine.stop else None
+        everyone = [each for each in self._group.gather(part) if each is not None]
+        correct = sum(each.accuracy * len(each.losses) for each in everyone)
+        return Evaluation(torch.cat([each.losses for each in everyone]), correct / len(self.y))
 
     def take_samples(self) -> int:
         """Samples evaluated since the last call, for the count of FLOPs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch.optim import Optimizer
 
 from esper.errors import GraftError, LibraryError
 from esper.kasmina import (
+    Fault,
     SeededLayer,
     SeedRecord,
     graft,
     pop_faults,
+    repeat_faults,
     restore_seeds,
     seed_off,
     seed_records,
@@ -33,11 +35,12 @@ from esper.messages import (
     SystemStatePacket,
 )
 from esper.tolaria.choice import begin_trial, dormant_slots, likely_wanted, untried_kernels
+from esper.tolaria.distributed import ALONE, Group
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Recorder
 from esper.tolaria.kernel_start import SteepestStart
+from esper.tolaria.shared import Kernels, Rebuild
 from esper.tolaria.trial import Outcome, Trial, TrialPlan, failure_report, field_report_from, judge, report
-from esper.urza.library import KernelLibrary
 from esper.urza.ranking import TrialContext, Wanted
 
 SeedKey = tuple[str, int]
@@ -48,9 +51,6 @@ NEXT_IN_RANK = 3
 
 AHEAD = 8
 """How many kernels are fetched in the background for the decisions to come."""
-
-Rebuild = Callable[[str, Slot, str], nn.Module]
-"""Makes the module of a kernel from its blueprint (canonical JSON), slot and target; weights come later."""
 
 
 def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild) -> dict[SeedKey, Trial]:
@@ -82,7 +82,7 @@ class SeedOrchestrator:
     def __init__(
         self,
         model: nn.Module,
-        library: KernelLibrary,
+        library: Kernels,
         optimizer: Optimizer,
         held_out: HeldOut,
         recorder: Recorder,
@@ -92,6 +92,7 @@ class SeedOrchestrator:
         run: tuple[str, str],
         kernel_lr_scale: float = 1.0,
         start: SteepestStart | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.model = model
         self.layers = seeded_layers(model)
@@ -104,6 +105,7 @@ class SeedOrchestrator:
         self.run_id, self.task = run
         self.kernel_lr_scale = kernel_lr_scale
         self.start = start
+        self.group = group
         self.trials: dict[SeedKey, Trial] = {}
         self.reports: list[FieldReport] = []
         self.resting: dict[SeedKey, int] = {}
@@ -247,9 +249,22 @@ class SeedOrchestrator:
         """Take out every kernel that failed since the last call, before the optimizer can step on it.
 
         Call it after each backward pass and each evaluation. The layers have already put the default
-        transform in place of what the kernels returned.
+        transform in place of what the kernels returned. All processes call it, and take out the same.
         """
-        for fault in pop_faults(self.model):
+        self.take_out(self.agreed(pop_faults(self.model)))
+
+    def agreed(self, faults: list[Fault]) -> list[Fault]:
+        """``faults`` of this process with those of the others, in one order; one for each seed."""
+        if self.group.size == 1:
+            return faults
+        everyone = [fault for each in self.group.gather(faults) for fault in each]
+        repeat_faults(self.model, everyone)
+        first = {(fault.layer, fault.seed_idx): fault for fault in reversed(everyone)}
+        return [first[key] for key in sorted(first)]
+
+    def take_out(self, faults: list[Fault]) -> None:
+        """Remove the kernels of ``faults``, whose seeds have failed, and report them."""
+        for fault in faults:
             trial = self.trials[fault.layer, fault.seed_idx]
             self._seed(trial.key).remove_kernel()
             self._forget(trial)

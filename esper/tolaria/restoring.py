@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from esper.errors import CheckpointError, GraftError, RunError
 from esper.security import Envelope
 from esper.tolaria.checkpoints import Checkpoints
-from esper.tolaria.orchestrator import Rebuild, SeedKey, SeedOrchestrator, restore_trials
+from esper.tolaria.orchestrator import SeedKey, SeedOrchestrator, restore_trials
 from esper.tolaria.rng import rng_state, set_rng_state
+from esper.tolaria.shared import Rebuild
 from esper.tolaria.structure import Structure, regrow
 from esper.tolaria.trial import Trial
 

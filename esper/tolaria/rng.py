@@ -43,3 +43,9 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state({**state["numpy"], "state": {**inner, "key": keys}})
     version, words, gauss_next = state["python"]
     random.setstate((version, tuple(words), gauss_next))
+
+
+def draw_apart(rank: int) -> None:
+    """Let the process of ``rank`` draw other numbers from torch's generators than the first one does."""
+    if rank:
+        torch.manual_seed((torch.initial_seed() + rank * 0x9E3779B97F4A7C15) % 2**63)

@@ -17,7 +17,7 @@ from torch import nn
 from esper.data.splits import Split
 from esper.errors import EsperError, RunError, StorageError
 from esper.tolaria.durable import write_atomically
-from esper.tolaria.evaluation import evaluate
+from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.trainer import Trainer
 
 SUMMARY_NAME = "summary.json"
@@ -86,10 +86,12 @@ class Run:
         emit = self.trainer.recorder.emit
         try:
             self._announce()
-            (self.info.folder / SUMMARY_NAME).unlink(missing_ok=True)  # of an end that is none any more
+            if self.trainer.group.rank == 0:  # of an end that is none any more
+                (self.info.folder / SUMMARY_NAME).unlink(missing_ok=True)
             self.trainer.fit()
             summary = self._summary()
-            self._write(summary)
+            if self.trainer.group.rank == 0:
+                self._write(summary)
         except KeyboardInterrupt:
             emit("run_interrupted", epoch=self.trainer.progress.epochs_done)
             raise
@@ -104,7 +106,7 @@ class Run:
         finally:
             self._end_beside()
             self.trainer.orchestrator.library.close()
-            self.trainer.recorder.journal.close()
+            self.trainer.recorder.close()
 
     def _announce(self) -> None:
         last_epoch = self.trainer.progress.epochs_done - 1
@@ -135,7 +137,7 @@ class Run:
     def _summary(self) -> dict[str, Any]:
         trainer = self.trainer
         progress, library = trainer.progress, trainer.orchestrator.library
-        tested = evaluate(trainer.model, self.test.x, self.test.y)
+        tested = HeldOut(trainer.model, self.test.x, self.test.y, trainer.group).evaluate()
         last = progress.history[-1]
         states = Counter(
             layer.seed(idx).state.value

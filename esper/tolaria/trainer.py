@@ -9,25 +9,26 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from esper.data.batches import Batches
-from esper.data.losses import mean_loss
 from esper.errors import ConfigError, EsperError
-from esper.kasmina import drain, observe, observed, restore_observed
+from esper.kasmina import drain, merge_observed, observe, observed, restore_observed
 from esper.messages import AdaptationDecision, EpochRecord, Refusal, Slot, SystemStatePacket, WidthMetrics
 from esper.tamiyo.policy import Policy
 from esper.tolaria.checkpoints import BackgroundSaver, Checkpoints, Mark, Saved
+from esper.tolaria.distributed import ALONE, Group, check_alike, copy_weights, from_first
 from esper.tolaria.evaluation import Flops, HeldOut, count_flops
 from esper.tolaria.events import Recorder
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.progress import EpochSoFar, Progress
 from esper.tolaria.recovery import Recovery
 from esper.tolaria.restoring import restore_training
-from esper.tolaria.rng import rng_state, set_rng_state
+from esper.tolaria.rng import draw_apart, rng_state, set_rng_state
 from esper.tolaria.schedule import HoldThenCosine
+from esper.tolaria.shared import SharedCheckpoints
+from esper.tolaria.step import Step
 from esper.tolaria.structure import Structure
 from esper.tolaria.trial import Outcome
 
@@ -41,6 +42,8 @@ class TrainerSettings:
     before the step that, with the held-out evaluation after it, would take more than that many; ``epochs``
     does not count, and the learning rate follows the share of the FLOPs that is spent.
 
+    The gradient of a batch is gathered from ``accumulate`` parts of it, one after another.
+
     A checkpoint is written at the end of each epoch, and after every ``checkpoint_every``-th step, if any.
     """
 
@@ -50,6 +53,7 @@ class TrainerSettings:
     max_grad_norm: float | None = None
     autocast: bool = False
     checkpoint_every: int | None = None
+    accumulate: int = 1
 
 
 class Trainer:
@@ -66,10 +70,11 @@ class Trainer:
         policy: Policy,
         orchestrator: SeedOrchestrator,
         structure: Structure,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | SharedCheckpoints,
         recorder: Recorder,
         settings: TrainerSettings,
         inventions: Callable[[], tuple[Slot, ...]] = tuple,
+        group: Group = ALONE,
     ) -> None:
         """``inventions`` gives those of the packet, asked once an epoch."""
         self.model = model
@@ -86,6 +91,16 @@ class Trainer:
         self.recorder = recorder
         self.settings = settings
         self.inventions = inventions
+        self.group = group
+        self.step = Step(
+            model,
+            optimizer,
+            orchestrator,
+            group,
+            accumulate=settings.accumulate,
+            max_grad_norm=settings.max_grad_norm,
+            autocast=settings.autocast,
+        )
         self.progress = Progress()
         self._so_far: EpochSoFar | None = None
         self._flops: tuple[tuple[int, int], Flops] | None = None
@@ -118,7 +133,7 @@ class Trainer:
         while self._so_far is not None or not self.finished:
             packet = self.run_epoch(self.progress.epochs_done)
             self.recovery.check(packet)
-            decision = self.policy.decide(packet)
+            decision = self._decide(packet)
             outcome = self._apply(decision, packet)
             self._record(packet.epoch, decision, outcome)
             self.progress.epochs_done += 1
@@ -202,7 +217,8 @@ class Trainer:
             watched = step % self.settings.observe_every == 0
             observe(self.model, watched)
             self.schedule.apply(self.optimizer, done, self.progress.grown_at)
-            loss = self._step(x, y)
+            loss = self.step(x, y)
+            self.progress.global_step += 1
             observe(self.model, False)
             so_far.add(loss, len(y))
             self.progress.samples += len(y)
@@ -214,25 +230,12 @@ class Trainer:
                 self._save()
         return float(so_far.loss) / so_far.samples
 
-    def _step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Forward, backward, update; a kernel that fails is taken out before the update."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.settings.autocast):
-            loss = mean_loss(self.model(x), y)
-        torch.autograd.backward(loss)
-        self.orchestrator.contain_faults()
-        if self.settings.max_grad_norm is not None:
-            for group in self.optimizer.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], self.settings.max_grad_norm)
-        self.optimizer.step()
-        self.orchestrator.step()
-        self.progress.global_step += 1
-        return loss.detach()
-
     def _packet(self, epoch: int, loss: float) -> SystemStatePacket:
         measured = self.held_out.evaluate()
         self.orchestrator.contain_faults()
         done = self._done(epoch + 1, 0)
+        if self.group.size > 1:
+            restore_observed(self.model, merge_observed(self.group.gather(observed(self.model))))
         record = EpochRecord(epoch, loss, measured.loss, measured.accuracy)
         self.progress.history += (record,)
         return SystemStatePacket(
@@ -271,7 +274,18 @@ class Trainer:
         """Another one after each change of a seed or of the host's shape."""
         return self.orchestrator.version, self.structure.version
 
+    def _decide(self, packet: SystemStatePacket) -> AdaptationDecision | None:
+        return from_first(self.group, lambda: self.policy.decide(packet))
+
     def _apply(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
+        outcome = self._carry_out(decision, packet)
+        when = f"after epoch {packet.epoch + 1}"
+        if outcome is not None and outcome.status != "refused":
+            copy_weights(self.model, self.group, when)  # of what draws numbers each drew its own
+        check_alike(self.model, self.group, when)
+        return outcome
+
+    def _carry_out(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
         if decision is not None and decision.adaptation_type == "modify_architecture":
             changed = self.structure.apply(decision, packet.epoch)
             self.progress.flops += self.held_out.take_samples() * self.flops().forward
@@ -305,7 +319,9 @@ class Trainer:
         done, last = self.progress, self.progress.history[-1:]
         in_epoch = 0 if self._so_far is None else self._so_far.steps
         mark = Mark(done.global_step, done.epochs_done, in_epoch, last[0].loss if last else None)
-        self._saver.begin(mark, self.state())
+        state = self.state()
+        if self.group.rank == 0:
+            self._saver.begin(mark, state)
 
     def _tell(self, written: list[Saved]) -> None:
         for saved in written:
@@ -319,8 +335,9 @@ class Trainer:
             )
 
     def state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on: tensors and plain data."""
+        """All that the rest of the run depends on: tensors and plain data. All processes call it."""
         return {
+            "ranks": self._rank_states(),
             "progress": asdict(self.progress),
             "so_far": self._so_far_state(),
             "structure": self.structure.state(),
@@ -346,7 +363,9 @@ class Trainer:
         configured = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**configured, "state": state["optimizer"]["state"]})
         set_rng_state(state["rng"])
+        draw_apart(self.group.rank)
         self._restore_so_far(state.get("so_far"))
+        self._restore_rank(state.get("ranks") or [])
 
     def _so_far_state(self) -> dict[str, Any] | None:
         """What an epoch under way has gathered, beside what it has changed."""
@@ -361,4 +380,19 @@ class Trainer:
         self._so_far = EpochSoFar(**state["epoch"])
         self._so_far.loss = self._so_far.loss.to(self.batches.y.device)
         self.structure.block_rates.set_tables(state["rates"])
-        restore_observed(self.model, state["observed"])
+        if self.group.rank == 0:
+            restore_observed(self.model, state["observed"])
+
+    def _rank_states(self) -> list[dict[str, Any]]:
+        """What each of many processes has of its own; they differ in nothing else."""
+        if self.group.size == 1:
+            return []
+        return self.group.gather({"rng": rng_state(), "observed": observed(self.model)})
+
+    def _restore_rank(self, ranks: list[dict[str, Any]]) -> None:
+        """Put back what each process had of its own, where there are as many as before."""
+        if len(ranks) == self.group.size:
+            set_rng_state(ranks[self.group.rank]["rng"])
+            restore_observed(self.model, ranks[self.group.rank]["observed"])
+        elif ranks and self.group.rank == 0:
+            restore_observed(self.model, merge_observed([rank["observed"] for rank in ranks]))

@@ -7,12 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from esper.tolaria.checkpoints.manifest import Mark
-from esper.tolaria.checkpoints.store import Checkpoints
 from esper.tolaria.checkpoints.tensors import copy_into
 from esper.tolaria.checkpoints.tree import split
 
@@ -27,6 +26,14 @@ class Saved:
     seconds: float
 
 
+class Writer(Protocol):
+    """What writes a checkpoint, as ``Checkpoints`` does."""
+
+    def write(self, mark: Mark, document: Any, tensors: Mapping[str, Tensor]) -> Path:
+        """Write a state that was split; its path."""
+        ...
+
+
 class BackgroundSaver:
     """Writes one checkpoint at a time in a thread; used by one thread.
 
@@ -35,7 +42,7 @@ class BackgroundSaver:
     :meth:`begin`.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    def __init__(self, checkpoints: Writer) -> None:
         self._checkpoints = checkpoints
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None

@@ -1,0 +1,78 @@
+"""One optimizer step: forward, backward, update, of a batch that may be trained in parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.data.losses import mean_loss
+from esper.kasmina import pop_faults
+from esper.tolaria.averaging import GradientAverage, parts, share
+from esper.tolaria.distributed import Group
+from esper.tolaria.orchestrator import SeedOrchestrator
+
+
+class Step:
+    """Trains on one batch after another. A kernel that fails is taken out before the update.
+
+    The batch is cut into a part for each process of ``group``, and that into ``accumulate`` parts that are
+    run one after another; the gradient is that of the mean over all of it. The host and each kernel are
+    clipped apart to ``max_grad_norm``. With ``autocast`` the forward pass runs in bfloat16 where torch deems
+    it safe.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        orchestrator: SeedOrchestrator,
+        group: Group,
+        *,
+        accumulate: int = 1,
+        max_grad_norm: float | None = None,
+        autocast: bool = False,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._orchestrator = orchestrator
+        self._group = group
+        self._accumulate = accumulate
+        self._max_grad_norm = max_grad_norm
+        self._autocast = autocast
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Step on the whole batch ``x``, ``y``, the same in each process; its mean loss, a scalar."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._group.size == self._accumulate == 1:
+            loss = self._backward(x, y)
+            self._orchestrator.contain_faults()
+        else:
+            loss = self._in_parts(x, y)
+        if self._max_grad_norm is not None:
+            for group in self._optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], self._max_grad_norm)
+        self._optimizer.step()
+        self._orchestrator.step()
+        return loss
+
+    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            loss = mean_loss(self._model(x), y)
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def _in_parts(self, x: Tensor, y: Tensor) -> Tensor:
+        average = GradientAverage(self._model, self._optimizer, self._group)
+        mine = share(len(y), self._group)
+        x_mine, y_mine = x[mine], y[mine]
+        faults = []
+        for part in parts(len(y_mine), self._accumulate) if len(y_mine) else ():
+            loss = self._backward(x_mine[part], y_mine[part])
+            faults += pop_faults(self._model)  # which drops their gradients, before they reach a sum
+            average.add(loss, len(y_mine[part]) / len(y))
+        averaged = average.finish(len(faults))
+        if averaged.faults:
+            agreed = self._orchestrator.agreed(faults)
+            self._orchestrator.take_out(agreed)
+        return averaged.loss

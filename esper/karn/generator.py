@@ -44,7 +44,7 @@ class Generator:
     build: Build
     seed: int = 0
     least: int = 8
-    pool: int = 96
+    pool: int = 256
     sample: int = 24
     exploit: float = 0.5
     rivals: int = 5

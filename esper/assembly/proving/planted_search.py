@@ -38,7 +38,7 @@ from esper.proof.statistics import bootstrap_mean
 from esper.tezzeret.builder import build
 
 NEAR = 0.95
-BUDGET = 60
+BUDGET = 100
 BATCH = 4
 
 

@@ -1,8 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 
-from esper.proof.statistics import deviation, paired_difference, ratio_of_means, t_quantile
+from esper.proof.statistics import bootstrap_mean, deviation, paired_difference, ratio_of_means, t_quantile
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,17 @@ def test_one_pair_has_no_interval(values):
     with pytest.raises(ValueError, match="two pairs"):
         ratio_of_means(values, values)
     assert deviation([1.0]) == 0
+
+
+def test_bootstrap_agrees_with_student_on_normal_values_and_is_repeatable() -> None:
+    values = np.random.default_rng(0).normal(2.0, 1.0, 200).tolist()
+    found = bootstrap_mean(values)
+    wanted = paired_difference(values, [0.0] * len(values))
+    assert found == bootstrap_mean(values)
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (wanted.mean, wanted.low, wanted.high), abs=0.02
+    )
+    assert found.tells
+    assert not bootstrap_mean([-1.0, 1.0, -2.0, 2.0]).tells
+    with pytest.raises(ValueError, match="at least two values, not 1"):
+        bootstrap_mean([1.0])

@@ -21,6 +21,7 @@ from esper_cli import (
     karn,
     kernels_files,
     keys,
+    processes,
     prove,
     reports,
     runs,
@@ -57,6 +58,7 @@ app.add_typer(karn.app, name="karn")
 app.command("worker", epilog=worker.EPILOG)(worker.worker)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("serve-metrics", epilog="Example: esper serve-metrics --port 9464")(serve.serve_metrics)
+app.command(processes.COMMAND, hidden=True)(processes.train_process)
 
 
 def _print_version(asked: bool) -> None:

@@ -210,8 +210,18 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
     """
     with interrupts_held():
         from esper.assembly.training import build_training
+        from esper.tolaria.distributed import launched, leave, own_rank
+        from esper_cli.processes import Shown, following, start
         from esper_cli.report import report_run
 
+    if (cfg.tolaria.get("processes") or 1) > 1 and not launched():
+        start(cfg, Shown(output.quiet, output.as_json, resume))
+        return
+    if own_rank() > 0:
+        with following():
+            build_training(cfg, resume=resume).run()
+            leave()
+        return
     interruption = None
     with output.display(parallel=parallel) as display:
         try:
@@ -221,6 +231,7 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
     if interruption is not None:
         typer.echo(f"esper: interrupted; {_what_is_saved(display.progress, resume)}", err=True)
         raise interruption
+    leave()
     report_run(Path(cfg.runs), display.progress.run_id, as_json=output.as_json)
 
 

@@ -26,7 +26,16 @@ from esper.nissa.runs import RunStore
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
 from esper.tolaria.checkpoints import Checkpoints, Retention
-from esper.tolaria.distributed import Group, from_first, held_by_first, join, launched, processes_launched
+from esper.tolaria.distributed import (
+    Group,
+    from_first,
+    held_by_first,
+    job_id,
+    join,
+    launched,
+    processes_launched,
+    restarted,
+)
 from esper.tolaria.durable import write_atomically
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Listener, Recorder
@@ -42,6 +51,9 @@ from esper.tolaria.trainer import Trainer, TrainerSettings
 from esper.tolaria.trial import TrialPlan
 from esper.urza.library import KernelLibrary
 
+JOB_NAME = "job"
+"""The file of a run that says which job of torchrun began it, for when that is restarted."""
+
 
 def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resume: str | None = None) -> Run:
     """A run, ready to start: a new one, or with ``resume`` the run of that id from its newest checkpoint.
@@ -54,6 +66,8 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     if background:
         check_background(cfg)
     group = build_group(cfg)
+    if restarted() and resume is None:
+        resume = from_first(group, lambda: _run_of_job(Path(cfg.runs)))
     data = build_data(cfg).to(device_of(cfg))
     pipeline = build_pipeline(cfg)
     # A checkpoint of a run has what the run started from.
@@ -233,9 +247,21 @@ def _new_folder(cfg: DictConfig) -> Path:
     path = folder / "config.yaml"
     try:
         write_atomically(path, OmegaConf.to_yaml(cfg).encode())
+        if launched():
+            path = folder / JOB_NAME
+            write_atomically(path, job_id().encode())
     except OSError as error:
         raise StorageError.from_os(error, path, "cannot write") from error
     return folder
+
+
+def _run_of_job(runs: Path) -> str | None:
+    """The run that torchrun's job began before it was restarted, if that came to its first checkpoint."""
+    for run_id in reversed(RunStore(runs).run_ids()):
+        job, checkpoints = runs / run_id / JOB_NAME, runs / run_id / "checkpoints"
+        if job.is_file() and job.read_text() == job_id() and any(checkpoints.glob("step-*")):
+            return run_id
+    return None
 
 
 def _optimizer(cfg: DictConfig, model: nn.Module) -> Optimizer:

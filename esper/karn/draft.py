@@ -20,6 +20,8 @@ MAPS = frozenset({"linear", *CONVOLUTIONS})
 """Ops with a weight matrix, which make as many features as they are told to."""
 ACTIVATIONS = frozenset({"relu", "gelu", "silu", "tanh", "sigmoid", "sin"})
 NORMS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm"})
+INVENTED = "invented"
+"""The tag by which a blueprint that was made here is told from one that was written."""
 
 
 @dataclass(slots=True)
@@ -164,7 +166,7 @@ class Draft:
 
 
 def tags_of(nodes: Iterable[Node]) -> tuple[str, ...]:
-    """What a stranger would call a graph of ``nodes``, from its ops; "invented" among them."""
+    """What a stranger would call a graph of ``nodes``, from its ops; ``INVENTED`` among them."""
     ops = {node.op for node in nodes}
     words = {
         "linear": MAPS & ops == {"linear"},
@@ -175,7 +177,7 @@ def tags_of(nodes: Iterable[Node]) -> tuple[str, ...]:
         "attention": bool({"attention", "attention_pool"} & ops),
         "spectral": bool({"sin", "fourier"} & ops),
     }
-    return ("invented", *(word for word, holds in words.items() if holds))
+    return (INVENTED, *(word for word, holds in words.items() if holds))
 
 
 def renamed(size: int | str, names: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from esper.blueprint import Blueprint, fits
 from esper.karn.candidates import Breeding, Candidate, children
+from esper.karn.draft import INVENTED
 from esper.karn.features import features, kernel_key, novelty, words
 from esper.karn.invention import Invention, Past, Place
 from esper.karn.proxies import proxies
@@ -117,14 +118,14 @@ class _Place:
         keys = {one.graph_id: kernel_key(one, slot) for one in self.fitting}
         known = {key for graph, key in keys.items() if graph in self.graphs}
         found = {
-            keys[one.graph_id]: Candidate(one, "catalogue", (), "of the catalogue, not tried here yet")
+            keys[one.graph_id]: Candidate(one, "catalogue", (), f"{_source(one)}, not tried here yet")
             for one in self.parents
             if one.graph_id not in self.graphs and keys[one.graph_id] not in known
         }
         generator = self.generator
         wanted = generator.pool if self.surrogate else generator.sample
         exploiting = round(generator.exploit * wanted) if self.surrogate else 0
-        roots = [one for one in self.parents if "invented" not in one.tags] or self.parents
+        roots = [one for one in self.parents if INVENTED not in one.tags] or self.parents
         near, far = generator.breeding, replace(generator.breeding, further=generator.leap)
         winners = self._winners(means, exploiting)
         for breeding, parents, share in ((near, winners, exploiting), (far, roots, wanted - exploiting)):
@@ -191,3 +192,7 @@ class _Place:
             predicted_impact=prediction.mean if prediction else None,
             uncertainty=prediction.spread if prediction else None,
         )
+
+
+def _source(blueprint: Blueprint) -> str:
+    return "invented elsewhere" if INVENTED in blueprint.tags else "of the catalogue"

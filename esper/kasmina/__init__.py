@@ -1,7 +1,7 @@
 """Kasmina: layers, seeds, blending, health signals."""
 
 from esper.kasmina.counters import Fault
-from esper.kasmina.faults import pop_faults, repeat_faults
+from esper.kasmina.faults import pop_faults, repeat_faults, set_loss_scale
 from esper.kasmina.graft import (
     SeedRecord,
     graft,
@@ -32,6 +32,7 @@ __all__ = [
     "seed_off",
     "seed_records",
     "seeded_layers",
+    "set_loss_scale",
     "unwrap",
     "wrap",
 ]

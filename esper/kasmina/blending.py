@@ -27,7 +27,7 @@ def apply_seeds(layer: SeededLayer, output: Any, args: tuple[Any, ...], kwargs: 
         _check_rank(layer, host_output)
         blended = _blend(layer, first_tensor(args, kwargs), host_output)
     if layer.observing:
-        layer.health.observe(blended, layer.geometry.axis)
+        layer.health.observe(blended, layer.geometry.axis, layer.probe.loss_scale)
     if blended is host_output:
         return output
     if not isinstance(output, tuple):
@@ -106,7 +106,9 @@ def _sources(layer: SeededLayer, site: Site, tensor: torch.Tensor) -> tuple[torc
 
 
 def _finite(layer: SeededLayer, gradient: torch.Tensor, place: Place) -> torch.Tensor:
-    """``gradient`` with zeros where it is not finite, and its sums noted."""
+    """``gradient`` with zeros where it is not finite, and its sums noted; as it is where that is expected."""
+    if layer.probe.overflow_expected:
+        return gradient
     layer.probe.add(place, sum_per_feature(gradient, layer.geometry.axis))
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -204,7 +206,8 @@ class _Blend(torch.autograd.Function):
         layer, parts = ctx.layer, ctx.parts
         gains, *distances = ctx.saved_tensors
         axis = layer.geometry.axis
-        layer.probe.add("host", g.sum(dtype=torch.promote_types(g.dtype, torch.float32)))
+        if not layer.probe.overflow_expected:
+            layer.probe.add("host", g.sum(dtype=torch.promote_types(g.dtype, torch.float32)))
         chunks, by_seed = g.split_with_sizes(layer.out_sizes, axis), gains.unbind()
         g_y = g.clone() if any(part.lerp and not part.isolated for part in parts) else g
         g_kernels = []
@@ -214,7 +217,7 @@ class _Blend(torch.autograd.Function):
             if part.lerp and part.isolated:
                 distance = distances.pop(0)
                 rows = distance.numel() // distance.shape[axis]
-                chunk = torch.addcmul(chunk, distance, gain.to(g.dtype), value=1 / rows)
+                chunk = torch.addcmul(chunk, distance, gain.to(g.dtype), value=layer.probe.loss_scale / rows)
             elif part.lerp:
                 _chunk(g_y, layer, part).sub_(chunk)
             g_kernels.append(chunk)

@@ -36,9 +36,18 @@ class FaultProbe:
     feature; ``host`` sums the host's own output and the gradient that arrived at it, so that a diverging
     network is not blamed on its kernels. They are no buffers: data-parallel training would overwrite them
     with those of the first rank, and they are no part of the network's state.
+
+    ``loss_scale`` is what the loss is multiplied by, and every gradient with it. Above 1 gradients that are
+    not finite are left as they are and not noted.
     """
 
     sums: dict[Place, torch.Tensor] = field(default_factory=dict)
+    loss_scale: float = 1.0
+
+    @property
+    def overflow_expected(self) -> bool:
+        """Whether a gradient may be infinite because the loss is scaled up."""
+        return self.loss_scale > 1.0
 
     def add(self, place: Place, sums: torch.Tensor) -> None:
         """Add ``sums``, of shape (features at that place,), or () for the host."""
@@ -65,7 +74,7 @@ class HealthCounters:
         self._totals: torch.Tensor | None = None
         self._timings: list[tuple[int, Any]] = []
 
-    def observe(self, output: torch.Tensor, axis: int) -> None:
+    def observe(self, output: torch.Tensor, axis: int, loss_scale: float = 1.0) -> None:
         """Note the statistics of ``output`` now, and of the gradient there once it is known."""
         values = output.detach().to(torch.promote_types(output.dtype, torch.float32))
         axes = [i for i in range(values.ndim) if i != axis % values.ndim]
@@ -85,7 +94,10 @@ class HealthCounters:
         if output.requires_grad:
 
             def note(gradient: torch.Tensor) -> None:
-                totals[SQUARED_GRADIENT].add_(gradient.to(totals.dtype).square().sum(axes))
+                gradient = gradient.to(totals.dtype)
+                if loss_scale != 1.0:  # an overflow is the scale's, and says nothing of the layer
+                    gradient = torch.nan_to_num(gradient / loss_scale, nan=0.0, posinf=0.0, neginf=0.0)
+                totals[SQUARED_GRADIENT].add_(gradient.square().sum(axes))
                 self.gradient_steps += 1
 
             output.register_hook(note)  # type: ignore[no-untyped-call]  # torch's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -11,6 +10,7 @@ from esper.kasmina import pop_faults
 from esper.tolaria.averaging import GradientAverage, parts, share
 from esper.tolaria.distributed import Group
 from esper.tolaria.orchestrator import SeedOrchestrator
+from esper.tolaria.precision import Precision
 
 
 class Step:
@@ -18,8 +18,8 @@ class Step:
 
     The batch is cut into a part for each process of ``group``, and that into ``accumulate`` parts that are
     run one after another; the gradient is that of the mean over all of it. The host and each kernel are
-    clipped apart to ``max_grad_norm``. With ``autocast`` the forward pass runs in bfloat16 where torch deems
-    it safe.
+    clipped apart to ``max_grad_norm``. A step that ``precision`` leaves out counts as none for trials: no
+    weight has moved that a kernel is blended in for.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Step:
         *,
         accumulate: int = 1,
         max_grad_norm: float | None = None,
-        autocast: bool = False,
+        precision: Precision,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -39,7 +39,7 @@ class Step:
         self._group = group
         self._accumulate = accumulate
         self._max_grad_norm = max_grad_norm
-        self._autocast = autocast
+        self._precision = precision
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Step on the whole batch ``x``, ``y``, the same in each process; its mean loss, a scalar."""
@@ -49,17 +49,18 @@ class Step:
             self._orchestrator.contain_faults()
         else:
             loss = self._in_parts(x, y)
+        self._precision.unscale(self._optimizer)
         if self._max_grad_norm is not None:
             for group in self._optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], self._max_grad_norm)
-        self._optimizer.step()
-        self._orchestrator.step()
+        if self._precision.step(self._optimizer):
+            self._orchestrator.step()
         return loss
 
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+        with self._precision.forward():
             loss = mean_loss(self._model(x), y)
-        torch.autograd.backward(loss)
+        self._precision.backward(loss)
         return loss.detach()
 
     def _in_parts(self, x: Tensor, y: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from esper.tolaria.distributed import ALONE, Group, check_alike, copy_weights, f
 from esper.tolaria.evaluation import Flops, HeldOut, count_flops
 from esper.tolaria.events import Recorder
 from esper.tolaria.orchestrator import SeedOrchestrator
+from esper.tolaria.precision import Half, Precision
 from esper.tolaria.progress import EpochSoFar, Progress
 from esper.tolaria.recovery import Recovery
 from esper.tolaria.restoring import restore_training
@@ -38,9 +39,9 @@ class TrainerSettings:
     """``observe_every``: health is gathered on one step in so many; ``max_grad_norm`` None does not clip.
     The host and each kernel are clipped apart, so that a kernel in isolation leaves the host's step alone.
 
-    ``autocast`` runs the forward pass in bfloat16 where torch deems it safe. With ``flops`` the run ends
-    before the step that, with the held-out evaluation after it, would take more than that many; ``epochs``
-    does not count, and the learning rate follows the share of the FLOPs that is spent.
+    ``precision`` is that of the forward pass, where torch deems it safe. With ``flops`` the run ends before
+    the step that, with the held-out evaluation after it, would take more than that many; ``epochs`` does not
+    count, and the learning rate follows the share of the FLOPs that is spent.
 
     The gradient of a batch is gathered from ``accumulate`` parts of it, one after another.
 
@@ -51,7 +52,7 @@ class TrainerSettings:
     flops: float | None = None
     observe_every: int = 8
     max_grad_norm: float | None = None
-    autocast: bool = False
+    precision: Half | None = None
     checkpoint_every: int | None = None
     accumulate: int = 1
 
@@ -92,6 +93,7 @@ class Trainer:
         self.settings = settings
         self.inventions = inventions
         self.group = group
+        self.precision = Precision(settings.precision, model, batches.y.device)
         self.step = Step(
             model,
             optimizer,
@@ -99,7 +101,7 @@ class Trainer:
             group,
             accumulate=settings.accumulate,
             max_grad_norm=settings.max_grad_norm,
-            autocast=settings.autocast,
+            precision=self.precision,
         )
         self.progress = Progress()
         self._so_far: EpochSoFar | None = None
@@ -344,6 +346,7 @@ class Trainer:
             "growth": self.orchestrator.state(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.state(),
             "rng": rng_state(),
         }
 
@@ -362,6 +365,7 @@ class Trainer:
         )
         configured = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**configured, "state": state["optimizer"]["state"]})
+        self.precision.restore(state.get("scaler"))
         set_rng_state(state["rng"])
         draw_apart(self.group.rank)
         self._restore_so_far(state.get("so_far"))

@@ -230,6 +230,46 @@ class SystemStatePacket:
 
 
 @dataclass(frozen=True, slots=True)
+class Symptom:
+    """Instability as it was seen: its ``kind``, and in words what was found.
+
+    ``global_step`` counts the optimizer steps before the one that it began with, ``step`` those within
+    ``epoch``; None where it was not seen at one step.
+    """
+
+    kind: Literal[
+        "non-finite loss",
+        "non-finite gradient",
+        "non-finite value",
+        "loss spike",
+        "gradient explosion",
+        "collapse",
+        "divergence",
+    ]
+    epoch: int
+    step: int | None
+    global_step: int
+    detail: str
+
+
+Cause = Literal["batch", "adaptation", "training"]
+"""Of instability: data, a kernel or growth just before, or neither (a rate that is too high, mostly)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emergency:
+    """A symptom with its cause; ``earlier`` rollbacks for that cause have not helped.
+
+    ``target`` names the adaptation that is the cause, and is empty where none is.
+    """
+
+    symptom: Symptom
+    cause: Cause
+    target: str
+    earlier: int
+
+
+@dataclass(frozen=True, slots=True)
 class AdaptationDecision:
     """What the policy wants changed, how sure it is, and why.
 
@@ -238,12 +278,15 @@ class AdaptationDecision:
     orchestrator has picked one. Of a ``modify_architecture`` decision: ``operator``, and words for
     ``moments`` and ``rates`` unless as by default; to ``widen``, ``sizes`` (width to units) and ``start``; to
     ``deepen``, ``target`` (the module that a block follows), ``like`` and ``hidden``, as
-    ``esper.kasmina.operators.deepen`` takes them. ``confidence`` is a probability; ``expected_impact`` the
-    expected fall of the held-out loss as a share of it. ``evidence`` holds the numbers behind the decision,
-    ``alternatives`` the other candidates with their scores, best first.
+    ``esper.kasmina.operators.deepen`` takes them. Of a ``rollback`` decision, whose target is what caused it:
+    ``skip`` (epoch and step of a batch that is not to be used again, or None), ``rate`` (what the learning
+    rate is multiplied by), ``lasting`` (whether for good) and ``least_rate`` (how far down, then).
+    ``confidence`` is a probability; ``expected_impact`` the expected fall of the held-out loss as a share of
+    it. ``evidence`` holds the numbers behind the decision, ``alternatives`` the other candidates with their
+    scores, best first.
     """
 
-    adaptation_type: Literal["add_seed", "remove_seed", "modify_architecture"]
+    adaptation_type: Literal["add_seed", "remove_seed", "modify_architecture", "rollback"]
     target_component: str
     parameters: Mapping[str, Any]
     confidence: float

@@ -8,7 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -46,8 +46,10 @@ class BackgroundInventor:
     it fails, that is told once, and training goes on. Nothing here waits for it but ``close``.
     """
 
-    def __init__(self, cfg: DictConfig, model: nn.Module, recorder: Recorder, run_id: str) -> None:
-        """``model`` is the wrapped network, ``recorder`` the one of the run; starts nothing yet."""
+    def __init__(
+        self, cfg: DictConfig, model: Callable[[], nn.Module], recorder: Recorder, run_id: str
+    ) -> None:
+        """``model`` gives the wrapped network, ``recorder`` is the one of the run; starts nothing yet."""
         self._cfg = cfg
         self._model = model
         self._recorder = recorder
@@ -102,7 +104,7 @@ class BackgroundInventor:
 
     def _ask(self) -> None:
         """Ask for inventions where the run could take them, unless nothing has changed since."""
-        places = [asdict(place) for place in places_of(self._model)]
+        places = [asdict(place) for place in places_of(self._model())]
         asked = json.dumps({"places": places, "trials": self._trials})
         if asked != self._asked and places:
             self._asked = asked

@@ -24,6 +24,7 @@ from esper.data.splits import DataSplits
 from esper.errors import ConfigError, StorageError
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.runs import RunStore
+from esper.tamiyo.emergency import EmergencyPolicy
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
 from esper.tolaria.checkpoints import Checkpoints, Retention
@@ -47,8 +48,9 @@ from esper.tolaria.restoring import generators_kept, load_start, restore_model, 
 from esper.tolaria.rng import draw_apart, seed_everything
 from esper.tolaria.run import Run, RunInfo
 from esper.tolaria.shared import SharedCheckpoints, SharedLibrary
+from esper.tolaria.stability import Limits
 from esper.tolaria.structure import Structure
-from esper.tolaria.trainer import Trainer, TrainerSettings
+from esper.tolaria.trainer import Network, Trainer, TrainerSettings
 from esper.tolaria.trial import TrialPlan
 from esper.urza.library import KernelLibrary
 
@@ -63,6 +65,7 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     is wrong or stopped before training can start leaves no folder behind: kernels are compiled before that.
     """
     _check_bounds(cfg)
+    emergencies, limit_settings = _recovery(cfg)
     background = bool(cfg.karn.get("background", False))
     if background:
         check_background(cfg)
@@ -70,6 +73,7 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     if restarted() and resume is None:
         resume = from_first(group, lambda: _run_of_job(Path(cfg.runs)))
     data = build_data(cfg).to(device_of(cfg))
+    limits = Limits(math.log(data.classes), **limit_settings)
     pipeline = build_pipeline(cfg)
     # A checkpoint of a run has what the run started from.
     start = (
@@ -84,8 +88,6 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     if background:
         policy = configured(cfg, "karn.trials", policy=policy)
     batches = data.batches(cfg.tolaria.batch_size, cfg.seed, **settings(cfg, "tolaria.augment"))
-    held_out = HeldOut(model, data.held_out.x, data.held_out.y, group)
-    optimizer = _optimizer(cfg, model)
 
     def tell_key_made(place: str) -> None:
         for listener in listeners:
@@ -106,44 +108,51 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
         journal = held_by_first(group, lambda: opened.enter_context(Journal(folder / JOURNAL_NAME)))
         recorder = Recorder(journal, listeners)
         rebuild = rebuilder(pipeline)
-        orchestrator = SeedOrchestrator(
-            model,
-            library if library is not None and group.size == 1 else SharedLibrary(library, group, rebuild),
-            optimizer,
-            held_out,
-            recorder,
-            _trial_plan(cfg, len(batches)),
-            rebuild=rebuild,
-            kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
-            start=SteepestStart(model, batches) if cfg.tolaria.trial.init == "gradmax" else None,
-            run=(info.run_id, _task(model, data)),
-            group=group,
-        )
+        shared = SharedLibrary(library, group, rebuild)
+        task = _task(model, data)
+
+        def network(model: nn.Module) -> Network:
+            held_out = HeldOut(model, data.held_out.x, data.held_out.y, group)
+            optimizer = _optimizer(cfg, model)
+            orchestrator = SeedOrchestrator(
+                model,
+                library if library is not None and group.size == 1 else shared,
+                optimizer,
+                held_out,
+                recorder,
+                _trial_plan(cfg, len(batches)),
+                rebuild=rebuild,
+                kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
+                start=SteepestStart(model, batches) if cfg.tolaria.trial.init == "gradmax" else None,
+                run=(info.run_id, task),
+                group=group,
+            )
+            example = data.train.x[:2]
+            structure = Structure(model, optimizer, held_out, recorder, example=example, seed=cfg.seed)
+            return Network(model, held_out, optimizer, orchestrator, structure)
+
         checkpoints = held_by_first(
             group,
             lambda: Checkpoints(folder / "checkpoints", build_envelope(cfg, tell_key_made), _retention(cfg)),
         )
         trainer = Trainer(
-            model=model,
+            network=network(model),
+            rebuild=lambda: network(build_host(cfg, data)),
             batches=batches,
-            held_out=held_out,
-            optimizer=optimizer,
             schedule=schedule,
             policy=policy,
-            orchestrator=orchestrator,
-            structure=Structure(
-                model, optimizer, held_out, recorder, example=data.train.x[:2], seed=cfg.seed
-            ),
+            limits=limits,
+            emergencies=emergencies,
             checkpoints=SharedCheckpoints(checkpoints, group),
             recorder=recorder,
             settings=_trainer_settings(cfg),
-            inventions=orchestrator.untried_inventions if background else tuple,
+            invents=background,
             group=group,
         )
         if start is not None:
             with generators_kept():
-                restore_training(trainer.structure, orchestrator, start, hint=_start_hint(cfg))
-        inventor = BackgroundInventor(cfg, model, recorder, info.run_id)
+                restore_training(trainer.structure, trainer.orchestrator, start, hint=_start_hint(cfg))
+        inventor = BackgroundInventor(cfg, lambda: trainer.model, recorder, info.run_id)
         draw_apart(group.rank)
         if background and group.rank == 0:
             recorder.listeners += (inventor,)
@@ -290,6 +299,13 @@ def _retention(cfg: DictConfig) -> Retention:
     """Which checkpoints stay; a run that was begun before there was a choice keeps the newest alone."""
     tolaria = cfg.tolaria
     return Retention(tolaria.keep_checkpoints, tolaria.get("keep_best", 0), tolaria.get("keep_every", 0))
+
+
+def _recovery(cfg: DictConfig) -> tuple[EmergencyPolicy, dict[str, Any]]:
+    """What is done in an emergency, and the limits beyond which there is one; by default in older runs."""
+    wanted = settings(cfg, "tolaria.recovery") if "recovery" in cfg.tolaria else {}
+    policy = {name: wanted.pop(name) for name in ("rollbacks", "rate", "least_rate") if name in wanted}
+    return EmergencyPolicy(**policy), wanted
 
 
 def _trial_plan(cfg: DictConfig, steps_per_epoch: int) -> TrialPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -68,6 +68,16 @@ def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild)
 
     restore_seeds(model, records, rebuilt)
     return trials
+
+
+def _holding(layers: Mapping[str, SeededLayer]) -> dict[SeedKey, tuple[str, SeedState]]:
+    """The kernel in each seed that has one, and its state."""
+    return {
+        (name, seed.index): (seed.kernel_id, seed.state)
+        for name, layer in layers.items()
+        for seed in layer.seed_list
+        if seed.kernel_id is not None
+    }
 
 
 class SeedOrchestrator:
@@ -399,6 +409,34 @@ class SeedOrchestrator:
         self.reports.append(field_report)
         self.library.record_trial(field_report, self.run_id)
         self.recorder.emit("trial", report=asdict(field_report))
+
+    # Rollbacks
+
+    def changed_since(self, before: SeedOrchestrator) -> list[SeedKey]:
+        """The seeds that hold a kernel here or in ``before``, and not the same one in the same state."""
+        here, there = _holding(self.layers), _holding(before.layers)
+        return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+
+    def reset(self, keys: Iterable[SeedKey], before: SeedOrchestrator, reason: str, epoch: int) -> None:
+        """Cull ``keys`` for ``reason`` and let them rest from ``epoch`` on, past the gates.
+
+        ``before`` carried out what is undone; trials that had not ended in it are reported as failed.
+        """
+        self.epoch = epoch
+        until = epoch + max(1, self.plan.embargo_epochs)
+        for key in keys:
+            was, then = before._seed(key), before.trials.get(key)
+            if key in self.trials:
+                self._forget(self.trials[key])
+            seed = self._seed(key)
+            seed.reset()
+            seed.restore(SeedState.EMBARGOED, embargoed_until=until)
+            self.resting[key] = until
+            self._tell(key, was.kernel_id, was.state, SeedState.CULLED, {"reason": reason})
+            self._tell(key, None, SeedState.CULLED, SeedState.EMBARGOED, {"until_epoch": until})
+            if then is not None and not then.finished:
+                self._report(failure_report(then, epoch, reason, self.plan))
+        self.version += 1
 
     # Checkpoints
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.messages import EpochRecord, Refusal
+from esper.messages import Cause, EpochRecord, Refusal
+from esper.tolaria.stability import Limits
 
 
 @dataclass(slots=True)
@@ -32,12 +33,47 @@ class EpochSoFar:
         self.samples += samples
 
 
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A kernel grafted, or growth, at the end of ``epoch``; ``step`` is that of the checkpoint before it."""
+
+    epoch: int
+    target: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """One way back: seen in ``epoch`` after ``from_step`` optimizer steps, gone on from after ``to_step``."""
+
+    cause: Cause
+    target: str
+    epoch: int
+    from_step: int
+    to_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Easing:
+    """The learning rate after a rollback: ``share`` of it at step ``start``, back in full at ``end``."""
+
+    share: float
+    start: int
+    end: int
+
+    def factor(self, step: int) -> float:
+        """What the rate of optimizer step ``step`` is multiplied by."""
+        done = (step - self.start) / (self.end - self.start)
+        return 1.0 if done >= 1 else self.share + (1 - self.share) * max(done, 0.0)
+
+
 @dataclass(slots=True)
 class Progress:
     """How far a run has come; all of it goes into a checkpoint.
 
     FLOPs include held-out evaluations and what growth costs at its birth. ``grown_at`` is the share of the
-    run that was done at its last growth.
+    run that was done at its last growth. Of rollbacks: those that were, the batches (epoch, step) that are
+    left out since, what the learning rate is multiplied by, and until which epoch a target is not grown.
     """
 
     epochs_done: int = 0
@@ -48,10 +84,43 @@ class Progress:
     history: tuple[EpochRecord, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     grown_at: float | None = None
+    adapted: tuple[Adapted, ...] = ()
+    rollbacks: tuple[Rollback, ...] = ()
+    skipped: tuple[tuple[int, int], ...] = ()
+    rate: float = 1.0
+    easing: Easing | None = None
+    embargoed: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def rate_factor(self) -> float:
+        """What rollbacks multiply the learning rate of the next step by; 1 when there was none."""
+        return self.rate * (1.0 if self.easing is None else self.easing.factor(self.global_step))
+
+    def watched(self, epoch: int, limits: Limits) -> tuple[Adapted, ...]:
+        """The adaptations that instability in ``epoch`` may come from, oldest first."""
+        return tuple(each for each in self.adapted if epoch <= each.epoch + limits.adaptation_epochs)
+
+    def earlier_rollbacks(self, cause: Cause, target: str, epoch: int) -> int:
+        """How many there were for one cause: of an adaptation in all, else since the epoch before."""
+        alike = [each for each in self.rollbacks if (each.cause, each.target) == (cause, target)]
+        return len(alike if target else [each for each in alike if each.epoch >= epoch - 1])
+
+    def carry_on_from(self, left: Progress, rollback: Rollback) -> None:
+        """Take over from the progress that is ``left`` what no rollback undoes: what was spent, and why."""
+        self.samples, self.flops, self.seconds = left.samples, left.flops, left.seconds
+        self.rollbacks = (*left.rollbacks, rollback)
+        self.skipped, self.embargoed = left.skipped, left.embargoed
+        self.rate, self.easing = left.rate, left.easing
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
         """The progress whose ``asdict`` is ``state``."""
         history = tuple(EpochRecord(**record) for record in state["history"])
         refusals = tuple(Refusal(**record) for record in state["refusals"])
-        return cls(**{**state, "history": history, "refusals": refusals})
+        easing = state.get("easing")
+        rest = {
+            "adapted": tuple(Adapted(**each) for each in state.get("adapted", ())),
+            "rollbacks": tuple(Rollback(**each) for each in state.get("rollbacks", ())),
+            "easing": None if easing is None else Easing(**easing),
+        }
+        return cls(**{**state, "history": history, "refusals": refusals, **rest})

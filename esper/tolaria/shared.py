@@ -161,3 +161,16 @@ class SharedCheckpoints:
     def load_newest_good(self) -> tuple[dict[str, Any], list[EsperError]]:
         """The newest state that is whole, and why newer ones are not."""
         return from_first(self._group, lambda: self._first.load_newest_good())
+
+    def load_before(self, step: int) -> tuple[str, dict[str, Any], list[EsperError]]:
+        """The newest whole state of at most ``step`` steps; see ``Checkpoints``."""
+        return from_first(self._group, lambda: self._first.load_before(step))
+
+    def forget_after(self, name: str) -> None:
+        """Remove what is newer than the checkpoint ``name``."""
+        from_first(self._group, lambda: self._first.forget_after(name))
+
+    def pin(self, steps: Iterable[int]) -> None:
+        """Let the checkpoints of these ``steps``, and of those alone, stay whatever the retention says."""
+        if self._checkpoints is not None:
+            self._checkpoints.pinned = frozenset(steps)

@@ -55,6 +55,8 @@ class Step:
                 nn.utils.clip_grad_norm_(group["params"], self._max_grad_norm)
         if self._precision.step(self._optimizer):
             self._orchestrator.step()
+        else:
+            self._optimizer.zero_grad(set_to_none=True)  # they overflowed, which is no instability
         return loss
 
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:

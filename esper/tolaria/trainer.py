@@ -15,20 +15,22 @@ from torch.optim import Optimizer
 from esper.data.batches import Batches
 from esper.errors import ConfigError, EsperError
 from esper.kasmina import drain, merge_observed, observe, observed, restore_observed
-from esper.messages import AdaptationDecision, EpochRecord, Refusal, Slot, SystemStatePacket, WidthMetrics
+from esper.messages import AdaptationDecision, EpochRecord, Refusal, SystemStatePacket, WidthMetrics
+from esper.tamiyo.emergency import EmergencyPolicy
 from esper.tamiyo.policy import Policy
-from esper.tolaria.checkpoints import BackgroundSaver, Checkpoints, Mark, Saved
+from esper.tolaria.checkpoints import BackgroundSaver, Mark, Saved
 from esper.tolaria.distributed import ALONE, Group, check_alike, copy_weights, from_first
 from esper.tolaria.evaluation import Flops, HeldOut, count_flops
 from esper.tolaria.events import Recorder
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.precision import Half, Precision
-from esper.tolaria.progress import EpochSoFar, Progress
-from esper.tolaria.recovery import Recovery
+from esper.tolaria.progress import Adapted, EpochSoFar, Progress
+from esper.tolaria.recovery import Unstable, check_epoch, check_values, recover
 from esper.tolaria.restoring import restore_training
 from esper.tolaria.rng import draw_apart, rng_state, set_rng_state
 from esper.tolaria.schedule import HoldThenCosine
 from esper.tolaria.shared import SharedCheckpoints
+from esper.tolaria.stability import Limits, StepWatch
 from esper.tolaria.step import Step
 from esper.tolaria.structure import Structure
 from esper.tolaria.trial import Outcome
@@ -57,63 +59,82 @@ class TrainerSettings:
     accumulate: int = 1
 
 
+@dataclass(frozen=True)
+class Network:
+    """What training changes: a wrapped model, and what holds on to it or to its parameters."""
+
+    model: nn.Module
+    held_out: HeldOut
+    optimizer: Optimizer
+    orchestrator: SeedOrchestrator
+    structure: Structure
+
+
 class Trainer:
     """Trains a wrapped model, and lets the policy grow it. Built by ``esper.assembly``."""
 
     def __init__(
         self,
         *,
-        model: nn.Module,
+        network: Network,
+        rebuild: Callable[[], Network],
         batches: Batches,
-        held_out: HeldOut,
-        optimizer: Optimizer,
         schedule: HoldThenCosine,
         policy: Policy,
-        orchestrator: SeedOrchestrator,
-        structure: Structure,
-        checkpoints: Checkpoints | SharedCheckpoints,
+        limits: Limits,
+        emergencies: EmergencyPolicy,
+        checkpoints: SharedCheckpoints,
         recorder: Recorder,
         settings: TrainerSettings,
-        inventions: Callable[[], tuple[Slot, ...]] = tuple,
+        invents: bool = False,
         group: Group = ALONE,
     ) -> None:
-        """``inventions`` gives those of the packet, asked once an epoch."""
-        self.model = model
+        """``rebuild`` makes the network anew, as it was before training, for a rollback to fill.
+
+        With ``invents`` the packet has the slots of inventions that were not tried, asked for once an epoch.
+        """
+        self._rebuild = rebuild
         self.batches = batches
-        self.held_out = held_out
-        self.optimizer = optimizer
         self.schedule = schedule
         self.policy = policy
-        self.orchestrator = orchestrator
-        self.structure = structure
-        self.recovery = Recovery(model)
+        self.limits = limits
+        self.emergencies = emergencies
+        self.watch = StepWatch(limits, batches.y.device)
         self.checkpoints = checkpoints
         self._saver = BackgroundSaver(checkpoints)
         self.recorder = recorder
         self.settings = settings
-        self.inventions = inventions
+        self.invents = invents
         self.group = group
-        self.precision = Precision(settings.precision, model, batches.y.device)
+        self.progress = Progress()
+        self._saved_step = 0
+        self._so_far: EpochSoFar | None = None
+        self._adopt(network)
+
+    def _adopt(self, network: Network) -> None:
+        """Train this network from now on."""
+        self.model, self.optimizer = network.model, network.optimizer
+        self.held_out = network.held_out
+        self.orchestrator, self.structure = network.orchestrator, network.structure
+        self.precision = Precision(self.settings.precision, self.model, self.batches.y.device)
         self.step = Step(
-            model,
-            optimizer,
-            orchestrator,
-            group,
-            accumulate=settings.accumulate,
-            max_grad_norm=settings.max_grad_norm,
+            self.model,
+            self.optimizer,
+            self.orchestrator,
+            self.group,
+            accumulate=self.settings.accumulate,
+            max_grad_norm=self.settings.max_grad_norm,
             precision=self.precision,
         )
-        self.progress = Progress()
-        self._so_far: EpochSoFar | None = None
         self._flops: tuple[tuple[int, int], Flops] | None = None
         self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
 
     def fit(self) -> None:
         """Train until the last epoch is done.
 
-        Raises Instability when training diverged, StorageError when nothing can be written any more, and
-        ConfigError when the FLOPs do not suffice for a step; whatever ends it, the newest checkpoint is the
-        last that was begun.
+        Training that becomes unstable goes back to a checkpoint and on from there. Raises Instability when
+        that did not help, StorageError when nothing can be written any more, and ConfigError when the FLOPs
+        do not suffice for a step; whatever ends it, the newest checkpoint is the last that was begun.
         """
         try:
             self._fit()
@@ -131,15 +152,21 @@ class Trainer:
                     f"tolaria.flops={self.settings.flops:g} do not suffice for one step and an evaluation",
                     hint=f"give at least {least:g}",
                 )
-            self._save()
+            self.save()
         while self._so_far is not None or not self.finished:
-            packet = self.run_epoch(self.progress.epochs_done)
-            self.recovery.check(packet)
-            decision = self._decide(packet)
-            outcome = self._apply(decision, packet)
-            self._record(packet.epoch, decision, outcome)
-            self.progress.epochs_done += 1
-            self._save()
+            try:
+                self._live_epoch()
+            except Unstable as found:
+                recover(self, found.symptom)
+
+    def _live_epoch(self) -> None:
+        packet = self.run_epoch(self.progress.epochs_done)
+        check_epoch(packet, self.progress.watched(packet.epoch, self.limits), self.limits)
+        decision = self._decide(packet)
+        outcome = self._apply(decision, packet)
+        self._record(packet.epoch, decision, outcome)
+        self.progress.epochs_done += 1
+        self.save()
 
     @property
     def finished(self) -> bool:
@@ -214,23 +241,43 @@ class Trainer:
             cost = len(y) * self.flops().training  # may run the model, so unobserved
             if step and self._overspends(cost):
                 break
+            if (epoch, step) in self.progress.skipped:
+                so_far.steps += 1
+                continue
             done = self._done(epoch, step)
             self.progress.flops += cost
             watched = step % self.settings.observe_every == 0
             observe(self.model, watched)
-            self.schedule.apply(self.optimizer, done, self.progress.grown_at)
+            self._set_rates(done)
+            place = (epoch, step, self.progress.global_step)
             loss = self.step(x, y)
+            self.watch.note(place, loss, (p for g in self.optimizer.param_groups for p in g["params"]))
             self.progress.global_step += 1
             observe(self.model, False)
             so_far.add(loss, len(y))
             self.progress.samples += len(y)
+            if watched or self.watch.full:
+                self._look()
             if watched:
                 self.recorder.emit("step", epoch=epoch, step=step, steps=steps, loss=loss.item())
                 self._tell(self._saver.finished())
             every = self.settings.checkpoint_every
             if every is not None and self.progress.global_step % every == 0:
-                self._save()
-        return float(so_far.loss) / so_far.samples
+                self.save()
+        self._look()
+        return float(so_far.loss) / max(so_far.samples, 1)
+
+    def _set_rates(self, done: float) -> None:
+        self.schedule.apply(self.optimizer, done, self.progress.grown_at)
+        factor = self.progress.rate_factor
+        if factor != 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] *= factor
+
+    def _look(self) -> None:
+        """Raise Unstable if a step since the last look was."""
+        if symptom := self.watch.look():
+            raise Unstable(symptom)
 
     def _packet(self, epoch: int, loss: float) -> SystemStatePacket:
         measured = self.held_out.evaluate()
@@ -256,7 +303,7 @@ class Trainer:
             widths=self._growable_widths() if self.policy.needs_widths else {},
             rate_share=max(self.schedule.factor(done, self.progress.grown_at), self.schedule.rewarm),
             progress=done,
-            inventions=self.inventions(),
+            inventions=self.orchestrator.untried_inventions() if self.invents else (),
         )
 
     def flops(self) -> Flops:
@@ -288,6 +335,9 @@ class Trainer:
         return outcome
 
     def _carry_out(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
+        until = dict(self.progress.embargoed).get(_target(decision), 0) if decision is not None else 0
+        if packet.epoch < until:
+            return Outcome("refused", f"it was rolled back, and is not tried again before epoch {until + 1}")
         if decision is not None and decision.adaptation_type == "modify_architecture":
             changed = self.structure.apply(decision, packet.epoch)
             self.progress.flops += self.held_out.take_samples() * self.flops().forward
@@ -305,6 +355,7 @@ class Trainer:
             return
         if outcome.status != "refused":
             self.progress.grown_at = self._done(epoch + 1, 0)
+            self.progress.adapted += (Adapted(epoch, _target(decision), self._saved_step),)
         if outcome.status == "refused":
             seed_idx = decision.parameters.get("seed_idx", -1)
             refusal = Refusal(epoch, decision.target_component, seed_idx, outcome.reason)
@@ -315,9 +366,21 @@ class Trainer:
 
     # Checkpoints
 
-    def _save(self) -> None:
-        """Begin to write a checkpoint; the one before it is told of once it is on the disk."""
+    def settle(self) -> None:
+        """Wait until no checkpoint is being written any more."""
         self._tell(self._saver.wait())
+
+    def save(self) -> None:
+        """Begin to write a checkpoint; the one before it is told of once it is on the disk.
+
+        Raises Unstable instead when what it would hold is not sound.
+        """
+        self._look()
+        check_values(self.model, self.progress.epochs_done, self.progress.global_step)
+        self.settle()
+        self.progress.adapted = self.progress.watched(self.progress.epochs_done, self.limits)
+        self.checkpoints.pin(each.step for each in self.progress.adapted)
+        self._saved_step = self.progress.global_step
         done, last = self.progress, self.progress.history[-1:]
         in_epoch = 0 if self._so_far is None else self._so_far.steps
         mark = Mark(done.global_step, done.epochs_done, in_epoch, last[0].loss if last else None)
@@ -348,6 +411,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.state(),
             "rng": rng_state(),
+            "watch": self.watch.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -367,9 +431,17 @@ class Trainer:
         self.optimizer.load_state_dict({**configured, "state": state["optimizer"]["state"]})
         self.precision.restore(state.get("scaler"))
         set_rng_state(state["rng"])
+        self._saved_step = self.progress.global_step
+        self.watch.restore(state.get("watch", {}))
+        self._so_far = None
         draw_apart(self.group.rank)
         self._restore_so_far(state.get("so_far"))
         self._restore_rank(state.get("ranks") or [])
+
+    def renew(self, state: dict[str, Any]) -> None:
+        """As ``restore``, in a run that goes on: into a network that is built anew."""
+        self._adopt(self._rebuild())
+        self.restore(state)
 
     def _so_far_state(self) -> dict[str, Any] | None:
         """What an epoch under way has gathered, beside what it has changed."""
@@ -400,3 +472,11 @@ class Trainer:
             restore_observed(self.model, ranks[self.group.rank]["observed"])
         elif ranks and self.group.rank == 0:
             restore_observed(self.model, merge_observed([rank["observed"] for rank in ranks]))
+
+
+def _target(decision: AdaptationDecision) -> str:
+    """What a decision changes, by the name that an embargo knows it by."""
+    wanted = decision.parameters
+    if decision.adaptation_type == "modify_architecture":
+        return f"{wanted.get('operator', '')} {decision.target_component}"
+    return f"{decision.target_component}#{wanted.get('seed_idx', '')}"

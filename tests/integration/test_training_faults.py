@@ -16,7 +16,8 @@ from esper.assembly.training import build_training
 from esper.messages import AdaptationDecision, KernelMetadata, SeedState, Slot, SystemStatePacket
 from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper.tolaria.evaluation import evaluate
-from esper.tolaria.recovery import first_non_finite
+from esper.tolaria.recovery import check_epoch, check_values
+from esper.tolaria.stability import first_non_finite
 from esper.urza.library import Kernel
 from esper.urza.tiers import TierCounts
 from esper_cli.config import compose
@@ -117,7 +118,8 @@ def test_a_thousand_faults_are_survived(tmp_path: Path, optimizer: str, rate: fl
     first = last = None
     for epoch in range(cfg.tolaria.epochs):
         packet = trainer.run_epoch(epoch)
-        trainer.recovery.check(packet)
+        check_epoch(packet, (), trainer.limits)
+        check_values(trainer.model, epoch, trainer.progress.global_step)
         first, last = first or packet, packet
         for layer, metrics in packet.layer_metrics.items():
             for idx, state in enumerate(metrics.seed_states):

@@ -26,7 +26,7 @@ _COMPILING = (
     "tezzeret.alert_url",
     "karn.generator",
 )
-_KEEPING = ("tolaria.checkpoint_every", "tolaria.keep_best", "tolaria.keep_every")
+_KEEPING = ("tolaria.checkpoint_every", "tolaria.keep_best", "tolaria.keep_every", "tolaria.recovery")
 _APART = ("seeds", "seed", "runs", "security", "prove.folder", "prove.jobs", *_COMPILING, *_KEEPING)
 """What may differ between calls over one folder: no number depends on it."""
 

@@ -39,6 +39,8 @@ class Checkpoints(CheckpointFolder):
         super().__init__(folder, envelope)
         self._retention = retention or Retention()
         self._marks: dict[Path, Mark] | None = None
+        self.pinned: frozenset[int] = frozenset()
+        """Steps whose checkpoints stay whatever the retention says."""
 
     def save(self, mark: Mark, state: Mapping[str, Any]) -> Path:
         """Write ``state`` as the checkpoint at ``mark``; it is on the disk when this returns its path.
@@ -106,6 +108,30 @@ class Checkpoints(CheckpointFolder):
             raise damaged(str(found.path), f"its parts do not fit together: {error}") from error
         return state
 
+    def load_before(self, step: int) -> tuple[str, dict[str, Any], list[EsperError]]:
+        """The newest whole checkpoint of at most ``step`` steps, the oldest if all are later: name and state.
+
+        With them what was wrong with those that were passed over. Raises CheckpointError when none is whole.
+        """
+        found = [each for each in self.all() if each.manifest is not None]
+        early = [each for each in found if each.manifest and each.manifest.mark.step <= step]
+        errors: list[EsperError] = []
+        for each in (*early, *reversed(found)):
+            try:
+                return each.name, self.open(each), errors
+            except (CheckpointError, UnknownKey) as error:
+                errors.append(error)
+        raise errors[0] if errors else none_in(self.folder)
+
+    def forget_after(self, name: str) -> None:
+        """Remove all that is newer than the checkpoint ``name``: the run went back to it. StorageError."""
+        for newer in self.all():
+            if newer.name == name:
+                return
+            self.remove(newer)
+            if self._marks is not None:
+                self._marks.pop(newer.path, None)
+
     # Writing
 
     def _written(self) -> dict[Path, Mark]:
@@ -142,6 +168,8 @@ class Checkpoints(CheckpointFolder):
         paths = list(marks)
         for position in self._retention.superfluous(list(marks.values())):
             path = paths[position]
+            if marks[path].step in self.pinned:
+                continue
             del marks[path]
             if path.exists():
                 self.remove(Found(path, None))

@@ -16,6 +16,7 @@ import typer
 from esper.errors import ConfigError, EsperError, StorageError
 from esper_cli import (
     blueprints,
+    checkpoints,
     compile,
     doctor,
     karn,
@@ -53,6 +54,7 @@ app.add_typer(blueprints.app, name="blueprints")
 app.add_typer(kernels_files.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(runs.app, name="runs")
+app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(reports.app, name="reports")
 app.add_typer(karn.app, name="karn")
 app.command("worker", epilog=worker.EPILOG)(worker.worker)

@@ -32,6 +32,10 @@ def report_run(root: Path, run_id: str, *, as_json: bool) -> None:
     print_adaptations(view)
     print_lines("", sizes(view), "")
     print_lines(*(f"wrote {path}" for path in written(view)))
+    folder = view.folder / "checkpoints"
+    number = len([path for path in folder.glob("step-*") if path.is_dir()])
+    if number:
+        print_lines(f"{number} checkpoint{'s' if number > 1 else ''} in {folder}")
 
 
 def print_adaptations(view: RunView) -> None:
@@ -115,6 +119,6 @@ def sizes(view: RunView) -> Table:
 
 
 def written(view: RunView) -> list[Path]:
-    """Every file of the run, checkpoints last."""
+    """Every file of the run but those of its checkpoints."""
     files = [path for path in view.folder.rglob("*") if path.is_file()]
-    return sorted(files, key=lambda path: (path.parent != view.folder, path))
+    return sorted(path for path in files if "checkpoints" not in path.relative_to(view.folder).parts)

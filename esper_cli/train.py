@@ -18,10 +18,13 @@ from esper_cli.runs import run_ids
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
     from omegaconf import DictConfig
 
+    from esper.nissa.runs import RunView
     from esper_cli.display import Display
     from esper_cli.progress import RunProgress
 
 HYDRA_PANEL = "Hydra"
+AUTO = "auto"
+GROUP = "experiment"
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -39,6 +42,8 @@ a sweep with one run a seed; your own ./experiments/mine.yaml; going on after Ct
   esper train +experiment=mine
 
   esper train --resume latest
+
+  esper train --resume auto +experiment=resnet
 """
 
 
@@ -56,8 +61,9 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Go on with a run from its last checkpoint: an id, the start of one, or latest.",
-            autocompletion=complete_names(lambda: ["latest", *run_ids()]),
+            help="Go on with a run from its last good checkpoint: an id, the start of one, latest, or auto: "
+            "the latest that is not finished.",
+            autocompletion=complete_names(lambda: [AUTO, "latest", *run_ids()]),
         ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the summary alone.")] = False,
@@ -245,13 +251,39 @@ def _what_is_saved(progress: RunProgress, resume: str | None) -> str:
 
 def _resume(run: str, overrides: Sequence[str], output: Output) -> None:
     """Go on with a run, under the configuration that it began with and ``overrides``."""
+    from esper.assembly.resuming import changes
     from esper_cli.config import compose, compose_from
     from esper_cli.runs import open_run
 
     place = [override for override in overrides if override.startswith("runs=")]
-    view = open_run(run, Path(compose(place).runs))
-    cfg = compose_from(view.folder / "config.yaml", overrides)
+    root = Path(compose(place).runs)
+    named = f"+{GROUP}="
+    experiment = next((o.removeprefix(named) for o in overrides if o.startswith(named)), None)
+    view = _unfinished(root, experiment) if run == AUTO else open_run(run, root)
+    if experiment is not None and view.experiment != experiment:
+        raise ConfigError(
+            f"run {view.run_id} is one of {view.experiment}, not of {experiment}",
+            hint="leave +experiment out; a run goes on under its own configuration",
+        )
+    saved = view.folder / "config.yaml"
+    cfg = compose_from(saved, [o for o in overrides if not o.startswith(named)])
+    for change in changes(compose_from(saved, []), cfg):
+        typer.echo(f"esper: {change}", err=True)
     run_once(cfg, output, resume=view.run_id)
+
+
+def _unfinished(root: Path, experiment: str | None) -> RunView:
+    from esper.assembly.checkpoints import open_checkpoints
+    from esper.assembly.resuming import newest_unfinished
+    from esper.nissa.runs import RunStore
+    from esper_cli.config import compose_from
+
+    return newest_unfinished(
+        RunStore(root),
+        experiment,
+        lambda view: open_checkpoints(compose_from(view.folder / "config.yaml", []), view.folder),
+        lambda text: typer.echo(f"esper: {text}", err=True),
+    )
 
 
 def _check_flags(flags: Sequence[str], cfg: str | None, info: str | None, resume: str | None) -> None:

@@ -27,7 +27,7 @@ def build_key_source(cfg: DictConfig) -> KeySource:
 
 def key_made_notice(place: str) -> str:
     """What to tell the user when a key was made in ``place``."""
-    return f"made a key in {place}: keep a copy of it, no kernel of this library can be read without it"
+    return f"made a key in {place}: keep a copy of it, no kernel and no checkpoint can be read without it"
 
 
 def build_envelope(cfg: DictConfig, on_made: Callable[[str], None] = lambda _: None) -> Envelope:

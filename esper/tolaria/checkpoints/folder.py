@@ -25,6 +25,9 @@ from esper.security import Envelope
 from esper.tolaria.checkpoints.manifest import MOST_BYTES, NAME, Manifest, Part, damaged
 from esper.tolaria.durable import sync_folder
 
+LATEST: Final = "latest.json"
+"""What a folder of format 2 has: one file of ``torch.save`` and this beside it."""
+
 _FOLDER: Final = re.compile(r"step-(\d{9,})(?:\.(\d+))?")
 
 
@@ -58,6 +61,10 @@ class CheckpointFolder:
     def all(self) -> list[Found]:
         """Every checkpoint, newest first, those too that cannot be used; parts are not looked at."""
         return [self._found(path) for path in self._paths()]
+
+    def is_older(self) -> bool:
+        """Whether there is nothing but what an older Esper wrote, in format 2: it can be loaded, no more."""
+        return not self._paths() and (self.folder / LATEST).exists()
 
     def find(self, name: str | None = None) -> Found:
         """The checkpoint of that folder name or step, the newest if ``name`` is None; CheckpointError."""

@@ -10,23 +10,17 @@ import io
 import json
 import pickle
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from esper.errors import CheckpointError
-
-_LATEST: Final = "latest.json"
-
-
-def is_there(folder: Path) -> bool:
-    """Whether ``folder`` has checkpoints of this format."""
-    return (folder / _LATEST).exists()
+from esper.tolaria.checkpoints.folder import LATEST
 
 
 def load(folder: Path) -> dict[str, Any]:
     """The state of the newest one; CheckpointError before torch sees damaged bytes."""
-    latest = folder / _LATEST
+    latest = folder / LATEST
     try:
         manifest = json.loads(latest.read_bytes())
         path = folder / manifest["file"]

@@ -79,13 +79,13 @@ class Checkpoints(CheckpointFolder):
         Nothing of it is given out before all of it is authenticated. Raises CheckpointError, or UnknownKey
         where the key that it was sealed with is not at hand.
         """
-        if not self._paths() and name is None and format2.is_there(self.folder):
+        if name is None and self.is_older():
             return format2.load(self.folder)
         return self.open(self.find(name))
 
     def load_newest_good(self) -> tuple[dict[str, Any], list[EsperError]]:
         """The state of the newest checkpoint that is whole, and what was wrong with those after it."""
-        if not self._paths() and format2.is_there(self.folder):
+        if self.is_older():
             return format2.load(self.folder), []
         errors: list[EsperError] = []
         for found in self.all():

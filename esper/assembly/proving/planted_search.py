@@ -1,7 +1,7 @@
 """Karn against random search where the best block is known: how many trials each takes to come near it.
 
 ``python -m esper.assembly.proving.planted_search --first 100 --seeds 20 --out experiments/karn_planted`` does
-all of it and writes results.json. Seeds 0 to 9 are those on which settings were chosen.
+all of it and writes results_100.json. Seeds 0 to 9 are those on which settings were chosen.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def main() -> None:
         pairs.append(pair(catalogue, seed))
         print(json.dumps(pairs[-1]), flush=True)
     found = {"budget": BUDGET, "near": NEAR, "summary": summary(pairs), "pairs": pairs}
-    (options.out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.out / f"results_{options.first}.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found["summary"]))
 
 

@@ -52,6 +52,7 @@ from esper.tolaria.stability import Limits
 from esper.tolaria.structure import Structure
 from esper.tolaria.trainer import Network, Trainer, TrainerSettings
 from esper.tolaria.trial import TrialPlan
+from esper.tolaria.weight_average import WeightAverage
 from esper.urza.library import KernelLibrary
 
 JOB_NAME = "job"
@@ -109,10 +110,11 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
         recorder = Recorder(journal, listeners)
         rebuild = rebuilder(pipeline)
         shared = SharedLibrary(library, group, rebuild)
-        task = _task(model, data)
+        task, ema = _task(model, data), cfg.tolaria.get("ema")
 
         def network(model: nn.Module) -> Network:
-            held_out = HeldOut(model, data.held_out.x, data.held_out.y, group)
+            average = None if ema is None else WeightAverage(model, ema)
+            held_out = HeldOut(model, data.held_out.x, data.held_out.y, group, average)
             optimizer = _optimizer(cfg, model)
             orchestrator = SeedOrchestrator(
                 model,
@@ -236,6 +238,7 @@ def _check_bounds(cfg: DictConfig) -> None:
         "tolaria.processes": (1, math.inf),
         "tolaria.restarts": (0, math.inf),
         "tolaria.accumulate": (1, math.inf),
+        "tolaria.ema": (0, 1),
         "tolaria.trial.training": (0, math.inf),
         "tolaria.trial.blending": (0, math.inf),
         "tolaria.trial.holding": (0, math.inf),

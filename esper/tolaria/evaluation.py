@@ -15,6 +15,7 @@ from esper.data.losses import mean_loss, sample_losses
 from esper.kasmina import seeded_layers
 from esper.tolaria.averaging import share
 from esper.tolaria.distributed import ALONE, Group
+from esper.tolaria.weight_average import WeightAverage
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +98,31 @@ def count_flops(model: nn.Module, x: Tensor, y: Tensor) -> Flops:
 class HeldOut:
     """The held-out split, bound to the model: it judges seeds and feeds the policy, and is never reported.
 
-    Each process of ``group`` evaluates a part of it, and all get the whole.
+    Each process of ``group`` evaluates a part of it, and all get the whole. Where the weights are averaged,
+    the network that is measured is that of the averages.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, group: Group = ALONE) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        group: Group = ALONE,
+        average: WeightAverage | None = None,
+    ) -> None:
         self.model = model
         self.x = x
         self.y = y
+        self.average = average
         self._group = group
         self._samples = 0
 
     def evaluate(self) -> Evaluation:
         """Measure the model as it stands."""
+        with nullcontext() if self.average is None else self.average.swapped():
+            return self._evaluate()
+
+    def _evaluate(self) -> Evaluation:
         self._samples += len(self.y)
         if self._group.size == 1:
             return evaluate(self.model, self.x, self.y)

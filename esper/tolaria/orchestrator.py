@@ -41,6 +41,7 @@ from esper.tolaria.events import Recorder
 from esper.tolaria.kernel_start import SteepestStart
 from esper.tolaria.shared import Kernels, Rebuild
 from esper.tolaria.trial import Outcome, Trial, TrialPlan, failure_report, field_report_from, judge, report
+from esper.tolaria.weight_average import grown
 from esper.urza.ranking import TrialContext, Wanted
 
 SeedKey = tuple[str, int]
@@ -329,7 +330,7 @@ class SeedOrchestrator:
     def _fold(self, trial: Trial) -> None:
         """Fold a kept kernel into its host where the algebra allows it; else it stays, and why is told."""
         try:
-            growth = fold(self.layers[trial.layer], trial.seed_idx)
+            growth = grown(self.held_out.average, lambda: fold(self.layers[trial.layer], trial.seed_idx))
         except GraftError as error:
             self.recorder.emit("message", text=f"not folded: {error}")
             return

@@ -29,8 +29,14 @@ def restore_model(
     with _fitting(hint):
         regrow(model, state["structure"], example)
         trials = restore_trials(model, state["growth"], rebuild)
-        model.load_state_dict(state["model"])
+        model.load_state_dict(reported_weights(state))
     return trials
+
+
+def reported_weights(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of ``state`` that are measured and exported: the averages, where the run kept some."""
+    average = state.get("average") or {"values": {}}
+    return {**state["model"], **average["values"]}
 
 
 def restore_training(
@@ -65,7 +71,7 @@ def load_start(run: Path, envelope: Envelope) -> dict[str, Any]:
             "reports": [],
             "resting": [(layer, idx, 0) for layer, idx, _ in growth["resting"]],
         },
-        "model": state["model"],
+        "model": reported_weights(state),
     }
 
 

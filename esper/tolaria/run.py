@@ -19,6 +19,7 @@ from esper.errors import EsperError, RunError, StorageError
 from esper.tolaria.durable import write_atomically
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.trainer import Trainer
+from esper.tolaria.weight_average import WeightAverage
 
 SUMMARY_NAME = "summary.json"
 """Name of the file that a finished run has."""
@@ -137,7 +138,8 @@ class Run:
     def _summary(self) -> dict[str, Any]:
         trainer = self.trainer
         progress, library = trainer.progress, trainer.orchestrator.library
-        tested = HeldOut(trainer.model, self.test.x, self.test.y, trainer.group).evaluate()
+        average = trainer.held_out.average
+        tested = HeldOut(trainer.model, self.test.x, self.test.y, trainer.group, average).evaluate()
         last = progress.history[-1]
         states = Counter(
             layer.seed(idx).state.value
@@ -161,7 +163,7 @@ class Run:
             "adaptations": [asdict(report) for report in trainer.orchestrator.reports],
             "seeds": dict(states),
             "cache": {name: asdict(tier) for name, tier in library.tier_counts().items()},
-            "weights_sha256": weights_digest(trainer.model),
+            "weights_sha256": weights_digest(trainer.model, trainer.held_out.average),
             "folder": str(self.info.folder),
         }
 
@@ -173,10 +175,14 @@ class Run:
             raise StorageError.from_os(error, path, "cannot write the summary") from error
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all parameters and buffers: equal only for equal networks."""
+def weights_digest(model: nn.Module, average: WeightAverage | None = None) -> str:
+    """SHA-256 over the names and bytes of all parameters and buffers: equal only for equal networks.
+
+    Where there is an ``average``, over the network of the averages.
+    """
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    with contextlib.nullcontext() if average is None else average.swapped():
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from esper.tolaria.averaging import GradientAverage, parts, share
 from esper.tolaria.distributed import Group
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.precision import Precision
+from esper.tolaria.weight_average import WeightAverage
 
 
 class Step:
@@ -32,6 +33,7 @@ class Step:
         accumulate: int = 1,
         max_grad_norm: float | None = None,
         precision: Precision,
+        average: WeightAverage | None = None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -40,6 +42,7 @@ class Step:
         self._accumulate = accumulate
         self._max_grad_norm = max_grad_norm
         self._precision = precision
+        self._average = average
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Step on the whole batch ``x``, ``y``, the same in each process; its mean loss, a scalar."""
@@ -55,6 +58,8 @@ class Step:
                 nn.utils.clip_grad_norm_(group["params"], self._max_grad_norm)
         if self._precision.step(self._optimizer):
             self._orchestrator.step()
+            if self._average is not None:
+                self._average.update()
         else:
             self._optimizer.zero_grad(set_to_none=True)  # they overflowed, which is no instability
         return loss

@@ -27,6 +27,7 @@ from esper.messages import AdaptationDecision, GrowthReport, WidthMetrics
 from esper.tolaria.evaluation import Evaluation, HeldOut
 from esper.tolaria.events import Recorder
 from esper.tolaria.trial import Outcome
+from esper.tolaria.weight_average import grown
 
 BIRTH_TOLERANCE = 1e-3
 """Nats by which one held-out sample's loss may differ at birth: rounding, of sums in another order."""
@@ -119,12 +120,13 @@ class Structure:
         if operator is None:
             known = ", ".join(OPERATORS)
             return Outcome("refused", f"no operator is called {wanted.get('operator')!r}; there are: {known}")
-        before = self.held_out.evaluate()
+        average = self.held_out.average
+        before, means = self.held_out.evaluate(), None if average is None else average.means()
         sizes = self._sizes() if "sizes" in wanted else {}
         try:
             moments = _one_of(wanted, "moments", get_args(Moments))
             matched = _one_of(wanted, "rates", get_args(Rates)) == "matched"
-            growth = operator(self.model, wanted, self.example, self._generator())
+            growth = grown(average, lambda: operator(self.model, wanted, self.example, self._generator()))
             self._carry(growth, matched=matched)
         except GraftError as error:
             return Outcome("refused", str(error))
@@ -133,6 +135,8 @@ class Structure:
         if not changed <= BIRTH_TOLERANCE:
             uncarry(self.optimizer, growth)
             growth.undo()
+            if average is not None and means is not None:
+                average.put_back(means)
             moved = f"{growth.operator} changed a held-out loss by {changed:.2g} nats"
             return Outcome("refused", f"{moved}; it was undone")
         if moments == "reset":

@@ -125,6 +125,7 @@ class Trainer:
             accumulate=self.settings.accumulate,
             max_grad_norm=self.settings.max_grad_norm,
             precision=self.precision,
+            average=self.held_out.average,
         )
         self._flops: tuple[tuple[int, int], Flops] | None = None
         self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
@@ -145,6 +146,8 @@ class Trainer:
         self._tell(self._saver.wait())
 
     def _fit(self) -> None:
+        if self.held_out.average is not None:
+            self.held_out.average.follow()
         if self.progress.global_step == 0:
             if self.finished:
                 least = self._first_step() + self._evaluation_flops()
@@ -332,6 +335,8 @@ class Trainer:
         if outcome is not None and outcome.status != "refused":
             copy_weights(self.model, self.group, when)  # of what draws numbers each drew its own
         check_alike(self.model, self.group, when)
+        if self.held_out.average is not None:
+            self.held_out.average.follow()
         return outcome
 
     def _carry_out(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
@@ -410,6 +415,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.state(),
+            "average": None if self.held_out.average is None else self.held_out.average.state(),
             "rng": rng_state(),
             "watch": self.watch.state(),
         }
@@ -430,6 +436,8 @@ class Trainer:
         configured = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**configured, "state": state["optimizer"]["state"]})
         self.precision.restore(state.get("scaler"))
+        if self.held_out.average is not None:
+            self.held_out.average.restore(state.get("average"))
         set_rng_state(state["rng"])
         self._saved_step = self.progress.global_step
         self.watch.restore(state.get("watch", {}))

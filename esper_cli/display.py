@@ -31,6 +31,7 @@ GLYPHS: Mapping[SeedState, tuple[str, str, str]] = {
 _EVENT_STYLES = {
     "decision": "bold cyan",
     "fault": "red",
+    "rollback": "bold red",
     "seed": "dim",
     "compile": "dim",
     "run_failed": "red",
@@ -173,6 +174,8 @@ class Panel:
             parts += [f"accuracy {percent(run.accuracy)}", f"held-out loss {run.held_out_loss:.4f}"]
         if run.faults:
             parts.append(f"{run.faults} faults")
+        if run.rollbacks:
+            parts.append(f"{run.rollbacks} rollbacks")
         while len("  ".join(parts)) > width:
             parts.pop()  # half a number is worse than none
         return Text("  ".join(parts))

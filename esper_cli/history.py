@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from esper.messages import FieldReport, InventionRecord
 from esper.nissa.calibration import calibration, growth_impact
 from esper.nissa.run_records import Adaptation
 from esper.nissa.runs import RunView
+from esper_cli.progress import describe
 from esper_cli.report import grouped, print_adaptations, sizes
 from esper_cli.terminal import percent, print_lines, table
 
@@ -35,7 +37,14 @@ def print_history(view: RunView) -> None:
     if view.fault_counts:
         faults = ", ".join(f"{number} {kind}" for kind, number in view.fault_counts.items())
         print_lines("", f"kernel faults, contained: {faults}")
+    print_lines(*_rollback_lines(view))
     print_lines("", sizes(view))
+
+
+def _rollback_lines(view: RunView) -> list[str]:
+    """Each way back from instability, in the words that were shown when it happened."""
+    lines = [str(describe("rollback", asdict(rollback))) for rollback in view.rollbacks]
+    return ["", *lines] if lines else []
 
 
 def _what_it_is(view: RunView) -> str:

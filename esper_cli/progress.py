@@ -30,6 +30,7 @@ class RunProgress:
     seeds: dict[str, list[SeedState]] = field(default_factory=dict)
     trials: list[Mapping[str, Any]] = field(default_factory=list)
     faults: int = 0
+    rollbacks: int = 0
     saved: bool = False
     interrupted: bool = False
     _first_epoch: int = 0
@@ -98,6 +99,10 @@ class RunProgress:
 
     def _on_fault(self, _fields: Mapping[str, Any]) -> None:
         self.faults += 1
+
+    def _on_rollback(self, fields: Mapping[str, Any]) -> None:
+        self.rollbacks += 1
+        self.epoch, self.step = fields["to_epoch"], 0
 
     def _on_checkpoint(self, _fields: Mapping[str, Any]) -> None:
         self.saved = True
@@ -174,6 +179,17 @@ def _fault(fields: Mapping[str, Any]) -> str:
     )
 
 
+def _rollback(fields: Mapping[str, Any]) -> str:
+    cause = fields["target"] or fields["cause"]
+    left_out = fields["skipped"]
+    batch = f"; batch {left_out[1] + 1} of epoch {left_out[0] + 1} is left out" if left_out else ""
+    seeds = f"; {len(fields['seeds'])} seeds reset" if fields["seeds"] else ""
+    return (
+        f"rollback  {fields['kind']} ({fields['detail']}), caused by {cause}: back from step "
+        f"{fields['from_step']} to {fields['to_step']} in {fields['seconds']:.1f} s{batch}{seeds}"
+    )
+
+
 def _invention(fields: Mapping[str, Any]) -> str:
     record = fields["record"]
     became = record["reason"] if record["kernel_id"] else f"failed in {record['failure']}"
@@ -197,6 +213,7 @@ _DESCRIBERS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "seed": _seed,
     "trial": _trial,
     "fault": _fault,
+    "rollback": _rollback,
     "compile": _compile,
     "message": lambda fields: str(fields["text"]),
     "invention": _invention,

@@ -270,5 +270,6 @@ def _as_data(view: RunView) -> dict[str, Any]:
         "seeds": {layer: [asdict(seed) for seed in seeds] for layer, seeds in view.seeds.items()},
         "inventions": [asdict(record) for record in view.inventions.values()],
         "faults": dict(view.fault_counts),
+        "rollbacks": [{**asdict(item), "at": item.at.isoformat()} for item in view.rollbacks],
         "cache": {name: asdict(tier) for name, tier in view.cache.items()},
     }

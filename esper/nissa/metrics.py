@@ -19,6 +19,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
+    SummaryMetricFamily,
     UnknownMetricFamily,
 )
 from prometheus_client.exposition import generate_latest
@@ -77,6 +78,7 @@ class RunCollector(Collector):
         yield from self._state()
         yield from self._training()
         yield from self._growth()
+        yield from self._recovery()
         yield from self._cache()
         up = GaugeMetricFamily("esper_library_up", "Whether the kernel library could be read (1) or not (0).")
         up.add_metric([], float(self._compilations is not None))
@@ -153,6 +155,24 @@ class RunCollector(Collector):
             for (origin, status), count in _inventions(view).items():
                 inventions.add_metric([view.run_id, origin, status], count)
         return performed, refused, trials, active, faults, inventions
+
+    def _recovery(self) -> Iterable[Metric]:
+        rollbacks = CounterMetricFamily(
+            "esper_rollbacks", "Ways back from instability, by its cause.", labels=["run", "cause"]
+        )
+        seconds = SummaryMetricFamily(
+            "esper_recovery_seconds",
+            "Seconds from noticing instability to training on from a checkpoint before it.",
+            labels=["run"],
+        )
+        for view in self._views:
+            causes = Counter({"batch": 0, "adaptation": 0, "training": 0})
+            causes.update(rollback.cause for rollback in view.rollbacks)
+            for cause, count in causes.items():
+                rollbacks.add_metric([view.run_id, cause], count)
+            took = math.fsum(rollback.seconds for rollback in view.rollbacks)
+            seconds.add_metric([view.run_id], len(view.rollbacks), took)
+        return rollbacks, seconds
 
     def _cache(self) -> Iterable[Metric]:
         hits = UnknownMetricFamily(

@@ -132,6 +132,27 @@ class FaultRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RollbackRecord:
+    """Instability (``kind``, in words ``detail``) and the way back: from where, to where, how long it took.
+
+    ``seeds`` (layer and index) were culled; ``skipped`` is the batch (epoch, step) left out since, if any.
+    """
+
+    at: datetime
+    cause: str
+    target: str
+    kind: str
+    detail: str
+    epoch: int
+    from_step: int
+    to_step: int
+    to_epoch: int
+    seconds: float
+    seeds: tuple[tuple[str, int], ...]
+    skipped: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
 class CacheTier:
     """What a tier of the kernel library was asked; ``state`` is that of its circuit breaker, if any."""
 
@@ -207,6 +228,25 @@ def parse_fault(event: Event, at: datetime) -> FaultRecord:
         kernel_id=event.get("kernel_id"),
         kind=str(event["kind"]),
         message=str(event.get("message", "")),
+    )
+
+
+def parse_rollback(event: Event, at: datetime) -> RollbackRecord:
+    """The RollbackRecord of a ``rollback`` event; raises KeyError, TypeError or ValueError if it is none."""
+    skipped = event["skipped"]
+    return RollbackRecord(
+        at=at,
+        cause=str(event["cause"]),
+        target=str(event["target"]),
+        kind=str(event["kind"]),
+        detail=str(event["detail"]),
+        epoch=int(event["epoch"]),
+        from_step=int(event["from_step"]),
+        to_step=int(event["to_step"]),
+        to_epoch=int(event["to_epoch"]),
+        seconds=number(event["seconds"]),
+        seeds=tuple((str(layer), int(seed_idx)) for layer, seed_idx in event["seeds"]),
+        skipped=None if skipped is None else (int(skipped[0]), int(skipped[1])),
     )
 
 

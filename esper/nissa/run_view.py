@@ -1,7 +1,7 @@
 """What a run's journal says, folded into one object that follows a run while it is written.
 
-The view is of the history that the network has lived. When a run is resumed from epoch k, what an earlier
-process recorded after epoch k was thrown away with its weights, and leaves the view as well.
+The view is of the history that the network has lived. When a run is resumed from epoch k, or rolled back to
+it, what was recorded after epoch k was thrown away with its weights, and leaves the view as well.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from esper.nissa.run_records import (
     CacheTier,
     Epoch,
     FaultRecord,
+    RollbackRecord,
     RunStatus,
     Seed,
     Transition,
@@ -30,6 +31,7 @@ from esper.nissa.run_records import (
     parse_fault,
     parse_invention,
     parse_report,
+    parse_rollback,
     parse_time,
     parse_transition,
 )
@@ -67,6 +69,7 @@ class RunHistory:
     trials: list[FieldReport] = field(default_factory=list)
     faults: list[FaultRecord] = field(default_factory=list)
     fault_counts: Counter[str] = field(default_factory=Counter)
+    rollbacks: list[RollbackRecord] = field(default_factory=list)
     cache: dict[str, CacheTier] = field(default_factory=dict)
     inventions: dict[tuple[str, str], InventionRecord] = field(default_factory=dict)
     inventing_error: str | None = None
@@ -231,6 +234,12 @@ class RunView(RunHistory):
         self.faults.append(fault)
         del self.faults[:-MAX_FAULTS_KEPT]
 
+    def _on_rollback(self, event: Event, at: datetime) -> None:
+        rollback = parse_rollback(event, at)
+        self.rollbacks.append(rollback)
+        self.seeds = {layer: [Seed()] * len(seeds) for layer, seeds in self.seeds.items()}
+        self._forget_after(rollback.to_epoch - 1)
+
     def _on_cache(self, event: Event, _: datetime) -> None:
         # A resumed run's process counts from zero; the run's own counts only grow.
         for name, tier in parse_cache(event).items():
@@ -262,6 +271,7 @@ _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "seed": RunView._on_seed,
     "trial": RunView._on_trial,
     "fault": RunView._on_fault,
+    "rollback": RunView._on_rollback,
     "cache": RunView._on_cache,
     "invention": RunView._on_invention,
     "lineage": RunView._on_invention,

@@ -162,6 +162,7 @@ class Run:
             "test": {"loss": tested.loss, "accuracy": tested.accuracy},
             "adaptations": [asdict(report) for report in trainer.orchestrator.reports],
             "seeds": dict(states),
+            "rollbacks": [asdict(rollback) for rollback in progress.rollbacks],
             "cache": {name: asdict(tier) for name, tier in library.tier_counts().items()},
             "weights_sha256": weights_digest(trainer.model, trainer.held_out.average),
             "folder": str(self.info.folder),

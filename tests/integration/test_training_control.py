@@ -178,7 +178,7 @@ def test_the_journal_names_the_kernel_of_each_decision(grown: Any) -> None:
 
 def test_training_that_diverges_ends_with_the_reason(tmp_path: Path) -> None:
     run = build_training(config(tmp_path, "tamiyo=never", "tolaria.learning_rate=1e9"))
-    with pytest.raises(Instability, match="unstable in epoch 1.* 3 rollbacks did not help"):
+    with pytest.raises(Instability, match=r"unstable in epoch 1.* 3 rollbacks did not help"):
         run.run()
     events, _ = read_journal(run.info.folder / JOURNAL_NAME)
     assert events[-1]["event"] == "run_failed"

@@ -16,7 +16,9 @@ from esper.data.batches import Batches
 from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper.tolaria.run import Run, weights_digest
 from esper.tolaria.stability import first_non_finite
+from esper_cli.app import run as command
 from esper_cli.config import compose
+from esper_cli.progress import describe
 
 
 class Poisoned(Batches):
@@ -49,7 +51,9 @@ def events_of(run: Run, *names: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
-def test_a_poisoned_batch_costs_one_rollback(tmp_path: Path, value: float) -> None:
+def test_a_poisoned_batch_costs_one_rollback(
+    tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = poisoned(build_training(config(tmp_path)), (1, 3), value=value)
     summary = run.run()
     (rollback,) = events_of(run, "rollback")
@@ -62,6 +66,12 @@ def test_a_poisoned_batch_costs_one_rollback(tmp_path: Path, value: float) -> No
     assert summary["steps"] == 4 * steps - 1
     assert first_non_finite(run.trainer.model) is None
     assert summary["held_out"]["accuracy"] > 0.7
+    lines = [describe(event["event"], event) for event in events_of(run, "rollback")]
+    assert "caused by batch" in str(lines[0])
+    assert "batch 4 of epoch 2 is left out" in str(lines[0])
+    capsys.readouterr()
+    assert command(["runs", "show", "latest", f"runs={tmp_path}"]) == 0
+    assert " ".join(str(lines[0]).split()) in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_that_was_rolled_back_resumes_to_the_same_weights(tmp_path: Path) -> None:

@@ -123,6 +123,22 @@ class RunWriter(Journal):
     def trial(self, ended_epoch: int, **changes: Any) -> None:
         self.write("trial", report=asdict(report(ended_epoch, **changes)))
 
+    def rollback(self, to_epoch: int, **changes: Any) -> None:
+        fields: dict[str, Any] = {
+            "cause": "batch",
+            "target": "",
+            "kind": "non-finite loss",
+            "detail": "the loss is nan",
+            "epoch": 3,
+            "from_step": 34,
+            "to_step": 10 * to_epoch,
+            "to_epoch": to_epoch,
+            "seconds": 0.25,
+            "seeds": [("stage1", 0)],
+            "skipped": (3, 4),
+        }
+        self.write("rollback", **{**fields, **changes})
+
     def fault(self, epoch: int, kind: str = "raised") -> None:
         self.write(
             "fault",

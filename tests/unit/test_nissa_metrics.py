@@ -44,6 +44,7 @@ def store(tmp_path: Path) -> RunStore:
         journal.epoch(2, loss=0.25, states=(SeedState.BLENDING, SeedState.EMBARGOED))
         journal.trial(2, verdict="culled")
         journal.fault(2)
+        journal.rollback(3)
         tiers = {"memory": CacheTier(3, 1), "redis": CacheTier(0, 1, 4, "open"), "sql": CacheTier(1, 0)}
         journal.write("cache", tiers=tiers)
         journal.write("run_finished", summary={})
@@ -77,6 +78,10 @@ def test_values_are_those_of_the_run(store: RunStore) -> None:
     assert values[("esper_seed_active_count", ("layer", "stage1"))] == 1
     assert values[("esper_seed_active_count", ("layer", "head"))] == 0
     assert values[("esper_kernel_faults_total", ("kind", "raised"))] == 1
+    assert values[("esper_rollbacks_total", ("cause", "batch"))] == 1
+    assert values[("esper_rollbacks_total", ("cause", "adaptation"))] == 0
+    assert values[("esper_recovery_seconds_count",)] == 1
+    assert values[("esper_recovery_seconds_sum",)] == 0.25
     assert values[("esper_kernel_cache_hits", ("tier", "memory"))] == 3
     assert values[("esper_kernel_cache_misses", ("tier", "memory"))] == 1
     assert values[("esper_kernel_cache_hits", ("tier", "sql"))] == 1

@@ -122,6 +122,26 @@ def test_an_epoch_lived_again_after_a_rollback_replaces_the_first(tmp_path: Path
     assert [epoch.epoch for epoch in view_of(journal).epochs] == [1, 2]
 
 
+def test_what_a_rollback_threw_away_leaves_the_view(tmp_path: Path) -> None:
+    with RunWriter(tmp_path, RUN) as journal:
+        journal.started()
+        journal.epoch(1)
+        journal.decision(1)
+        journal.seed(1, SeedState.GERMINATED)
+        journal.epoch(2, states=(SeedState.GERMINATED, SeedState.DORMANT))
+        journal.decision(2, seed_idx=1, kernel_id="kernel_b")
+        journal.seed(2, SeedState.GERMINATED, seed_idx=1, kernel_id="kernel_b")
+        journal.rollback(2)
+        journal.seed(2, SeedState.CULLED)
+        view = view_of(journal)
+    assert [epoch.epoch for epoch in view.epochs] == [1]
+    assert [item.kernel_id for item in view.adaptations] == ["kernel_a"]
+    assert [seed.state for seed in view.seeds["stage1"]] == ["CULLED", "DORMANT"]
+    (rollback,) = view.rollbacks
+    assert (rollback.cause, rollback.skipped, rollback.seeds) == ("batch", (3, 4), (("stage1", 0),))
+    assert view.resumes == view.damaged == 0
+
+
 def test_the_packet_has_the_last_word_on_a_seed(tmp_path: Path) -> None:
     with RunWriter(tmp_path, RUN) as journal:
         journal.seed(1, SeedState.TRAINING)

@@ -12,7 +12,7 @@ import torch
 
 from esper.assembly.proving import planted_search
 from esper.assembly.proving.planted import BREEDING, SLOT, Planted, draw, fitting
-from esper.assembly.proving.planted_search import BUDGET, by_chance, by_karn, summary, taken
+from esper.assembly.proving.planted_search import BUDGET, by_chance, by_inventing, summary, taken
 from esper.blueprint import Blueprint
 from esper.karn.catalogue import load_catalogue
 from esper.karn.features import kernel_key
@@ -68,15 +68,15 @@ def test_both_searches_spend_the_budget_and_try_no_kernel_twice(task: Planted, s
     unreachable.most = 10.0
     chance = by_chance(CATALOGUE, unreachable, seed=0)
     assert len(chance) == short == len({kernel_key(block, SLOT) for block, _ in chance})
-    gains = by_karn(CATALOGUE, unreachable, GENERATOR)
+    gains = by_inventing(CATALOGUE, unreachable, GENERATOR)
     assert len(gains) == short
-    assert gains == by_karn(CATALOGUE, unreachable, GENERATOR)
+    assert gains == by_inventing(CATALOGUE, unreachable, GENERATOR)
 
 
 def test_a_search_ends_at_the_first_block_near_the_best(short: int) -> None:
     easy = Planted(SWIGLU, seed=0)
     easy.most = 0.05
-    for gains in (by_karn(CATALOGUE, easy, GENERATOR), [gain for _, gain in by_chance(CATALOGUE, easy, 0)]):
+    for gains in (by_inventing(CATALOGUE, easy, GENERATOR), [gain for _, gain in by_chance(CATALOGUE, easy, 0)]):
         assert len(gains) == taken(gains, easy.most) < short
         assert gains[-1] >= 0.95 * easy.most > max([0.0, *gains[:-1]])
 

@@ -42,7 +42,7 @@ BUDGET = 100
 BATCH = 4
 
 
-def by_karn(catalogue: Sequence[Blueprint], task: Planted, generator: Generator) -> list[float]:
+def by_inventing(catalogue: Sequence[Blueprint], task: Planted, generator: Generator) -> list[float]:
     """The gains of Karn's trials in their order, until one is near the best or the budget is spent."""
     blueprints = list(catalogue)
     known: set[tuple[str, Slot]] = set()
@@ -86,7 +86,7 @@ def pair(catalogue: Sequence[Blueprint], seed: int) -> dict[str, Any]:
     """Both searches of one planted block, and what the proxies say of the trials of random search."""
     task, block = plant(catalogue, seed)
     generator = Generator(build, seed=seed, breeding=BREEDING)
-    karn = by_karn(catalogue, task, generator)
+    karn = by_inventing(catalogue, task, generator)
     chance = by_chance(catalogue, task, seed)
     gains = [gain for _, gain in chance]
     return {

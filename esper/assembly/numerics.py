@@ -5,6 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from esper.errors import ConfigError
+from esper.tolaria.compiled import BACKENDS, Backend
 from esper.tolaria.precision import HALVES, Half
 
 
@@ -25,3 +26,12 @@ def precision_of(cfg: DictConfig) -> Half | None:
         )
     half: Half | None = "bf16" if cfg.tolaria.autocast else wanted
     return half
+
+
+def compile_of(cfg: DictConfig) -> Backend | None:
+    """``tolaria.compile``; true is inductor, false is null. Raises ConfigError for another word."""
+    wanted = cfg.tolaria.get("compile")
+    backend: Backend | None = {True: "inductor", False: None}.get(wanted, wanted)
+    if backend not in (None, *BACKENDS):
+        raise ConfigError(f"tolaria.compile must be one of {', '.join(BACKENDS)} or null, not {wanted}")
+    return backend

@@ -17,7 +17,7 @@ from esper.assembly.configured import configured, settings
 from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
 from esper.assembly.keys import build_envelope, key_made_notice
 from esper.assembly.network import build_data, build_host, device_of, slots
-from esper.assembly.numerics import precision_of
+from esper.assembly.numerics import compile_of, precision_of
 from esper.assembly.storage import build_library
 from esper.blueprint import from_json
 from esper.data.splits import DataSplits
@@ -225,7 +225,7 @@ def _check_bounds(cfg: DictConfig) -> None:
     init = OmegaConf.select(cfg, "tolaria.trial.init")
     if init not in ("default", "gradmax"):
         raise ConfigError(f"tolaria.trial.init must be default or gradmax, not {init}")
-    precision_of(cfg)
+    precision_of(cfg), compile_of(cfg)
     bounds = {
         "tolaria.epochs": (1, math.inf),
         "tolaria.flops": (1, math.inf),
@@ -293,6 +293,7 @@ def _trainer_settings(cfg: DictConfig) -> TrainerSettings:
         observe_every=cfg.tolaria.observe_every,
         max_grad_norm=cfg.tolaria.max_grad_norm,
         precision=precision_of(cfg),
+        compile=compile_of(cfg),
         checkpoint_every=cfg.tolaria.get("checkpoint_every"),
         accumulate=cfg.tolaria.get("accumulate") or 1,
     )

@@ -30,6 +30,13 @@ def share(samples: int, group: Group) -> slice:
     return everyone[group.rank] if group.rank < len(everyone) else slice(samples, samples)
 
 
+def usual_part(samples: int, group: Group, accumulate: int) -> int:
+    """The size that most parts of a batch of so many ``samples`` have in this process."""
+    mine = share(samples, group)
+    sizes: list[int] = [part.stop - part.start for part in parts(mine.stop - mine.start, accumulate)]
+    return max(sizes, key=sizes.count)
+
+
 class Averaged(NamedTuple):
     """A whole batch: its mean loss, and how many faults of kernels there were in all processes."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,7 +22,7 @@ class Step:
     The batch is cut into a part for each process of ``group``, and that into ``accumulate`` parts that are
     run one after another; the gradient is that of the mean over all of it. The host and each kernel are
     clipped apart to ``max_grad_norm``. A step that ``precision`` leaves out counts as none for trials: no
-    weight has moved that a kernel is blended in for.
+    weight has moved that a kernel is blended in for. ``forward`` calls the model, in a way of its own.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Step:
         max_grad_norm: float | None = None,
         precision: Precision,
         average: WeightAverage | None = None,
+        forward: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -43,6 +46,7 @@ class Step:
         self._max_grad_norm = max_grad_norm
         self._precision = precision
         self._average = average
+        self._forward = forward or model
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Step on the whole batch ``x``, ``y``, the same in each process; its mean loss, a scalar."""
@@ -66,7 +70,7 @@ class Step:
 
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:
         with self._precision.forward():
-            loss = mean_loss(self._model(x), y)
+            loss = mean_loss(self._forward(x), y)
         self._precision.backward(loss)
         return loss.detach()
 

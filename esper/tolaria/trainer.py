@@ -18,7 +18,9 @@ from esper.kasmina import drain, merge_observed, observe, observed, restore_obse
 from esper.messages import AdaptationDecision, EpochRecord, Refusal, SystemStatePacket, WidthMetrics
 from esper.tamiyo.emergency import EmergencyPolicy
 from esper.tamiyo.policy import Policy
+from esper.tolaria.averaging import usual_part
 from esper.tolaria.checkpoints import BackgroundSaver, Mark, Saved
+from esper.tolaria.compiled import Backend, CompiledForward
 from esper.tolaria.distributed import ALONE, Group, check_alike, copy_weights, from_first
 from esper.tolaria.evaluation import Flops, HeldOut, count_flops
 from esper.tolaria.events import Recorder
@@ -45,7 +47,8 @@ class TrainerSettings:
     the step that, with the held-out evaluation after it, would take more than that many; ``epochs`` does not
     count, and the learning rate follows the share of the FLOPs that is spent.
 
-    The gradient of a batch is gathered from ``accumulate`` parts of it, one after another.
+    ``compile`` says what compiles the forward pass. The gradient of a batch is gathered from ``accumulate``
+    parts of it, one after another.
 
     A checkpoint is written at the end of each epoch, and after every ``checkpoint_every``-th step, if any.
     """
@@ -57,6 +60,7 @@ class TrainerSettings:
     precision: Half | None = None
     checkpoint_every: int | None = None
     accumulate: int = 1
+    compile: Backend | None = None
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,22 @@ class Trainer:
             max_grad_norm=self.settings.max_grad_norm,
             precision=self.precision,
             average=self.held_out.average,
+            forward=self._forward(),
         )
         self._flops: tuple[tuple[int, int], Flops] | None = None
         self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
+
+    def _forward(self) -> CompiledForward | None:
+        if self.settings.compile is None:
+            return None
+        batch = min(self.batches.batch_size, len(self.batches.y))
+        return CompiledForward(
+            self.model,
+            self.settings.compile,
+            usual=usual_part(batch, self.group, self.settings.accumulate),
+            layers=self.orchestrator.layers.values(),
+            shape=lambda: self.structure.version,
+        )
 
     def fit(self) -> None:
         """Train until the last epoch is done.

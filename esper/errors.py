@@ -13,7 +13,8 @@
     │   ├── RefusedProgram                6   a compiled kernel from elsewhere that may do harm
     │   └── TierUnavailable               6   a cache that does not answer in time, or not as it should
     ├── RunError                          7   a run that cannot be found, resumed or exported
-    │   └── CheckpointError               7   a checkpoint that is missing, damaged or of another network
+    │   ├── CheckpointError               7   a checkpoint that is missing, damaged or of another network
+    │   └── ProcessLost                   7   of many processes that train together, one is gone
     ├── GraftError                        8   a layer that cannot be wrapped, a kernel that does not fit, a
     │                                         lifecycle transition that is not allowed
     ├── Instability                       9   training diverged and could not be recovered
@@ -122,6 +123,10 @@ class RunError(EsperError):
 
 class CheckpointError(RunError):
     """A checkpoint that is missing, damaged, or of another network."""
+
+
+class ProcessLost(RunError):
+    """Of many processes that train together, one is gone."""
 
 
 class GraftError(EsperError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esper.errors import EsperError, RunError
+from esper.errors import EsperError, ProcessLost, RunError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,6 +47,7 @@ def start(cfg: DictConfig, shown: Shown) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    received = 0
     with tempfile.TemporaryDirectory(prefix="esper-") as name, _quiet_agent():
         folder = Path(name)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
@@ -66,36 +67,37 @@ def start(cfg: DictConfig, shown: Shown) -> None:
         except ChildFailedError as error:
             _explain({rank: failure.exitcode for rank, failure in error.failures.items()}, config)
         except SignalException as error:
-            raise KeyboardInterrupt from error
+            received = int(error.sigval)
+    if received:
+        signal.raise_signal(received)  # now that it is ours again: as if there had been no agent
 
 
 def _explain(exit_codes: Mapping[int, int], config: Any) -> None:
     """Say who was lost, unless the first process has told why it ended; its exit code, then."""
     # SIGTERM is what the agent ends the rest with.
     killed = {rank: -code for rank, code in exit_codes.items() if code < 0 and code != -signal.SIGTERM}
-    told = exit_codes.get(0, 0)
     if killed:
         rank, number = min(killed.items())
-        message = f"process {rank} of {config.nproc_per_node} was ended by {signal.Signals(number).name}"
-        hint = "go on with: esper train --resume latest, or let it by itself with tolaria.restarts=N"
-        raise RunError(message, hint=hint)
-    if told > 0:
-        raise typer.Exit(told)
+        raise ProcessLost(
+            f"process {rank} of {config.nproc_per_node} was ended by {signal.Signals(number).name}",
+            hint="go on with: esper train --resume latest; tolaria.restarts=N does so by itself",
+        )
+    if exit_codes.get(0, 0) > 0:
+        raise typer.Exit(exit_codes[0])
     raise RunError(f"processes failed, with exit codes {dict(exit_codes)}", hint="see the lines above")
 
 
 @contextmanager
 def _quiet_agent() -> Iterator[None]:
     """Leave it to us to say what happened, and give back the signals that the agent takes."""
-    logger = logging.getLogger("torch.distributed.elastic")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    before = logging.root.manager.disable
+    logging.disable()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -111,7 +113,12 @@ def train_process(
     cfg = OmegaConf.load(folder / "config.yaml")
     assert isinstance(cfg, DictConfig)
     shown = Shown(**json.loads((folder / "shown.json").read_text()))
-    run_once(cfg, Output(shown.quiet, shown.as_json), resume=shown.resume)
+    try:
+        run_once(cfg, Output(shown.quiet, shown.as_json), resume=shown.resume)
+    except ProcessLost as error:
+        raise typer.Exit(error.exit_code) from error  # esper train knows which, and says it
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # with which the agent ends what is ending
 
 
 @contextmanager

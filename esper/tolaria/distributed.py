@@ -13,16 +13,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from esper.errors import EsperError, RunError
+from esper.errors import EsperError, ProcessLost, RunError
 
 T = TypeVar("T")
+
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""Where torchrun says how often it has started the processes again."""
 
 
 class Group(Protocol):
     """Processes that run the same program; a call of any method waits until all of them have made it.
 
     The first, of rank 0, leads: it alone writes, and what needs deciding is decided there. Every method
-    raises RunError when one of the others is gone. Used by one thread.
+    raises ProcessLost when one of the others is gone. Used by one thread.
     """
 
     rank: int
@@ -124,7 +127,7 @@ def job_id() -> str:
 
 def restarted() -> bool:
     """Whether torchrun started this process in the place of one that failed."""
-    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return launched() and int(os.environ.get(RESTARTS, 0)) > 0
 
 
 def join(device_type: str) -> Group:
@@ -134,8 +137,12 @@ def join(device_type: str) -> Group:
     if not dist.is_initialized():
         if device_type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
         with _others_there():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+            store, rank, size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+            # torchrun's agent keeps its store over a restart, and with it where the dead were to be found.
+            own = dist.PrefixStore(f"restart-{os.environ.get(RESTARTS, 0)}", store)  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=own, rank=rank, world_size=size)
     return ManyProcesses()
 
 
@@ -216,8 +223,9 @@ def _others_there() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # what torch.distributed raises is one, or of a class below it
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        reason = first.rpartition("] ")[2].partition(". ")[0]  # without the place in torch's source
+        raise ProcessLost(
             f"another process of the training is gone ({reason})",
             hint="go on from the newest checkpoint with --resume",
         ) from error

@@ -19,6 +19,7 @@ from esper_cli import (
     checkpoints,
     compile,
     doctor,
+    drill,
     karn,
     kernels_files,
     keys,
@@ -59,6 +60,7 @@ app.add_typer(reports.app, name="reports")
 app.add_typer(karn.app, name="karn")
 app.command("worker", epilog=worker.EPILOG)(worker.worker)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+app.command("drill", epilog=drill.EPILOG)(drill.drill)
 app.command("serve-metrics", epilog="Example: esper serve-metrics --port 9464")(serve.serve_metrics)
 app.command(processes.COMMAND, hidden=True)(processes.train_process)
 

@@ -59,11 +59,18 @@ JOB_NAME = "job"
 """The file of a run that says which job of torchrun began it, for when that is restarted."""
 
 
-def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resume: str | None = None) -> Run:
+def build_training(
+    cfg: DictConfig,
+    *,
+    listeners: Sequence[Listener] = (),
+    resume: str | None = None,
+    data: DataSplits | None = None,
+) -> Run:
     """A run, ready to start: a new one, or with ``resume`` the run of that id from its newest checkpoint.
 
-    ``listeners`` are told each event as it happens. Raises any EsperError that the configuration earns. What
-    is wrong or stopped before training can start leaves no folder behind: kernels are compiled before that.
+    ``listeners`` are told each event as it happens; ``data`` replaces those that ``cfg`` names. Raises any
+    EsperError that the configuration earns. What is wrong or stopped before training can start leaves no
+    folder behind: kernels are compiled before that.
     """
     _check_bounds(cfg)
     emergencies, limit_settings = _recovery(cfg)
@@ -73,7 +80,7 @@ def build_training(cfg: DictConfig, *, listeners: Sequence[Listener] = (), resum
     group = build_group(cfg)
     if restarted() and resume is None:
         resume = from_first(group, lambda: _run_of_job(Path(cfg.runs)))
-    data = build_data(cfg).to(device_of(cfg))
+    data = (data or build_data(cfg)).to(device_of(cfg))
     limits = Limits(math.log(data.classes), **limit_settings)
     pipeline = build_pipeline(cfg)
     # A checkpoint of a run has what the run started from.

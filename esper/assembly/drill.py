@@ -21,11 +21,13 @@ from typing import Any, Final
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from esper.assembly.drill_faults import FailingLibrary, GraftOnce, KernelFault, PoisonedBatches
-from esper.assembly.kernels import build_pipeline, fill_library
+from esper.assembly.kernels import build_pipeline
 from esper.assembly.network import build_data, device_of
 from esper.assembly.training import build_training
 from esper.data.splits import DataSplits
 from esper.errors import ConfigError, EsperError, StorageError
+from esper.karn.catalogue import fitting, load_catalogue
+from esper.tezzeret.worker import compile_missing
 from esper.tolaria.run import Run
 from esper.tolaria.stability import first_non_finite
 from esper.urza.library import KernelLibrary
@@ -201,7 +203,9 @@ def _redis_gone(ground: Ground) -> Outcome:
     layer = next(iter(trainer.orchestrator.layers.values()))
     library = trainer.orchestrator.library
     assert isinstance(library, KernelLibrary)
-    fill_library(own, library, build_pipeline(own), [layer.slot("series", 0)], [])
+    slot = layer.slot("series", 0)
+    blueprints = fitting(load_catalogue([Path(path) for path in own.karn.paths]).blueprints, slot)
+    compile_missing(build_pipeline(own), library, [(blueprints[0], slot)])
     trainer.policy = GraftOnce()
     run.run()
     grafted = [fields for fields in told["decision"] if fields["outcome"]["status"] == "grafted"]

@@ -282,6 +282,8 @@ class SeedOrchestrator:
             self.resting[trial.key] = self.epoch
             self.version += 1
             self.recorder.emit("fault", epoch=self.epoch, **asdict(fault))
+            why = {"kind": fault.kind, "message": fault.message}
+            self._tell(trial.key, fault.kernel_id, fault.from_state, SeedState.ERROR_RECOVERY, why)
             if not trial.finished:
                 reason = f"{fault.kind}: {fault.message}"
                 self._report(failure_report(trial, self.epoch, reason, self.plan))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from drills.kernel_faults import NETWORKS, survived, train
 from torch import Tensor, nn
 
 from esper.assembly.training import build_training
@@ -145,6 +146,13 @@ def test_a_thousand_faults_are_survived(tmp_path: Path, optimizer: str, rate: fl
     )
     assert last.held_out_loss < first.held_out_loss / 2
     assert evaluate(trainer.model, trainer.held_out.x, trainer.held_out.y).accuracy > 0.9
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_faults_of_five_kinds_are_survived_in_every_kind_of_network(tmp_path: Path, network: str) -> None:
+    """The long form: tests/drills/kernel_faults.py."""
+    found = train(30, tmp_path, *NETWORKS[network])
+    assert survived(found, 30), found
 
 
 @pytest.mark.parametrize("stage", ["blending", "holding"])

@@ -7,7 +7,7 @@ whatever else drew from PyTorch's global generator in between.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,17 @@ class Batches:
         self.seed = seed
         self.augment = augment
         self._cached: tuple[int, Tensor] | None = None
+        self._left_out: Tensor | None = None
+
+    def leave_out(self, samples: Sequence[int]) -> None:
+        """Give no batch the ``samples`` of these indices; none but these are left out then."""
+        self._left_out = torch.tensor(samples, device=self.y.device) if samples else None
+
+    def chosen(self, epoch: int, step: int) -> Tensor:
+        """The indices of the samples of a batch, int64 (B,), without those that are left out."""
+        start = step * self.batch_size
+        samples = self.order(epoch)[start : start + self.batch_size]
+        return samples if self._left_out is None else samples[~torch.isin(samples, self._left_out)]
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -87,8 +98,7 @@ class Batches:
         """Batch ``step`` of ``epoch``, both counted from 0: new tensors of B samples."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)}")
-        start = step * self.batch_size
-        chosen = self.order(epoch)[start : start + self.batch_size]
+        chosen = self.chosen(epoch, step)
         x, y = self.x[chosen], self.y[chosen]
         if self.augment is not None:
             x = self.augment(x, _generator("augment", self.seed, epoch, step))

@@ -72,8 +72,9 @@ class Progress:
     """How far a run has come; all of it goes into a checkpoint.
 
     FLOPs include held-out evaluations and what growth costs at its birth. ``grown_at`` is the share of the
-    run that was done at its last growth. Of rollbacks: those that were, the batches (epoch, step) that are
-    left out since, what the learning rate is multiplied by, and until which epoch a target is not grown.
+    run that was done at its last growth. Of rollbacks: those that were, the batches (epoch, step) and the
+    samples that are left out since, what the learning rate is multiplied by, and until which epoch a target
+    is not grown.
     """
 
     epochs_done: int = 0
@@ -87,6 +88,7 @@ class Progress:
     adapted: tuple[Adapted, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
     skipped: tuple[tuple[int, int], ...] = ()
+    left_out: tuple[int, ...] = ()
     rate: float = 1.0
     easing: Easing | None = None
     embargoed: tuple[tuple[str, int], ...] = ()
@@ -109,7 +111,8 @@ class Progress:
         """Take over from the progress that is ``left`` what no rollback undoes: what was spent, and why."""
         self.samples, self.flops, self.seconds = left.samples, left.flops, left.seconds
         self.rollbacks = (*left.rollbacks, rollback)
-        self.skipped, self.embargoed = left.skipped, left.embargoed
+        self.skipped, self.left_out = left.skipped, left.left_out
+        self.embargoed = left.embargoed
         self.rate, self.easing = left.rate, left.easing
 
     @classmethod

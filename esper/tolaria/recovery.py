@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from esper.data.batches import Batches
 from esper.data.losses import mean_loss
 from esper.errors import CheckpointError, Instability
 from esper.kasmina import seed_off
@@ -139,6 +140,8 @@ def _carry_out(trainer: Trainer, decision: AdaptationDecision, target: str) -> N
     progress, wanted = trainer.progress, decision.parameters
     if wanted["skip"] is not None:
         progress.skipped = (*progress.skipped, tuple(wanted["skip"]))
+        progress.left_out = (*progress.left_out, *_not_finite(trainer.batches, *wanted["skip"]))
+        trainer.batches.leave_out(progress.left_out)
     if wanted["lasting"]:
         progress.rate = max(progress.rate * wanted["rate"], wanted["least_rate"])
     else:
@@ -149,9 +152,19 @@ def _carry_out(trainer: Trainer, decision: AdaptationDecision, target: str) -> N
         progress.embargoed = (*progress.embargoed, (target, until))
 
 
+def _not_finite(batches: Batches, epoch: int, step: int) -> list[int]:
+    """The samples of a batch that are not finite in the data set itself: they would come in every epoch."""
+    chosen = batches.chosen(epoch, step)
+    samples = batches.x[chosen]
+    if not samples.is_floating_point():
+        return []
+    finite = torch.isfinite(samples).flatten(1).all(1)
+    return [int(each) for each in chosen[~finite]]
+
+
 def _end(symptom: Symptom, emergency: Emergency) -> Instability:
     """Why it ends here, and what may help."""
-    where = f"in epoch {symptom.epoch + 1}" + ("" if symptom.step is None else f", step {symptom.step}")
+    where = f"in epoch {symptom.epoch + 1}" + ("" if symptom.step is None else f", step {symptom.step + 1}")
     hints = {
         "batch": "look at the data; esper runs show lists the batches that were left out",
         "adaptation": "leave that layer out with kasmina.exclude, or train with tamiyo=never",

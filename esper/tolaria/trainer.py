@@ -261,7 +261,7 @@ class Trainer:
             cost = len(y) * self.flops().training  # may run the model, so unobserved
             if step and self._overspends(cost):
                 break
-            if (epoch, step) in self.progress.skipped:
+            if (epoch, step) in self.progress.skipped or not len(y):
                 so_far.steps += 1
                 continue
             done = self._done(epoch, step)
@@ -444,6 +444,7 @@ class Trainer:
         the user overrides on resuming counts. Raises CheckpointError when the network is another one.
         """
         self.progress = Progress.from_state(state["progress"])
+        self.batches.leave_out(self.progress.left_out)
         restore_training(
             self.structure,
             self.orchestrator,

@@ -74,6 +74,22 @@ def test_a_poisoned_batch_costs_one_rollback(
     assert " ".join(str(lines[0]).split()) in " ".join(capsys.readouterr().out.split())
 
 
+def test_samples_that_are_no_numbers_cost_one_rollback_and_never_come_again(tmp_path: Path) -> None:
+    run = build_training(config(tmp_path, "tolaria.batch_size=256"))
+    batches = run.trainer.batches
+    bad = batches.order(1)[300:303].tolist()
+    batches.x[bad[0]] = float("inf")
+    batches.x[bad[1:], :, 2] = float("nan")
+    summary = run.run()
+    rollbacks = events_of(run, "rollback")
+    assert [each["cause"] for each in rollbacks] == ["batch"] * len(rollbacks)
+    assert 1 <= len(rollbacks) <= 3  # in the first epoch, each of the batches that they are in
+    assert all(each["skipped"][0] == 0 for each in rollbacks)
+    assert sorted(run.trainer.progress.left_out) == sorted(bad)
+    assert summary["epochs"] == 4
+    assert first_non_finite(run.trainer.model) is None
+
+
 def test_a_run_that_was_rolled_back_resumes_to_the_same_weights(tmp_path: Path) -> None:
     every = ("tolaria.checkpoint_every=2", "tolaria.keep_checkpoints=1000")
     whole = poisoned(build_training(config(tmp_path / "whole", *every)), (1, 3)).run()

@@ -117,3 +117,14 @@ def test_turning_the_flip_off_leaves_the_shifts_where_they_were():
         for flip in (True, False)
     )
     assert one[:, 0, :, 2].equal(other[:, 0, :, 2])
+
+
+def test_samples_that_are_left_out_are_in_no_batch() -> None:
+    x = torch.arange(10.0)
+    batches = Batches(x, x.long(), 4, seed=0)
+    whole = [batches.batch(0, step)[1].tolist() for step in range(3)]
+    out = whole[1][0]
+    batches.leave_out([out])
+    assert [batches.batch(0, step)[1].tolist() for step in range(3)] == [whole[0], whole[1][1:], whole[2]]
+    batches.leave_out([])
+    assert batches.batch(0, 1)[1].tolist() == whole[1]

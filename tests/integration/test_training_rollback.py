@@ -157,7 +157,9 @@ def test_an_adaptation_that_explodes_is_taken_out_and_the_host_is_as_it_was(tmp_
 
 
 def test_growth_of_the_host_is_undone_and_not_tried_again_at_once(tmp_path: Path) -> None:
-    run = build_training(config(tmp_path, "tamiyo=widen_early", "tolaria.epochs=6"))
+    run = build_training(
+        config(tmp_path, "tamiyo=widen_early", "tolaria.epochs=6", "tolaria.keep_checkpoints=1")
+    )
     trainer = run.trainer
     before: list[Any] = []
 

@@ -141,6 +141,16 @@ def test_the_rate_comes_back_step_by_step() -> None:
     assert Progress().rate_factor == 1
 
 
+def test_what_a_rollback_noted_outlives_the_next_one() -> None:
+    first, second = Rollback("batch", "", 2, 25, 20), Rollback("training", "", 4, 45, 10)
+    noted = {"skipped": ((2, 5),), "left_out": (7,), "rate": 0.5, "embargoed": (("widen host", 4),)}
+    spent = {"samples": 900, "flops": 5e6, "seconds": 3.0, "easing": Easing(0.5, 20, 30)}
+    left = Progress(global_step=45, rollbacks=(first,), **noted, **spent)
+    back = Progress(global_step=10, samples=200, flops=1e6, seconds=1.0)
+    back.carry_on_from(left, second)
+    assert back == Progress(global_step=10, rollbacks=(first, second), **noted, **spent)
+
+
 def test_all_that_a_rollback_noted_is_in_a_checkpoint() -> None:
     from dataclasses import asdict
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from esper.data.losses import mean_loss
 from esper.kasmina import pop_faults
 from esper.tolaria.averaging import GradientAverage, parts, share
+from esper.tolaria.compiled import CompiledForward
 from esper.tolaria.distributed import Group
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.precision import Precision
@@ -67,6 +68,11 @@ class Step:
         else:
             self._optimizer.zero_grad(set_to_none=True)  # they overflowed, which is no instability
         return loss
+
+    @property
+    def compilations(self) -> int:
+        """How often the forward pass was compiled."""
+        return self._forward.compilations if isinstance(self._forward, CompiledForward) else 0
 
     def _backward(self, x: Tensor, y: Tensor) -> Tensor:
         with self._precision.forward():

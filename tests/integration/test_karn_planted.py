@@ -76,7 +76,10 @@ def test_both_searches_spend_the_budget_and_try_no_kernel_twice(task: Planted, s
 def test_a_search_ends_at_the_first_block_near_the_best(short: int) -> None:
     easy = Planted(SWIGLU, seed=0)
     easy.most = 0.05
-    for gains in (by_inventing(CATALOGUE, easy, GENERATOR), [gain for _, gain in by_chance(CATALOGUE, easy, 0)]):
+    for gains in (
+        by_inventing(CATALOGUE, easy, GENERATOR),
+        [gain for _, gain in by_chance(CATALOGUE, easy, 0)],
+    ):
         assert len(gains) == taken(gains, easy.most) < short
         assert gains[-1] >= 0.95 * easy.most > max([0.0, *gains[:-1]])
 

@@ -133,7 +133,7 @@ def restarted() -> bool:
 def join(device_type: str) -> Group:
     """The group of the processes that torchrun started, for tensors on ``device_type`` and on the CPU."""
     if processes_launched() == 1:
-        return OneProcess()
+        return ALONE
     if not dist.is_initialized():
         if device_type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

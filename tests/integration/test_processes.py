@@ -11,7 +11,8 @@ from drills.processes import go_on
 from drills.resume import EXPERIMENT
 from drills.together import run_together
 
-from esper.assembly.training import build_training
+from esper.assembly.training import build_group, build_training
+from esper.errors import ConfigError
 from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper.tolaria.averaging import parts
 from esper.tolaria.distributed import ALONE
@@ -36,6 +37,20 @@ def test_parts_of_a_batch_are_in_order_and_of_two_samples_at_least() -> None:
             sizes = [part.stop - part.start for part in cut]
             assert min(sizes) >= min(2, samples)
             assert max(sizes) - min(sizes) <= 1
+
+
+def test_how_many_processes_there_are_has_to_be_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError, match=r"tolaria\.processes=2, and this process was not started by torchrun"
+    ):
+        build_group(compose(["+experiment=smoke", "tolaria=ddp"]))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="torchrun started 2 processes") as refused:
+        build_group(compose(["+experiment=smoke"]))
+    assert refused.value.hint == "add tolaria=ddp"
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert build_group(compose(["+experiment=smoke", "tolaria=ddp"])) is ALONE
 
 
 def test_gradients_and_statistics_are_those_of_the_whole_batch(found: Found) -> None:

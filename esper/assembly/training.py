@@ -92,6 +92,7 @@ def build_training(
     fitted = _started(cfg, data, start, pipeline) if start else None
     seed_everything(cfg.seed)
     model = build_host(cfg, data)
+    _optimizer(cfg, model)  # made anew below: what is wrong with it is said before there is a folder
     policy, schedule = configured(cfg, "tamiyo"), configured(cfg, "tolaria.schedule")
     if background:
         policy = configured(cfg, "karn.trials", policy=policy)

@@ -33,7 +33,6 @@ class Measured:
             return evaluate(model, x, y, batch_size)
 
         patch.setattr(esper.tolaria.evaluation, "evaluate", counted)
-        patch.setattr(esper.tolaria.run, "evaluate", counted)
 
 
 @pytest.fixture(scope="module", params=sorted(support.HOSTS))

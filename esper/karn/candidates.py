@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Literal
 
 from esper.blueprint import Blueprint
 from esper.karn.bounds import Bounds
@@ -14,15 +15,18 @@ from esper.karn.invention import Origin
 from esper.karn.mutation import mutate
 from esper.messages import Slot
 
+Group = Literal["near", "far", "refined", ""]
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """As ``Invention``, before it is known whether it is worth anything."""
+    """As ``Invention``, before it is known whether it is worth anything; ``group`` as ``Generator`` tells."""
 
     blueprint: Blueprint
     origin: Origin
     parents: tuple[str, ...]
     told: str
+    group: Group = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Breeding:
     A child has 1 + k mutations with k geometric, so that some leap: a single change seldom crosses a valley.
     """
 
+    group: Group = "near"
     crossovers: float = 0.2
     further: float = 0.4
     bounds: Bounds = field(default_factory=Bounds)
@@ -55,7 +60,7 @@ class Breeding:
             child, change = made
             told.append(change)
             if rng.random() >= self.further:
-                return Candidate(child, origin, ids, "; ".join(told))
+                return Candidate(child, origin, ids, "; ".join(told), self.group)
             made = mutate(child, slot, rng, self.bounds)
         return None
 

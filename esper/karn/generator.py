@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
+from statistics import fmean
 
 from torch import nn
 
@@ -19,6 +20,8 @@ from esper.karn.surrogate import Prediction, Surrogate, Trial
 from esper.messages import Slot
 
 Build = Callable[[Blueprint, Slot], nn.Module]
+REFINED = 32
+"""Children of one change that are made of the best measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +32,17 @@ class Generator:
     what fits and is not retired. With ``least`` reports or more of the place's layout, a random forest
     predicts the gain of each.
 
-    Exploitation: a share ``exploit`` of the children are those of parents that won a tournament of ``rivals``
-    by that prediction (Real et al. 2019, arXiv:1802.01548), and a candidate is chosen by its expected
-    improvement over the best known mean, each time as if the predictions of those chosen before had been
-    measured. Exploration: expected improvement is larger where more is uncertain; the other children come
-    from what was not invented, by more mutations (after each, one more with probability ``leap``), so that no
-    family takes all; and a share ``explore`` of the choices goes to the candidate whose graph is the least
-    like what is known, whatever its prediction.
+    Exploitation: a share ``exploit`` of the children are near, those of parents that won a tournament of
+    ``rivals`` by that prediction (Real et al. 2019, arXiv:1802.01548), and a candidate is chosen by its
+    expected improvement over the best known mean, each time as if the predictions of those chosen before had
+    been measured. A share ``refine`` of the choices goes to children of one change of the ``elite`` with the
+    best gains measured in the place, drawn alike: what is almost right may lack no more.
+
+    Exploration: expected improvement is larger where more is uncertain; the other children are far, from
+    what was not invented, by more mutations (after each, one more with probability ``leap``), so that no
+    family takes all. A share ``blind`` of the choices is drawn from the far children, whatever is predicted:
+    where the predictions mislead, that is random search still, of as large a share of the trials. A share
+    ``explore`` goes to the candidate whose graph is the least like what is known.
 
     With fewer reports, what was not invented goes first, then children of it; of ``sample`` candidates
     that are built, the best mean rank over the zero-cost proxies (``esper.karn.proxies``). The reason says
@@ -45,12 +52,15 @@ class Generator:
     build: Build
     seed: int = 0
     least: int = 8
-    pool: int = 256
+    pool: int = 96
     sample: int = 24
     exploit: float = 0.5
     rivals: int = 5
     leap: float = 0.6
     explore: float = 0.1
+    blind: float = 0.15
+    refine: float = 0.3
+    elite: int = 2
     breeding: Breeding = field(default_factory=Breeding)
     retirement: Retirement = field(default_factory=Retirement)
 
@@ -76,6 +86,7 @@ class _Place:
         self.fitting = [one for one in past.blueprints if fits(one, place.slot)]
         self.parents = [one for one in self.fitting if (one.blueprint_id, place.layer_kind) not in retired]
         self.surrogate = self._surrogate(past)
+        self.elite = self._elite(past)
 
     def propose(self, count: int) -> list[Invention]:
         """At most ``count`` inventions for this place."""
@@ -100,6 +111,16 @@ class _Place:
         ]
         return Surrogate(trials)
 
+    def _elite(self, past: Past) -> list[Blueprint]:
+        """The parents with the best mean gains in this place."""
+        gains: dict[str, list[float]] = {}
+        for one in past.reports:
+            if one.slot == self.place.slot and self.place.layer_kind in ("", one.layer_kind):
+                gains.setdefault(one.blueprint_id, []).append(one.gain)
+        tried = [one for one in self.parents if one.blueprint_id in gains]
+        tried.sort(key=lambda one: fmean(gains[one.blueprint_id]), reverse=True)
+        return tried[: self.generator.elite]
+
     def _means(self) -> list[float]:
         """The predicted mean of each parent; 0 without trials."""
         if self.surrogate is None:
@@ -122,17 +143,22 @@ class _Place:
             for one in self.parents
             if one.graph_id not in self.graphs and keys[one.graph_id] not in known
         }
-        generator = self.generator
-        wanted = generator.pool if self.surrogate else generator.sample
-        exploiting = round(generator.exploit * wanted) if self.surrogate else 0
-        roots = [one for one in self.parents if INVENTED not in one.tags] or self.parents
-        near, far = generator.breeding, replace(generator.breeding, further=generator.leap)
-        winners = self._winners(means, exploiting)
-        for breeding, parents, share in ((near, winners, exploiting), (far, roots, wanted - exploiting)):
+        for breeding, parents, share in self._litters(means):
             pair = (parents, self.parents)
             made = children(breeding, pair, slot, self.rng, share, known | found.keys())
             found |= {kernel_key(one.blueprint, slot): one for one in made}
         return [one for one in found.values() if one.blueprint.graph_id not in self.graphs]
+
+    def _litters(self, means: Sequence[float]) -> Iterator[tuple[Breeding, list[Blueprint], int]]:
+        """How children are made, of which parents, and how many of them."""
+        generator, near = self.generator, self.generator.breeding
+        wanted = generator.pool if self.surrogate else generator.sample
+        exploiting = round(generator.exploit * wanted) if self.surrogate else 0
+        yield near, self._winners(means, exploiting), exploiting
+        roots = [one for one in self.parents if INVENTED not in one.tags] or self.parents
+        yield replace(near, group="far", further=generator.leap), roots, wanted - exploiting
+        if self.surrogate and self.elite and generator.refine:
+            yield replace(near, group="refined", further=0.0, crossovers=0.0), self.elite, REFINED
 
     def _cold(self, candidates: Sequence[Candidate], count: int) -> list[Invention]:
         """The catalogue first, then out of ``sample`` drawn; each by mean rank over the proxies."""
@@ -162,25 +188,43 @@ class _Place:
     def _warm(
         self, surrogate: Surrogate, candidates: list[Candidate], count: int, best: float
     ) -> list[Invention]:
-        """Chosen one after the other by expected improvement over ``best``, or for being new."""
+        """Chosen one after the other, each as ``_choice`` does."""
         chosen: list[Invention] = []
         seen = [words(one) for one in self.fitting]
         rows = [features(one.blueprint, self.place) for one in candidates]
         while candidates and len(chosen) < count:
             predictions = surrogate.predict(rows)
-            if self.rng.random() < self.generator.explore:
-                scores = [novelty(words(one.blueprint), seen) for one in candidates]
-                why = f"explored for its graph, {max(scores):.2f} from what is known"
-            else:
-                scores = [prediction.improvement(best) for prediction in predictions]
-                why = f"expected to improve on {best:.3g} by {max(scores):.2g} nats"
-            index = scores.index(max(scores))
+            index, why = self._choice(candidates, predictions, seen, best)
             candidate, row = candidates.pop(index), rows.pop(index)
             chosen.append(self._invention(candidate, why, predictions[index]))
             seen.append(words(candidate.blueprint))
             if len(chosen) < count:
                 surrogate.believing(row)
         return chosen
+
+    def _choice(
+        self,
+        candidates: Sequence[Candidate],
+        predictions: Sequence[Prediction],
+        seen: Sequence[Mapping[str, int]],
+        best: float,
+    ) -> tuple[int, str]:
+        """Which candidate, and why: for being new, drawn, or by expected improvement over ``best``."""
+        generator, drawn = self.generator, self.rng.random()
+        if drawn < generator.explore:
+            scores = [novelty(words(one.blueprint), seen) for one in candidates]
+            return _largest(scores), f"explored for its graph, {max(scores):.2f} from what is known"
+        drawn -= generator.explore
+        for group, share, why in (
+            ("far", generator.blind, "explored blindly, whatever is predicted"),
+            ("refined", generator.refine, "one change of one of the best measured"),
+        ):
+            members = [index for index, one in enumerate(candidates) if one.group == group]
+            if 0 <= drawn < share and members:
+                return self.rng.choice(members), why
+            drawn -= share
+        scores = [prediction.improvement(best) for prediction in predictions]
+        return _largest(scores), f"expected to improve on {best:.3g} by {max(scores):.2g} nats"
 
     def _invention(self, candidate: Candidate, why: str, prediction: Prediction | None = None) -> Invention:
         return Invention(
@@ -192,6 +236,10 @@ class _Place:
             predicted_impact=prediction.mean if prediction else None,
             uncertainty=prediction.spread if prediction else None,
         )
+
+
+def _largest(scores: Sequence[float]) -> int:
+    return scores.index(max(scores))
 
 
 def _source(blueprint: Blueprint) -> str:

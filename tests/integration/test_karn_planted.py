@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -12,11 +12,12 @@ import torch
 
 from esper.assembly.proving import planted_search
 from esper.assembly.proving.planted import BREEDING, SLOT, Planted, draw, fitting
-from esper.assembly.proving.planted_search import BUDGET, by_chance, by_inventing, summary, taken
+from esper.assembly.proving.planted_search import BATCH, BUDGET, by_chance, by_inventing, summary, taken
 from esper.blueprint import Blueprint
 from esper.karn.catalogue import load_catalogue
 from esper.karn.features import kernel_key
 from esper.karn.generator import Generator
+from esper.karn.invention import Invention, Past, Place
 from esper.tezzeret.builder import build
 
 CATALOGUE = fitting(load_catalogue([Path(__file__).resolve().parents[2] / "blueprints"]).blueprints)
@@ -71,6 +72,26 @@ def test_both_searches_spend_the_budget_and_try_no_kernel_twice(task: Planted, s
     gains = by_inventing(CATALOGUE, unreachable, GENERATOR)
     assert len(gains) == short
     assert gains == by_inventing(CATALOGUE, unreachable, GENERATOR)
+
+
+def test_the_catalogue_is_known_to_both_and_counts_for_neither(task: Planted, short: int) -> None:
+    told: list[Past] = []
+
+    class Recording:
+        def propose(self, past: Past, places: Sequence[Place], count: int) -> list[Invention]:
+            told.append(Past(list(past.reports), list(past.blueprints), set(past.known)))
+            return GENERATOR.propose(past, places, count)
+
+    unreachable = Planted(SWIGLU, seed=0)
+    unreachable.most = 10.0
+    assert len(by_inventing(CATALOGUE, unreachable, Recording())) == short
+    ids = [one.blueprint_id for one in CATALOGUE]
+    assert [one.blueprint_id for one in told[0].reports] == ids
+    assert told[0].known == {(one.graph_id, SLOT) for one in CATALOGUE}
+    assert len(told[1].reports) == len(ids) + BATCH
+    shipped = {kernel_key(one, SLOT) for one in CATALOGUE}
+    drawn = {kernel_key(one, SLOT) for one, _ in by_chance(CATALOGUE, unreachable, seed=0)}
+    assert not shipped & drawn
 
 
 def test_a_search_ends_at_the_first_block_near_the_best(short: int) -> None:

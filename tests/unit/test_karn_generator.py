@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -24,7 +25,7 @@ SLOT = Slot("features", 8, 8)
 PLACE = Place(SLOT, "linear")
 SHIPPED = load_catalogue([Path(__file__).resolve().parents[2] / "blueprints"]).blueprints
 FITTING = [one for one in SHIPPED if fits(one, SLOT)]
-GENERATOR = Generator(build, pool=16, sample=6, explore=0.0)
+GENERATOR = Generator(build, pool=16, sample=6, explore=0.0, blind=0.0, refine=0.0)
 
 
 def report(blueprint: Blueprint, gain: float = 0.1, **changes: object) -> FieldReport:
@@ -91,6 +92,42 @@ def test_with_few_trials_zero_cost_scores_choose_and_the_reason_says_so() -> Non
 def test_exploration_takes_what_is_least_like_what_is_known() -> None:
     made = Generator(build, pool=16, explore=1.0).propose(past({"swiglu": 0.5}), [PLACE], 2)
     assert all("explored for its graph" in one.reason for one in made)
+
+
+def test_blind_choices_descend_from_what_was_not_invented_whatever_is_predicted() -> None:
+    invented = [each.blueprint for each in GENERATOR.propose(past({}), [PLACE], 4)]
+    given = past({})
+    given = Past(
+        [*given.reports, *[report(one, 5.0) for one in invented]], [*given.blueprints, *invented], given.known
+    )
+    made = replace(GENERATOR, blind=1.0).propose(given, [PLACE], 6)
+    assert all("explored blindly" in one.reason for one in made)
+    assert {one.parents[0] for one in made} <= {one.blueprint_id for one in FITTING}
+    assert len({one.parents[0] for one in made}) > 2
+    means = [one.predicted_impact or 0.0 for one in made]
+    assert means != sorted(means, reverse=True)
+
+
+def test_refined_are_children_of_one_change_of_the_two_best_measured_in_the_place() -> None:
+    gains = {"swiglu": 0.5, "highway": 0.4}
+    best = {one.blueprint_id for one in FITTING if one.name in gains}
+    assert len(best) == 2
+    elsewhere = [report(one, 9.0, layer_kind="conv") for one in FITTING]
+    given = past(gains)
+    given = Past([*given.reports, *elsewhere], given.blueprints, given.known)
+    made = replace(GENERATOR, refine=1.0).propose(given, [PLACE], 8)
+    assert {parent for one in made for parent in one.parents} == best
+    for one in made:
+        assert one.origin == "mutation"
+        assert one.reason.endswith(": one change of one of the best measured")
+        assert ";" not in one.reason
+
+
+def test_the_shares_of_the_choices_are_as_set() -> None:
+    generator = Generator(build, pool=40, explore=0.2, blind=0.2, refine=0.3)
+    reasons = [one.reason for one in generator.propose(past({"swiglu": 0.5}), [PLACE], 50)]
+    for share, word in ((0.2, "its graph"), (0.2, "blindly"), (0.3, "one change"), (0.3, "expected to")):
+        assert sum(word in one for one in reasons) == pytest.approx(50 * share, abs=9), word
 
 
 def test_places_take_turns_and_each_invention_fits_its_own() -> None:

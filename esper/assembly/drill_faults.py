@@ -116,7 +116,7 @@ class PoisonedBatches(Batches):
         super().__init__(good.x, good.y, good.batch_size, good.seed, augment=good.augment)
         self.place = place
 
-    def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Batch ``step`` of ``epoch``."""
-        x, y = super().batch(epoch, step)
+    def batch(self, epoch: int, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Batch ``step`` of ``epoch``, or a ``part`` of it."""
+        x, y = super().batch(epoch, step, part)
         return (x * float("nan"), y) if (epoch, step) == self.place else (x, y)

@@ -33,12 +33,18 @@ class Augment:
         if self.pad < 0:
             raise ConfigError(f"the padding of an augmentation must be at least 0, not {self.pad}")
 
-    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (N, C, H, W) to new ones of the same shape; each image draws from ``generator`` (CPU)."""
+    def __call__(
+        self, x: Tensor, generator: torch.Generator, *, part: slice = slice(None), of: int | None = None
+    ) -> Tensor:
+        """Images (N, C, H, W) to new ones of the same shape; each image draws from ``generator`` (CPU).
+
+        ``x`` may be the ``part`` of a batch of so many: each image becomes what it would in the whole batch.
+        """
         count, _, height, width = x.shape
+        drawn = count if of is None else of
         # Both are always drawn, so that turning the flip off does not move the shifts.
-        shift = torch.randint(0, 2 * self.pad + 1, (2, count, 1), generator=generator).to(x.device)
-        mirrored = torch.randint(0, 2, (count, 1), generator=generator).bool().to(x.device)
+        shift = torch.randint(0, 2 * self.pad + 1, (2, drawn, 1), generator=generator)[:, part].to(x.device)
+        mirrored = torch.randint(0, 2, (drawn, 1), generator=generator)[part].bool().to(x.device)
         fill = torch.tensor(self.fill, dtype=x.dtype, device=x.device).view(-1, 1, 1)
         # The padding of zeros becomes ``fill`` exactly, and the image stays what it was to the last bit.
         inside = F.pad(x.new_ones(1, 1, height, width), [self.pad] * 4)
@@ -94,14 +100,15 @@ class Batches:
             self._cached = (epoch, torch.randperm(len(self.y), generator=generator).to(self.y.device))
         return self._cached[1]
 
-    def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        """Batch ``step`` of ``epoch``, both counted from 0: new tensors of B samples."""
+    def batch(self, epoch: int, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Batch ``step`` of ``epoch``, both counted from 0: new tensors of B samples, or of a ``part``."""
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of an epoch of {len(self)}")
         chosen = self.chosen(epoch, step)
-        x, y = self.x[chosen], self.y[chosen]
+        x, y = self.x[chosen[part]], self.y[chosen[part]]
         if self.augment is not None:
-            x = self.augment(x, _generator("augment", self.seed, epoch, step))
+            generator = _generator("augment", self.seed, epoch, step)
+            x = self.augment(x, generator, part=part, of=len(chosen))
         return x, y
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from esper.data.losses import mean_loss
 from esper.kasmina import pop_faults
-from esper.tolaria.averaging import GradientAverage, parts, share
+from esper.tolaria.averaging import GradientAverage, parts
 from esper.tolaria.compiled import CompiledForward
 from esper.tolaria.distributed import Group
 from esper.tolaria.orchestrator import SeedOrchestrator
@@ -49,14 +49,17 @@ class Step:
         self._average = average
         self._forward = forward or model
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Step on the whole batch ``x``, ``y``, the same in each process; its mean loss, a scalar."""
+    def __call__(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
+        """Step on a batch of so many ``samples``; its mean loss, a scalar.
+
+        ``x`` and ``y`` are the share of this process: all of them where there is one, maybe none.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         if self._group.size == self._accumulate == 1:
             loss = self._backward(x, y)
             self._orchestrator.contain_faults()
         else:
-            loss = self._in_parts(x, y)
+            loss = self._in_parts(x, y, samples)
         self._precision.unscale(self._optimizer)
         if self._max_grad_norm is not None:
             for group in self._optimizer.param_groups:
@@ -80,15 +83,13 @@ class Step:
         self._precision.backward(loss)
         return loss.detach()
 
-    def _in_parts(self, x: Tensor, y: Tensor) -> Tensor:
+    def _in_parts(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
         average = GradientAverage(self._model, self._optimizer, self._group)
-        mine = share(len(y), self._group)
-        x_mine, y_mine = x[mine], y[mine]
         faults = []
-        for part in parts(len(y_mine), self._accumulate) if len(y_mine) else ():
-            loss = self._backward(x_mine[part], y_mine[part])
+        for part in parts(len(y), self._accumulate) if len(y) else ():
+            loss = self._backward(x[part], y[part])
             faults += pop_faults(self._model)  # which drops their gradients, before they reach a sum
-            average.add(loss, len(y_mine[part]) / len(y))
+            average.add(loss, len(y[part]) / samples)
         averaged = average.finish(len(faults))
         if averaged.faults:
             agreed = self._orchestrator.agreed(faults)

@@ -18,7 +18,7 @@ from esper.kasmina import drain, merge_observed, observe, observed, restore_obse
 from esper.messages import AdaptationDecision, EpochRecord, Refusal, SystemStatePacket, WidthMetrics
 from esper.tamiyo.emergency import EmergencyPolicy
 from esper.tamiyo.policy import Policy
-from esper.tolaria.averaging import usual_part
+from esper.tolaria.averaging import share, usual_part
 from esper.tolaria.checkpoints import BackgroundSaver, Mark, Saved
 from esper.tolaria.compiled import Backend, CompiledForward
 from esper.tolaria.distributed import ALONE, Group, check_alike, copy_weights, from_first
@@ -257,11 +257,12 @@ class Trainer:
         """What is left of an epoch; its mean loss. Reads the device at watched steps and at the end."""
         self.model.train()
         steps = len(self.batches)
-        for step, (x, y) in enumerate(self.batches.epoch(epoch, start=so_far.steps), so_far.steps):
-            cost = len(y) * self.flops().training  # may run the model, so unobserved
+        for step in range(so_far.steps, steps):
+            samples = len(self.batches.chosen(epoch, step))
+            cost = samples * self.flops().training  # may run the model, so unobserved
             if step and self._overspends(cost):
                 break
-            if (epoch, step) in self.progress.skipped or not len(y):
+            if (epoch, step) in self.progress.skipped or not samples:
                 so_far.steps += 1
                 continue
             done = self._done(epoch, step)
@@ -270,12 +271,13 @@ class Trainer:
             observe(self.model, watched)
             self._set_rates(done)
             place = (epoch, step, self.progress.global_step)
-            loss = self.step(x, y)
+            x, y = self.batches.batch(epoch, step, share(samples, self.group))
+            loss = self.step(x, y, samples)
             self.watch.note(place, loss, (p for g in self.optimizer.param_groups for p in g["params"]))
             self.progress.global_step += 1
             observe(self.model, False)
-            so_far.add(loss, len(y))
-            self.progress.samples += len(y)
+            so_far.add(loss, samples)
+            self.progress.samples += samples
             if watched or self.watch.full:
                 self._look()
             if watched:

@@ -65,13 +65,12 @@ def copy_until(source: Path, runs: Path, step: int) -> str:
 
 def stop_and_go_on(group: Group, runs: str, stops: int, *overrides: str) -> dict[str, Any]:
     """The summary of a whole run, and those of the same run stopped after each of ``stops`` steps."""
-    saved = [*SAVED, *overrides]
-    whole = train(group, f"{runs}/whole", saved)
+    whole = train(group, f"{runs}/whole", [*SAVED, *overrides])
     resumed = {}
     for step in sorted({round(n * whole["steps"] / stops) for n in range(stops)}):
         place = Path(runs, "resumed")
         run_id = from_first(group, lambda p=place, s=step: copy_until(Path(whole["folder"]), p, s))  # type: ignore[misc]
-        resumed[step] = train(group, str(place), saved, run_id)
+        resumed[step] = train(group, str(place), list(overrides), run_id)
     return {"whole": whole, "resumed": resumed}
 
 

@@ -27,8 +27,8 @@ class Poisoned(Batches):
     places: tuple[tuple[int, int], ...] = ()
     value = float("nan")
 
-    def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-        x, y = super().batch(epoch, step)
+    def batch(self, epoch: int, step: int, part: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        x, y = super().batch(epoch, step, part)
         return (x * self.value if (epoch, step) in self.places else x), y
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from drills.processes import EXPERIMENT, stop_and_go_on
 from torch import Tensor, nn
 
+from esper.assembly.drill_faults import PoisonedBatches
 from esper.assembly.training import build_training
 from esper.errors import ConfigError, RunError
 from esper.tolaria.averaging import GradientAverage, share
@@ -29,6 +30,7 @@ def all_of_it(group: Group, folder: str) -> dict[str, Any]:
         "stopped": lambda group, place: stop_and_go_on(group, str(place), 3, SHORT),
         "plain": plain,
         "fault": fault_in_one,
+        "poisoned": poisoned,
     }
     return {name: run(group, Path(folder, name)) for name, run in exercises.items()}
 
@@ -128,3 +130,11 @@ def fault_in_one(group: Group, runs: Path) -> dict[str, Any]:
     states = [[seed.state.value for seed in layer.seed_list] for layer in orchestrator.layers.values()]
     verdicts = [report.verdict for report in orchestrator.reports]
     return {**summary, "states": states, "verdicts": verdicts, "digest": digest(run.trainer.model)}
+
+
+def poisoned(group: Group, runs: Path) -> dict[str, Any]:
+    """A run with a batch that is not a number, for which it goes back to a checkpoint."""
+    run = build_training(compose([*EXPERIMENT, "tolaria=ddp", f"runs={runs}", SHORT]))
+    run.trainer.batches = PoisonedBatches(run.trainer.batches, (3, 5))
+    summary = run.run()
+    return {**summary, "skipped": run.trainer.progress.skipped, "digest": digest(run.trainer.model)}

@@ -120,6 +120,14 @@ def test_a_kernel_that_fails_in_one_is_taken_out_in_all(found: Found) -> None:
     assert [fault["kind"] for fault in faults] == ["non-finite"]
 
 
+def test_all_go_back_from_a_poisoned_batch_together(found: Found) -> None:
+    first, second = (each["poisoned"] for each in found)
+    assert first["skipped"] == second["skipped"] == [[3, 5]]
+    assert first["digest"] == second["digest"]
+    events, _ = read_journal(Path(first["folder"]) / JOURNAL_NAME)
+    assert [event["event"] for event in events].count("rollback") == 1
+
+
 def test_the_first_alone_writes(found: Found) -> None:
     events, _ = read_journal(Path(found[0]["plain"]["folder"]) / JOURNAL_NAME)
     names = [event["event"] for event in events]

@@ -132,8 +132,9 @@ class Drill:
         began = time.monotonic()
         code = Attempt(folder / "whole", [*EXPERIMENT]).ended(300)
         assert code == 0, (folder / "whole" / "log").read_text()
-        self.usual = time.monotonic() - began
-        self.weights = self._run(folder / "whole").summary["weights_sha256"]
+        self.process = time.monotonic() - began
+        whole = self._run(folder / "whole")
+        self.training, self.weights = whole.seconds, whole.summary["weights_sha256"]
 
     def go(self) -> Outcome:
         """Kill until there were enough."""
@@ -174,14 +175,16 @@ class Drill:
             code = attempt.ended(300)
             assert code is not None, "it hangs"
             return code
-        if self.chance.random() < 0.8:  # in the training; else anywhere, its start too
+        if self.chance.random() < 0.2:  # anywhere, its start and its end too
+            code = attempt.ended(self.chance.random() * self.process)
+        else:  # while it trains
             while len(self._starts(folder)) == before:
-                code = attempt.ended(0.002)
+                code = attempt.ended(0.005)
                 if code is not None:
                     return code
             if before:
                 self.seen.resumes.append(time.monotonic() - attempt.began)
-        code = attempt.ended(self.chance.random() * self.usual / 4)
+            code = attempt.ended(self.chance.random() * self.training / 3)
         if code is None:
             attempt.kill()
             self.seen.kills += 1

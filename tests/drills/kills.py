@@ -1,9 +1,10 @@
 """Kill ``esper train`` at random moments, go on with ``--resume auto``, and look at what is left each time.
 
-A run is killed again and again until it ends, then the next begins, until there were as many kills as asked
-for. After each kill the newest checkpoint that the journal tells of must be there, and whatever stands under
-the name of a checkpoint must be whole, to its last byte; the process after it must go on from the newest; at
-the end of each run its weights must be those of the run that nobody killed. Exits 1 otherwise.
+Two kills of five come while a checkpoint is written. A run is killed again and again until it ends, then the
+next begins, until there were as many kills as asked for. After each the newest checkpoint that the journal
+tells of must be there, and whatever stands under the name of a checkpoint must be whole, to its last byte;
+the process after it must go on from the newest; at the end of each run its weights must be those of the run
+that nobody killed. Exits 1 otherwise.
 
 Each process is forked from one that has imported PyTorch, so that kills fall into the training and not into
 the start of Python; all else is the command as it is.
@@ -48,6 +49,8 @@ EXPERIMENT = (
     "tolaria.keep_checkpoints=3",
 )
 WITHIN = 30.0
+WRITE = 0.004
+"""Seconds that a checkpoint of this network takes to write: half the kills in the training fall there."""
 assert training  # imported here, so that a forked process has it
 
 
@@ -185,10 +188,21 @@ class Drill:
             if before:
                 self.seen.resumes.append(time.monotonic() - attempt.began)
             code = attempt.ended(self.chance.random() * self.training / 3)
+            if code is None and self.chance.random() < 0.5:
+                code = self._at_a_write(attempt, folder)
         if code is None:
             attempt.kill()
             self.seen.kills += 1
         return code
+
+    def _at_a_write(self, attempt: Attempt, folder: Path) -> int | None:
+        """Wait until the next checkpoint is being written; the exit code, if the end comes first."""
+        before = set((folder / "runs").glob("2*/checkpoints/*step*"))
+        while not set((folder / "runs").glob("2*/checkpoints/*step*")) - before:
+            code = attempt.ended()
+            if code is not None:
+                return code
+        return attempt.ended(self.chance.random() * WRITE)
 
     def _look(self, folder: Path) -> int | None:
         """Count what a kill has left behind; the step of the newest checkpoint, if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from typing import Any, Literal, get_args
 
@@ -82,7 +83,9 @@ class CompiledForward:
             self._model, backend=self._backend, dynamic=False
         )
         try:
-            with config.patch(limits):
+            with config.patch(limits), warnings.catch_warnings():
+                # Of torch itself, as it looks at what a layer with running seeds gave.
+                warnings.filterwarnings("ignore", r"The \.grad attribute of a Tensor that is not a leaf")
                 output = function(x)
         except TorchDynamoException as error:
             raise ConfigError(

@@ -80,7 +80,7 @@ def check(ways: Collection[str], runs: Path, stops: Collection[int] = STOPS) -> 
         if abs(report["loss_after"] - report["loss_before"]) > 1e-5:
             wrong.append(f"growth from {report['loss_before']} to {report['loss_after']}")
     for step in stops:
-        if _resumed(ways, summary, step, runs / str(step)) != summary["weights_sha256"]:
+        if _resumed(ways, summary, step, runs / str(step)) != _end(trainer, summary):
             wrong.append(f"stopped after step {step}")
     return wrong
 
@@ -112,14 +112,19 @@ def _happened(way: str, trainer: Any, summary: dict[str, Any]) -> bool:
     return math.isfinite(summary["test"]["loss"])  # that its numbers are others is what a run alone shows
 
 
-def _resumed(ways: Collection[str], summary: dict[str, Any], step: int, runs: Path) -> str:
-    """The digest of the weights that the run ends with when it is stopped after ``step``."""
+def _end(trainer: Any, summary: dict[str, Any]) -> tuple[str, Any]:
+    """What a run ends with: the digest of its weights, and what its scaler knows."""
+    return summary["weights_sha256"], trainer.precision.state()
+
+
+def _resumed(ways: Collection[str], summary: dict[str, Any], step: int, runs: Path) -> tuple[str, Any]:
+    """What the run ends with when it is stopped after ``step``."""
     source = Path(summary["folder"])
     folder = runs / source.name
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("summary.json", "plot.png", "step-*"))
     for path in source.glob(f"checkpoints/step-{step:09d}*"):
         shutil.copytree(path, folder / "checkpoints" / path.name)
-    return str(train(ways, runs, resume=source.name)[1]["weights_sha256"])
+    return _end(*train(ways, runs, resume=source.name))
 
 
 def main() -> int:

@@ -33,17 +33,19 @@ def best_of(found: list[Found]) -> Found | None:
 def export_weights(cfg: DictConfig, run: Path, name: str | None, file: Path) -> dict[str, Any]:
     """Write the ``state_dict`` of a checkpoint, the newest if ``name`` is None, as safetensors.
 
-    Names are those of the network as it trains, with its seeded layers. Returns which checkpoint it is, and
+    Names are those of the network as it trains, with its seeded layers; with ``tolaria.ema`` the weights are
+    the averages, which are what was measured. Returns which checkpoint it is, and
     how many tensors and bytes it has. Raises CheckpointError, UnknownKey and StorageError.
     """
     from safetensors.torch import save
 
     from esper.tolaria.checkpoints.store import Checkpoints
+    from esper.tolaria.restoring import reported_weights
 
     checkpoints = Checkpoints(run / "checkpoints", build_envelope(cfg))
     found = None if name is None and checkpoints.is_older() else checkpoints.find(name)
     state = checkpoints.load() if found is None else checkpoints.open(found)
-    weights, progress = state["model"], state["progress"]
+    weights, progress = reported_weights(state), state["progress"]
     of = {"run": run.name, "step": str(progress["global_step"]), "epochs": str(progress["epochs_done"])}
     try:
         write_atomically(file, save(weights, of))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,6 +13,12 @@ from esper.nissa.run_records import RunStatus
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore
 from esper.tolaria.checkpoints.folder import CheckpointFolder
+
+if TYPE_CHECKING:
+    from esper.data.splits import DataSplits
+
+DATA_NAME: Final = "data.sha256"
+"""The file in a run's folder that has the digest of what it was begun with."""
 
 _OTHER_RUN: Final = {
     "seed": "it is another run: the order of the data and every random number follow from it",
@@ -49,6 +56,20 @@ def changes(before: DictConfig, now: DictConfig) -> list[str]:
     if any(line.startswith(("tolaria.epochs ", "tolaria.flops ")) for line in found):
         found.append("the learning rate follows the share of the run that is done, so it changes too")
     return found
+
+
+def other_data(run: Path, data: DataSplits) -> str | None:
+    """What to tell where ``data`` are not those that the run in the folder ``run`` was begun with.
+
+    Not refused: two machines may normalise images to another last bit. An older run has no digest.
+    """
+    began = run / DATA_NAME
+    if not began.is_file() or began.read_text() == data.digest():
+        return None
+    return (
+        f"the data are not those that the run was begun with, to the last bit: {data.task}; "
+        "it will not end with the weights of a run on either alone"
+    )
 
 
 def newest_unfinished(

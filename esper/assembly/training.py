@@ -18,6 +18,7 @@ from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
 from esper.assembly.keys import build_envelope, key_made_notice
 from esper.assembly.network import build_data, build_host, device_of, slots
 from esper.assembly.numerics import compile_of, precision_of
+from esper.assembly.resuming import DATA_NAME, other_data
 from esper.assembly.storage import build_library
 from esper.blueprint import from_json
 from esper.data.splits import DataSplits
@@ -111,7 +112,7 @@ def build_training(
     with ExitStack() as opened:
         library = held_by_first(group, compiled)
         folder = from_first(
-            group, lambda: RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg)
+            group, lambda: RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg, data)
         )
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
         journal = held_by_first(group, lambda: opened.enter_context(Journal(folder / JOURNAL_NAME)))
@@ -169,6 +170,8 @@ def build_training(
         run = Run(info, trainer, data.test, beside=inventor.close)
         if resume:
             run.restore()
+            if other := other_data(folder, data):
+                recorder.emit("message", text=other)
         opened.pop_all()  # the run closes them when it ends
     return run
 
@@ -263,12 +266,14 @@ def _check_bounds(cfg: DictConfig) -> None:
         raise ConfigError(f"{key} must be at least {least}, not {value}")  # not a number, too
 
 
-def _new_folder(cfg: DictConfig) -> Path:
-    """The folder of a new run, with the configuration that it can be resumed under."""
+def _new_folder(cfg: DictConfig, data: DataSplits) -> Path:
+    """The folder of a new run, with the configuration that it can be resumed under, and on what data."""
     folder = RunStore(Path(cfg.runs)).create(cfg.experiment or "run")
     path = folder / "config.yaml"
     try:
         write_atomically(path, OmegaConf.to_yaml(cfg).encode())
+        path = folder / DATA_NAME
+        write_atomically(path, data.digest().encode())
         if launched():
             path = folder / JOB_NAME
             write_atomically(path, job_id().encode())

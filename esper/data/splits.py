@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -63,6 +64,14 @@ class DataSplits:
     def sample_shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image, or (T,) of one window of text."""
         return tuple(self.train.x.shape[1:])
+
+    def digest(self) -> str:
+        """SHA-256 over every sample and label, to the last bit, in hexadecimal."""
+        found = hashlib.sha256()
+        for tensor in (*self.train, *self.held_out, *self.test):
+            found.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+            found.update(tensor.cpu().contiguous().numpy().data)
+        return found.hexdigest()
 
     def batches(self, batch_size: int, seed: int, *, pad: int = 0, flip: bool = False) -> Batches:
         """Training batches in an order fixed by ``seed``, augmented where ``pad`` or ``flip`` ask for it.

@@ -13,7 +13,7 @@ Events and their fields (each also has ``event``, its name, and ``at``, UTC in I
 ``cache``            tiers {name: {hits, misses, errors, state}}, counted since the process started;
                      state is that of a circuit breaker (closed, open, half-open) or null; older
                      journals have tiers {name: [hits, misses]}
-``checkpoint``       epoch (how many are done), path
+``checkpoint``       epoch (how many are done), step, path, seconds to write it, paused (of training)
 ``run_finished``     summary
 ``run_interrupted``  epoch (how many are done)
 ``run_failed``       error

@@ -27,7 +27,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from esper.messages import CompilationRecord
-from esper.nissa.run_records import Epoch, RunStatus
+from esper.nissa.run_records import CheckpointRecord, Epoch, RunStatus
 from esper.nissa.run_view import RunView
 
 LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -56,6 +56,24 @@ _EPOCH_GAUGES: tuple[tuple[str, str, Callable[[Epoch], float]], ...] = (
         "esper_samples_per_second",
         "Training samples a second in the latest epoch.",
         lambda epoch: epoch.samples_per_second,
+    ),
+)
+
+_CHECKPOINT_GAUGES: tuple[tuple[str, str, Callable[[CheckpointRecord], float]], ...] = (
+    (
+        "esper_checkpoint_seconds",
+        "Seconds that a run's latest checkpoint took until it was on the disk.",
+        lambda checkpoint: checkpoint.seconds,
+    ),
+    (
+        "esper_checkpoint_paused_seconds",
+        "Seconds of those that training waited.",
+        lambda checkpoint: checkpoint.paused,
+    ),
+    (
+        "esper_checkpoint_timestamp_seconds",
+        "Unix time at which it was; its age is time() less this.",
+        lambda checkpoint: checkpoint.at.timestamp(),
     ),
 )
 
@@ -165,6 +183,12 @@ class RunCollector(Collector):
             "Seconds from noticing instability to training on from a checkpoint before it.",
             labels=["run"],
         )
+        for name, documentation, value_of in _CHECKPOINT_GAUGES:
+            family = GaugeMetricFamily(name, documentation, labels=["run"])
+            for view in self._views:
+                if view.checkpoint is not None:
+                    family.add_metric([view.run_id], value_of(view.checkpoint))
+            yield family
         for view in self._views:
             causes = Counter({"batch": 0, "adaptation": 0, "training": 0})
             causes.update(rollback.cause for rollback in view.rollbacks)
@@ -172,7 +196,7 @@ class RunCollector(Collector):
                 rollbacks.add_metric([view.run_id, cause], count)
             took = math.fsum(rollback.seconds for rollback in view.rollbacks)
             seconds.add_metric([view.run_id], len(view.rollbacks), took)
-        return rollbacks, seconds
+        yield from (rollbacks, seconds)
 
     def _cache(self) -> Iterable[Metric]:
         hits = UnknownMetricFamily(

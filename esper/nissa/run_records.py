@@ -153,6 +153,16 @@ class RollbackRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """A checkpoint that is on the disk: ``seconds`` from its begin, of which training waited ``paused``."""
+
+    at: datetime
+    path: str
+    seconds: float
+    paused: float
+
+
+@dataclass(frozen=True, slots=True)
 class CacheTier:
     """What a tier of the kernel library was asked; ``state`` is that of its circuit breaker, if any."""
 
@@ -229,6 +239,11 @@ def parse_fault(event: Event, at: datetime) -> FaultRecord:
         kind=str(event["kind"]),
         message=str(event.get("message", "")),
     )
+
+
+def parse_checkpoint(event: Event, at: datetime) -> CheckpointRecord:
+    """That of a ``checkpoint`` event; raises KeyError, TypeError or ValueError if it is none."""
+    return CheckpointRecord(at, str(event["path"]), number(event["seconds"]), number(event["paused"]))
 
 
 def parse_rollback(event: Event, at: datetime) -> RollbackRecord:

@@ -19,6 +19,7 @@ from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_wri
 from esper.nissa.run_records import (
     Adaptation,
     CacheTier,
+    CheckpointRecord,
     Epoch,
     FaultRecord,
     RollbackRecord,
@@ -27,6 +28,7 @@ from esper.nissa.run_records import (
     Transition,
     parse_adaptation,
     parse_cache,
+    parse_checkpoint,
     parse_epoch,
     parse_fault,
     parse_invention,
@@ -48,7 +50,8 @@ class RunHistory:
     are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` what each tier of the kernel
     library was asked; ``inventions``, by graph and slot, what was invented beside the run, and of what the
     invented kernels were made that it tried; ``inventing_error`` why inventing ended before the run, if it
-    did; ``ended`` how the run ended by its own word, None when it has given none.
+    did; ``checkpoint`` is the one told of last; ``ended`` how the run ended by its own word, None when it has
+    given none.
     """
 
     experiment: str = ""
@@ -70,6 +73,7 @@ class RunHistory:
     faults: list[FaultRecord] = field(default_factory=list)
     fault_counts: Counter[str] = field(default_factory=Counter)
     rollbacks: list[RollbackRecord] = field(default_factory=list)
+    checkpoint: CheckpointRecord | None = None
     cache: dict[str, CacheTier] = field(default_factory=dict)
     inventions: dict[tuple[str, str], InventionRecord] = field(default_factory=dict)
     inventing_error: str | None = None
@@ -240,6 +244,10 @@ class RunView(RunHistory):
         self.seeds = {layer: [Seed()] * len(seeds) for layer, seeds in self.seeds.items()}
         self._forget_after(rollback.to_epoch - 1)
 
+    def _on_checkpoint(self, event: Event, at: datetime) -> None:
+        if "seconds" in event:  # older journals do not have it
+            self.checkpoint = parse_checkpoint(event, at)
+
     def _on_cache(self, event: Event, _: datetime) -> None:
         # A resumed run's process counts from zero; the run's own counts only grow.
         for name, tier in parse_cache(event).items():
@@ -272,6 +280,7 @@ _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "trial": RunView._on_trial,
     "fault": RunView._on_fault,
     "rollback": RunView._on_rollback,
+    "checkpoint": RunView._on_checkpoint,
     "cache": RunView._on_cache,
     "invention": RunView._on_invention,
     "lineage": RunView._on_invention,

@@ -68,3 +68,24 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(whole: dict[str, Any], tmp
         (path / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         build_training(config(tmp_path), resume=source.name)
+
+
+def test_data_that_changed_are_told(whole: dict[str, Any], tmp_path: Path) -> None:
+    def told() -> list[str]:
+        heard: list[str] = []
+        run = build_training(
+            config(tmp_path),
+            resume=source.name,
+            listeners=[lambda event, fields: heard.append(fields["text"]) if event == "message" else None],
+        )
+        run.trainer.recorder.journal.close()
+        return heard
+
+    source = Path(whole["folder"])
+    folder = tmp_path / source.name
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("summary.json"))
+    assert told() == []
+    (folder / "data.sha256").write_text("0" * 64)
+    assert "the data are not those" in told()[0]
+    (folder / "data.sha256").unlink()  # a run of an older Esper
+    assert told() == []

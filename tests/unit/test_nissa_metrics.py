@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,9 @@ def store(tmp_path: Path) -> RunStore:
         journal.rollback(3)
         tiers = {"memory": CacheTier(3, 1), "redis": CacheTier(0, 1, 4, "open"), "sql": CacheTier(1, 0)}
         journal.write("cache", tiers=tiers)
+        journal.write("checkpoint", epoch=1, path="old")  # of an older Esper
+        for seconds in (9.0, 0.5):
+            journal.write("checkpoint", epoch=2, step=20, path="new", seconds=seconds, paused=0.01)
         journal.write("run_finished", summary={})
     return RunStore(tmp_path)
 
@@ -82,6 +86,9 @@ def test_values_are_those_of_the_run(store: RunStore) -> None:
     assert values[("esper_rollbacks_total", ("cause", "adaptation"))] == 0
     assert values[("esper_recovery_seconds_count",)] == 1
     assert values[("esper_recovery_seconds_sum",)] == 0.25
+    assert values[("esper_checkpoint_seconds",)] == 0.5
+    assert values[("esper_checkpoint_paused_seconds",)] == 0.01
+    assert time.time() - values[("esper_checkpoint_timestamp_seconds",)] < 60
     assert values[("esper_kernel_cache_hits", ("tier", "memory"))] == 3
     assert values[("esper_kernel_cache_misses", ("tier", "memory"))] == 1
     assert values[("esper_kernel_cache_hits", ("tier", "sql"))] == 1

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from esper.data.batches import Batches
-from esper.errors import ConfigError, EsperError
+from esper.errors import EsperError
 from esper.kasmina import drain, merge_observed, observe, observed, restore_observed
 from esper.messages import AdaptationDecision, EpochRecord, Refusal, SystemStatePacket, WidthMetrics
 from esper.tamiyo.emergency import EmergencyPolicy
 from esper.tamiyo.policy import Policy
 from esper.tolaria.averaging import share, usual_part
+from esper.tolaria.budget import Budget, Cost
 from esper.tolaria.checkpoints import BackgroundSaver, Mark, Saved
 from esper.tolaria.compiled import Backend, CompiledForward
 from esper.tolaria.distributed import ALONE, Group, check_alike, copy_weights, from_first
-from esper.tolaria.evaluation import Flops, HeldOut, count_flops
+from esper.tolaria.evaluation import Flops, HeldOut
 from esper.tolaria.events import Recorder
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.precision import Half, Precision
 from esper.tolaria.progress import Adapted, EpochSoFar, Progress
 from esper.tolaria.recovery import Unstable, check_epoch, check_values, recover
-from esper.tolaria.restoring import restore_training
-from esper.tolaria.rng import draw_apart, rng_state, set_rng_state
 from esper.tolaria.schedule import HoldThenCosine
 from esper.tolaria.shared import SharedCheckpoints
 from esper.tolaria.stability import Limits, StepWatch
 from esper.tolaria.step import Step
 from esper.tolaria.structure import Structure
+from esper.tolaria.training_state import capture, put_back
 from esper.tolaria.trial import Outcome
 
 
@@ -108,11 +107,13 @@ class Trainer:
         self._saver = BackgroundSaver(checkpoints)
         self.recorder = recorder
         self.settings = settings
+        self.budget = Budget(settings.epochs, settings.flops)
         self.invents = invents
         self.group = group
         self.progress = Progress()
         self._saved_step = 0
-        self._so_far: EpochSoFar | None = None
+        self.so_far: EpochSoFar | None = None
+        """Of an epoch under way; None between two."""
         self._adopt(network)
 
     def _adopt(self, network: Network) -> None:
@@ -132,7 +133,7 @@ class Trainer:
             average=self.held_out.average,
             forward=self._forward(),
         )
-        self._flops: tuple[tuple[int, int], Flops] | None = None
+        self.cost = Cost(self.held_out, self.batches, lambda: self._version)
         self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
 
     def _forward(self) -> CompiledForward | None:
@@ -166,14 +167,9 @@ class Trainer:
         if self.held_out.average is not None:
             self.held_out.average.follow()
         if self.progress.global_step == 0:
-            if self.finished:
-                least = self._first_step() + self._evaluation_flops()
-                raise ConfigError(
-                    f"tolaria.flops={self.settings.flops:g} do not suffice for one step and an evaluation",
-                    hint=f"give at least {least:g}",
-                )
+            self.budget.check(self.cost)
             self.save()
-        while self._so_far is not None or not self.finished:
+        while self.so_far is not None or not self.finished:
             try:
                 self._live_epoch()
             except Unstable as found:
@@ -191,53 +187,31 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the last epoch is done, or the FLOPs do not suffice for one more step."""
-        if self.settings.flops is None:
-            return self.progress.epochs_done >= self.settings.epochs
-        return self._overspends(self._first_step())
+        return self.budget.finished(self.progress, self.cost)
 
     @property
     def total_epochs(self) -> int:
         """Epochs that the run will have had; under a budget of FLOPs as the network stands."""
-        if self.settings.flops is None:
-            return self.settings.epochs
-        epoch = len(self.batches.y) * self.flops().training + self._evaluation_flops()
-        left = 0.0 if self.finished else self.settings.flops - self.progress.flops
-        return max(len(self.progress.history) + math.ceil(left / epoch), 1)
+        return self.budget.total_epochs(self.progress, self.cost)
 
-    def _overspends(self, step: float) -> bool:
-        """Whether a step of that many FLOPs, and an evaluation after it, do not fit into the budget."""
-        budget = self.settings.flops
-        return budget is not None and self.progress.flops + step + self._evaluation_flops() > budget
-
-    def _first_step(self) -> float:
-        """FLOPs of the first step of an epoch."""
-        return min(self.batches.batch_size, len(self.batches.y)) * self.flops().training
-
-    def _evaluation_flops(self) -> float:
-        return len(self.held_out.y) * self.flops().forward
-
-    def _done(self, epoch: int, step: int) -> float:
-        """The share of the run that is done before ``step`` of ``epoch``, in [0, 1]."""
-        if self.settings.flops is None:
-            return (epoch + step / len(self.batches)) / self.settings.epochs
-        if self.finished:
-            return 1.0
-        return (self.progress.flops + self._evaluation_flops()) / self.settings.flops
+    def _done(self, epochs: float) -> float:
+        """The share of the run that is done after so many epochs, in [0, 1]."""
+        return self.budget.share(self.progress, self.cost, epochs)
 
     def run_epoch(self, epoch: int) -> SystemStatePacket:
         """Train one epoch, judge the trials that are due, and measure what a policy may know."""
         started = time.perf_counter()
         self.orchestrator.begin_epoch(epoch)
-        if self._so_far is None:
+        if self.so_far is None:
             self.structure.begin_epoch()
-            self._so_far = EpochSoFar.begun(self.batches.y.device)
+            self.so_far = EpochSoFar.begun(self.batches.y.device)
         before = self.progress.samples
-        loss = self._train(epoch, self._so_far)
-        self._so_far = None
+        loss = self._train(epoch, self.so_far)
+        self.so_far = None
         seconds = time.perf_counter() - started
         self.orchestrator.end_epoch()
         packet = self._packet(epoch, loss)
-        self.progress.flops += self.held_out.take_samples() * self.flops().forward
+        self.progress.flops += self.cost.take_evaluations()
         self.progress.seconds += time.perf_counter() - started
         packet_json = packet.to_json()
         # In earlier lines already; journals would grow as a square.
@@ -260,12 +234,12 @@ class Trainer:
         for step in range(so_far.steps, steps):
             samples = len(self.batches.chosen(epoch, step))
             cost = samples * self.flops().training  # may run the model, so unobserved
-            if step and self._overspends(cost):
+            if step and self.budget.overspent(self.progress.flops, cost, self.cost):
                 break
             if (epoch, step) in self.progress.skipped or not samples:
                 so_far.steps += 1
                 continue
-            done = self._done(epoch, step)
+            done = self._done(epoch + step / steps)
             self.progress.flops += cost
             watched = step % self.settings.observe_every == 0
             observe(self.model, watched)
@@ -304,7 +278,7 @@ class Trainer:
     def _packet(self, epoch: int, loss: float) -> SystemStatePacket:
         measured = self.held_out.evaluate()
         self.orchestrator.contain_faults()
-        done = self._done(epoch + 1, 0)
+        done = self._done(epoch + 1)
         if self.group.size > 1:
             restore_observed(self.model, merge_observed(self.group.gather(observed(self.model))))
         record = EpochRecord(epoch, loss, measured.loss, measured.accuracy)
@@ -329,11 +303,8 @@ class Trainer:
         )
 
     def flops(self) -> Flops:
-        """FLOPs per sample of the network as it stands, counted again after each change of a seed."""
-        if self._flops is None or self._flops[0] != self._version:
-            x, y = self.batches.x[:2], self.batches.y[:2]
-            self._flops = (self._version, count_flops(self.model, x, y))
-        return self._flops[1]
+        """FLOPs per sample of the network as it stands."""
+        return self.cost.flops()
 
     def _growable_widths(self) -> dict[str, WidthMetrics]:
         if self._widths is None or self._widths[0] != self._version:
@@ -364,7 +335,7 @@ class Trainer:
             return Outcome("refused", f"it was rolled back, and is not tried again before epoch {until + 1}")
         if decision is not None and decision.adaptation_type == "modify_architecture":
             changed = self.structure.apply(decision, packet.epoch)
-            self.progress.flops += self.held_out.take_samples() * self.flops().forward
+            self.progress.flops += self.cost.take_evaluations()
             return changed
         outcome = self.orchestrator.apply(decision, packet)
         if decision is None and self.policy.needs_kernels:
@@ -378,7 +349,7 @@ class Trainer:
         if decision is None or outcome is None:
             return
         if outcome.status != "refused":
-            self.progress.grown_at = self._done(epoch + 1, 0)
+            self.progress.grown_at = self._done(epoch + 1)
             self.progress.adapted += (Adapted(epoch, _target(decision), self._saved_step),)
         if outcome.status == "refused":
             seed_idx = decision.parameters.get("seed_idx", -1)
@@ -406,7 +377,7 @@ class Trainer:
         self.checkpoints.pin(each.step for each in self.progress.adapted)
         self._saved_step = self.progress.global_step
         done, last = self.progress, self.progress.history[-1:]
-        in_epoch = 0 if self._so_far is None else self._so_far.steps
+        in_epoch = 0 if self.so_far is None else self.so_far.steps
         mark = Mark(done.global_step, done.epochs_done, in_epoch, last[0].loss if last else None)
         state = self.state()
         if self.group.rank == 0:
@@ -425,81 +396,20 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on: tensors and plain data. All processes call it."""
-        return {
-            "ranks": self._rank_states(),
-            "progress": asdict(self.progress),
-            "so_far": self._so_far_state(),
-            "structure": self.structure.state(),
-            "growth": self.orchestrator.state(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.precision.state(),
-            "average": None if self.held_out.average is None else self.held_out.average.state(),
-            "rng": rng_state(),
-            "watch": self.watch.state(),
-        }
+        return capture(self)
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state`` returned, into a trainer built from the same configuration.
 
-        Of the optimizer only the moments are put back: its settings are those of the configuration, so what
-        the user overrides on resuming counts. Raises CheckpointError when the network is another one.
+        Raises CheckpointError when the network is another one.
         """
-        self.progress = Progress.from_state(state["progress"])
-        self.batches.leave_out(self.progress.left_out)
-        restore_training(
-            self.structure,
-            self.orchestrator,
-            state,
-            hint="resume with the model and the seeded layers that the run began with",
-        )
-        configured = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**configured, "state": state["optimizer"]["state"]})
-        self.precision.restore(state.get("scaler"))
-        if self.held_out.average is not None:
-            self.held_out.average.restore(state.get("average"))
-        set_rng_state(state["rng"])
+        put_back(self, state)
         self._saved_step = self.progress.global_step
-        self.watch.restore(state.get("watch", {}))
-        self._so_far = None
-        draw_apart(self.group.rank)
-        self._restore_so_far(state.get("so_far"))
-        self._restore_rank(state.get("ranks") or [])
 
-    def renew(self, state: dict[str, Any]) -> None:
+    def renew(self, state: Mapping[str, Any]) -> None:
         """As ``restore``, in a run that goes on: into a network that is built anew."""
         self._adopt(self._rebuild())
         self.restore(state)
-
-    def _so_far_state(self) -> dict[str, Any] | None:
-        """What an epoch under way has gathered, beside what it has changed."""
-        if self._so_far is None:
-            return None
-        rates, seen = self.structure.block_rates.tables(), observed(self.model)
-        return {"epoch": asdict(self._so_far), "rates": rates, "observed": seen}
-
-    def _restore_so_far(self, state: dict[str, Any] | None) -> None:
-        if state is None:
-            return
-        self._so_far = EpochSoFar(**state["epoch"])
-        self._so_far.loss = self._so_far.loss.to(self.batches.y.device)
-        self.structure.block_rates.set_tables(state["rates"])
-        if self.group.rank == 0:
-            restore_observed(self.model, state["observed"])
-
-    def _rank_states(self) -> list[dict[str, Any]]:
-        """What each of many processes has of its own; they differ in nothing else."""
-        if self.group.size == 1:
-            return []
-        return self.group.gather({"rng": rng_state(), "observed": observed(self.model)})
-
-    def _restore_rank(self, ranks: list[dict[str, Any]]) -> None:
-        """Put back what each process had of its own, where there are as many as before."""
-        if len(ranks) == self.group.size:
-            set_rng_state(ranks[self.group.rank]["rng"])
-            restore_observed(self.model, ranks[self.group.rank]["observed"])
-        elif ranks and self.group.rank == 0:
-            restore_observed(self.model, merge_observed([rank["observed"] for rank in ranks]))
 
 
 def _target(decision: AdaptationDecision) -> str:

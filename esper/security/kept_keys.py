@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from esper.errors import SecurityError, StorageError
+from esper.errors import SecurityError
 from esper.security.encoding import from_text, to_text
+from esper.security.kept_files import locked
 from esper.security.keys import KeyRing, new_key
 
 
@@ -44,7 +42,7 @@ class KeptKeys(ABC):
         ring = self._read()
         if ring is not None:
             return ring, False
-        with _locked(self._lock):
+        with locked(self._lock):
             ring = self._read()  # another process may have been first
             if ring is not None:
                 return ring, False
@@ -54,7 +52,7 @@ class KeptKeys(ABC):
 
     def change(self, change: Callable[[KeyRing], KeyRing], /) -> KeyRing:
         """Put ``change`` of the keys in their place, and return it."""
-        with _locked(self._lock):
+        with locked(self._lock):
             ring = change(self.load())
             self._write_text(to_text(ring))
             return ring
@@ -70,18 +68,3 @@ class KeptKeys(ABC):
     def _read(self) -> KeyRing | None:
         text = self._read_text()
         return None if text is None else from_text(text, self.origin)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process, however it ends; the folder is made if it is not there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StorageError.from_os(error, path, "cannot write") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

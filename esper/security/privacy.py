@@ -1,0 +1,114 @@
+"""What of a run's events may leave its machine: fields by allow-list, texts without paths and names.
+
+For sinks and servers: send ``leaving(event, fields)`` instead of the fields, nothing where it is None. Paths,
+host and user names never leave; who somebody is leaves as ``esper.security.audit.Signer.pseudonym`` alone.
+Functions over plain data: floors that may not import this one are given them by assembly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import fields as fields_of
+from dataclasses import is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from esper.security.redaction import redact
+
+EVENTS: Final[Mapping[str, frozenset[str]]] = {
+    event: frozenset(names.split())
+    for event, names in {
+        "run_started": "run_id experiment task seed resumed_from_epoch resumed_from_step damaged_checkpoints "
+        "parameters flops_per_sample total_epochs layers",
+        "epoch": "packet seconds samples_per_second training_flops",
+        "decision": "epoch decision outcome",
+        "seed": "epoch layer seed_idx kernel_id from_state to_state evidence",
+        "trial": "report",
+        "fault": "epoch layer seed_idx kernel_id kind message",
+        "growth": "report",
+        "lineage": "record",
+        "invention": "record done total",
+        "inventing_ended": "reason",
+        "rollback": "cause target epoch from_step to_step kind detail to_epoch seconds seeds "
+        "skipped decision",
+        "control": "request action epoch step outcome reason",
+        "cache": "tiers",
+        "checkpoint": "epoch step seconds paused",
+        "step": "epoch step steps loss",
+        "health": "epoch step layer schema version seeds record",
+        "metrics": "epoch step values",
+        "dropped": "kind count",
+        "message": "text",
+        "run_finished": "summary",
+        "run_interrupted": "epoch",
+        "run_failed": "error",
+    }.items()
+}
+"""Event to the fields of it that may leave; what is not here stays."""
+
+PATH: Final = "[path]"
+_ABSOLUTE: Final = re.compile(r"(?<![\w.:/\]])(?:~|[A-Za-z]:)?(?:/[^\s/'\"<>:,;()\[\]]+)+/?|(?<![\w./])~/\S*")
+_RELATIVE: Final = re.compile(r"(?<![\w./-])(?=[\d./]*[A-Za-z_])(?:\.{0,2}/)?(?:[\w.@+=-]+/)+[\w.@+=-]+")
+_URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+")
+_LEAST_NAME: Final = 3
+_COMMON_NAMES: Final = frozenset({"root", "user", "localhost", "test", "esper"})
+
+
+def leaving(event: str, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The part of an event that may leave, as plain data; None where all of it stays."""
+    allowed = EVENTS.get(event)
+    if allowed is None:
+        return None
+    return {name: _clean(value) for name, value in fields.items() if name in allowed}
+
+
+_places: set[str] = set()
+
+
+def register_place(*paths: Path | str) -> None:
+    """Folders whose paths never leave, whatever characters they have; others are known by their slashes."""
+    for path in paths:
+        _places.update(text for text in (str(path), str(Path(path).absolute())) if len(text) > 1)
+
+
+def without_places(text: str) -> str:
+    """``text`` without secrets, paths, URLs, and the names of this user and host."""
+    for place in sorted(_places, key=len, reverse=True):
+        if os.sep in place:
+            text = text.replace(place, PATH)
+    text = _URL.sub("[url]", redact(text))
+    text = _RELATIVE.sub(PATH, _ABSOLUTE.sub(PATH, text))
+    names = _own_names()
+    return names.sub("[name]", text) if names else text
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_places(value)
+    if isinstance(value, Path):
+        return PATH
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _clean(getattr(value, field.name)) for field in fields_of(value)}
+    if isinstance(value, Mapping):
+        return {
+            without_places(key) if isinstance(key, str) else key: _clean(item) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean(item) for item in value]
+    return value
+
+
+@cache
+def _own_names() -> re.Pattern[str] | None:
+    found = {socket.gethostname(), socket.getfqdn() if "." in socket.gethostname() else ""}
+    with contextlib.suppress(KeyError, OSError):  # a user without a name has none to be hidden
+        found.add(getpass.getuser())
+    names = {name for name in found if len(name) >= _LEAST_NAME and name.lower() not in _COMMON_NAMES}
+    joined = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    return re.compile(rf"(?<![\w-])(?:{joined})(?![\w-])") if joined else None

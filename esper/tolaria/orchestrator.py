@@ -14,11 +14,9 @@ from esper.errors import GraftError, LibraryError
 from esper.kasmina import (
     Fault,
     SeededLayer,
-    SeedRecord,
     graft,
     pop_faults,
     repeat_faults,
-    restore_seeds,
     seed_off,
     seed_records,
     seeded_layers,
@@ -38,37 +36,28 @@ from esper.tolaria.choice import begin_trial, dormant_slots, likely_wanted, untr
 from esper.tolaria.distributed import ALONE, Group
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Recorder
+from esper.tolaria.kernel_parameters import KernelParameters
 from esper.tolaria.kernel_start import SteepestStart
+from esper.tolaria.restoring import restore_trials
 from esper.tolaria.shared import Kernels, Rebuild
-from esper.tolaria.trial import Outcome, Trial, TrialPlan, failure_report, field_report_from, judge, report
+from esper.tolaria.trial import (
+    Outcome,
+    SeedKey,
+    Trial,
+    TrialPlan,
+    failure_report,
+    field_report_from,
+    judge,
+    report,
+)
 from esper.tolaria.weight_average import grown
 from esper.urza.ranking import TrialContext, Wanted
-
-SeedKey = tuple[str, int]
-"""A seed's layer name and index."""
 
 NEXT_IN_RANK = 3
 """How many kernels after the best one are fetched in the background, for when that fails."""
 
 AHEAD = 8
 """How many kernels are fetched in the background for the decisions to come."""
-
-
-def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild) -> dict[SeedKey, Trial]:
-    """Graft into ``model`` the kernels of a checkpoint's ``growth``; then its weights fit the model.
-
-    Raises GraftError when the model is not the one that was saved.
-    """
-    trials = {trial.key: trial for trial in map(Trial.from_state, state["trials"])}
-    sources = {trial.kernel_id: trial for trial in trials.values()}
-    records = [SeedRecord(**{**record, "state": SeedState(record["state"])}) for record in state["seeds"]]
-
-    def rebuilt(kernel_id: str) -> nn.Module:
-        trial = sources[kernel_id]
-        return rebuild(trial.blueprint, trial.slot, trial.target)
-
-    restore_seeds(model, records, rebuilt)
-    return trials
 
 
 def _holding(layers: Mapping[str, SeededLayer]) -> dict[SeedKey, tuple[str, SeedState]]:
@@ -108,13 +97,12 @@ class SeedOrchestrator:
         self.model = model
         self.layers = seeded_layers(model)
         self.library = library
-        self.optimizer = optimizer
         self.held_out = held_out
         self.recorder = recorder
         self.plan = plan
         self.rebuild = rebuild
         self.run_id, self.task = run
-        self.kernel_lr_scale = kernel_lr_scale
+        self.parameters = KernelParameters(optimizer, kernel_lr_scale)
         self.start = start
         self.group = group
         self.trials: dict[SeedKey, Trial] = {}
@@ -215,7 +203,7 @@ class SeedOrchestrator:
             blend=trial.blend,
         )
         self.trials[trial.key] = trial
-        self._own(trial)
+        self._train(trial)
 
     def _started(self, trial: Trial) -> Evidence:
         """Set the kernel's weights, where that is asked for, and what of it the journal is to say."""
@@ -232,14 +220,10 @@ class SeedOrchestrator:
         slopes = {"slope_before": set_to.before, "slope": set_to.after}
         return {"start": f"gradmax set {set_to.weight}", **slopes}
 
-    def _own(self, trial: Trial) -> None:
-        """Give the kernel's parameters to the optimizer, in a group of their own."""
+    def _train(self, trial: Trial) -> None:
         kernel = self._seed(trial.key).kernel
         assert kernel is not None
-        peak = self.optimizer.param_groups[0]["peak_lr"] * self.kernel_lr_scale
-        self.optimizer.add_param_group(
-            {"params": list(kernel.parameters()), "peak_lr": peak, "seed": trial.name}
-        )
+        self.parameters.add(trial.name, kernel)
 
     # Every step
 
@@ -296,8 +280,9 @@ class SeedOrchestrator:
         self._epoch_began = time.perf_counter()
         for trial in self._on_trial():
             if self._seed(trial.key).state is SeedState.GERMINATED:
-                owned = sum(p.numel() for p in self._group(trial)["params"])
-                self._move(trial, SeedState.TRAINING, {"optimizer_parameters": owned})
+                self._move(
+                    trial, SeedState.TRAINING, {"optimizer_parameters": self.parameters.count(trial.name)}
+                )
 
     def end_epoch(self) -> None:
         """Wake seeds that have rested long enough, and judge the trials that have held long enough."""
@@ -389,17 +374,9 @@ class SeedOrchestrator:
             evidence=dict(evidence),
         )
 
-    def _group(self, trial: Trial) -> dict[str, Any]:
-        return next(g for g in self.optimizer.param_groups if g.get("seed") == trial.name)
-
     def _forget(self, trial: Trial) -> None:
-        """The kernel is gone: its parameters and their moments leave the optimizer with it."""
         del self.trials[trial.key]
-        group = self._group(trial)
-        # By identity: list.remove would compare groups, and with them tensors.
-        self.optimizer.param_groups[:] = [g for g in self.optimizer.param_groups if g is not group]
-        for parameter in group["params"]:
-            self.optimizer.state.pop(parameter, None)
+        self.parameters.remove(trial.name)
 
     def _tell_lineage(self, metadata: KernelMetadata) -> None:
         """What an invented kernel was made of, for the journal: it may have been invented in another run."""
@@ -456,7 +433,7 @@ class SeedOrchestrator:
         """Graft what ``state`` lists, rebuilt from blueprints: no library is needed."""
         self.trials = restore_trials(self.model, state, self.rebuild)
         for trial in self.trials.values():
-            self._own(trial)
+            self._train(trial)
         self.reports = [field_report_from(report) for report in state["reports"]]
         self.resting = {(layer, idx): until for layer, idx, until in state["resting"]}
         self.version += 1

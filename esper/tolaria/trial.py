@@ -11,6 +11,9 @@ from torch import Tensor
 from esper.messages import Blend, FieldReport, Site, Slot
 from esper.tolaria.evaluation import Evaluation
 
+SeedKey = tuple[str, int]
+"""A seed's layer name and index."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrialPlan:

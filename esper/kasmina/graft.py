@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -69,9 +70,10 @@ def wrap(
         batch_axis: the axis of the example's first tensor that counts samples; 1 for (T, batch, F).
 
     Raises:
-        GraftError: a pattern matches nothing, a layer has fewer output features than seeds or none at all, or
-            the example does not run. The network is unchanged then.
+        GraftError: a pattern matches nothing, a layer has fewer output features than seeds or none at all,
+            the example does not run, or parameters are sharded. The network is unchanged then.
     """
+    _refuse_sharded(model)
     unknown = set(types) - TYPES.keys()
     if unknown:
         raise GraftError(
@@ -185,6 +187,17 @@ def _named_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn
         else:
             yield name, model, key, child
             yield from _named_modules(child, f"{name}.")
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """A graft needs whole chunks of a layer's output, and puts whole parameters into its place."""
+    sharding = sys.modules.get("torch.distributed.tensor")  # not there: nothing was sharded
+    for name, parameter in model.named_parameters() if sharding is not None else ():
+        if isinstance(parameter, sharding.DTensor):
+            raise GraftError(
+                f"{name} is sharded over processes, as FSDP2 does, and no kernel can be grafted into a part",
+                hint="give the network as it is; with tolaria=ddp each process has all of it",
+            )
 
 
 def _select(

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from kasmina_support import grow, kernel_for
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from esper.errors import GraftError
 from esper.kasmina import graft, seeded_layers, unwrap, wrap
@@ -239,3 +243,19 @@ def test_a_seed_takes_one_kernel() -> None:
     grow(layer, 0)
     with pytest.raises(GraftError, match=r"it is BLENDING.*dormant"):
         graft(layer, 0, kernel_for(layer.slot("series", 0)), kernel_id="k", site="series", blend="lerp")
+
+
+def test_a_sharded_network_is_refused_with_the_reason(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(
+            GraftError, match=r"0\.weight is sharded over processes, as FSDP2 does"
+        ) as refused:
+            wrap(model, torch.zeros(2, 8))
+        assert "tolaria=ddp" in str(refused.value.hint)
+        assert not seeded_layers(model)
+    finally:
+        dist.destroy_process_group()

@@ -17,17 +17,24 @@ from servers.redis import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
-DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("library.md", "workers.md"))
+DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("library.md", "workers.md", "monitoring.md"))
 KEPT = {"redis": ("allkeys-lru", "no"), "broker": ("noeviction", "yes")}
+OPEN = {"prometheus"}
+"""Services without a password: what they say is on loopback, for those who have an account there."""
 
 
-def test_every_port_is_on_loopback_and_every_password_is_a_secret() -> None:
-    assert set(COMPOSE["services"]) == {"postgres", "redis", "broker"}
+def test_every_service_is_on_loopback_and_every_password_is_a_secret() -> None:
+    assert set(COMPOSE["services"]) == {"postgres", "redis", "broker", "prometheus", "grafana"}
     for name, service in COMPOSE["services"].items():
-        assert service["secrets"] == [f"{name}_password"]
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service.get("secrets", []) == ([] if name in OPEN else [f"{name}_password"])
         assert service["healthcheck"]
         assert not re.search(r"password[=: ]+\w*\d", str(service.get("environment", "")), re.IGNORECASE)
+        if service.get("network_mode") == "host":
+            assert "ports" not in service
+            bound = f"{service.get('command')} {service.get('environment')}"
+            assert "listen-address=127.0.0.1:" in bound or "'GF_SERVER_HTTP_ADDR': '127.0.0.1'" in bound
+        else:
+            assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     for name, secret in COMPOSE["secrets"].items():
         assert Path(secret["file"]).name == name
         assert name in DOCS  # the commands that make it
@@ -35,6 +42,17 @@ def test_every_port_is_on_loopback_and_every_password_is_a_secret() -> None:
             ["git", "check-ignore", f"deploy/{name}"], cwd=ROOT, capture_output=True, check=False
         )
         assert ignored.returncode == 0
+
+
+def test_every_file_that_a_service_mounts_is_there() -> None:
+    mounted = [
+        volume.split(":")[0]
+        for service in COMPOSE["services"].values()
+        for volume in service.get("volumes", ())
+        if volume.startswith("./")
+    ]
+    assert len(mounted) == 3
+    assert all((ROOT / "deploy" / path).exists() for path in mounted)
 
 
 @pytest.mark.parametrize("service", KEPT)

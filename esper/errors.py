@@ -19,10 +19,13 @@
     │                                         lifecycle transition that is not allowed
     ├── Instability                       9   training diverged and could not be recovered
     ├── StorageError                     10   disk full, read-only folder, I/O error
+    │   └── SinkUnavailable              10   telemetry cannot be written where it should go, for now
     ├── ServerError                      11   the HTTP server cannot start (port in use)
     └── SecurityError                    12   keys that cannot be had or used
         ├── UnknownKey                   12   bytes sealed with a key that is not at hand
-        └── SealBroken                   12   sealed bytes or a record that a holder of the key did not write
+        ├── AuditError                   12   an audit trail that is not whole
+        ├── SealBroken                   12   sealed bytes or a record that a holder of the key did not write
+        └── TokenRefused                 12   a token that is not valid, or not any more
 
 Exit code 0 is success; 130 is an interruption by the user (Ctrl-C) and 143 a SIGTERM, both after a clean
 save.
@@ -159,6 +162,10 @@ class StorageError(EsperError):
         return cls(f"{doing} {path}: {reason}", hint=hints.get(error.errno or 0))
 
 
+class SinkUnavailable(StorageError):
+    """A sink of telemetry takes nothing for now: a server is gone, a file system is full."""
+
+
 class ServerError(EsperError):
     """The HTTP server cannot start."""
 
@@ -182,5 +189,20 @@ class UnknownKey(SecurityError):
         self.key_id = key_id
 
 
+class AuditError(SecurityError):
+    """An audit trail that is not whole, or cannot be told to be."""
+
+
 class SealBroken(SecurityError):
     """Sealed bytes or a record were changed, cut or put under another name; no byte of them was used."""
+
+
+class TokenRefused(SecurityError):
+    """A token that is not valid; ``expired`` if that is all that is wrong with it. Nothing of it is told."""
+
+    def __init__(
+        self, reason: str, *, expired: bool = False, hint: str | None = "another: esper token issue"
+    ) -> None:
+        super().__init__(f"the token is refused: {reason}", hint=hint)
+        self.reason = reason
+        self.expired = expired

@@ -28,6 +28,7 @@ from esper_cli import (
     reports,
     runs,
     serve,
+    token,
     train,
     worker,
 )
@@ -54,6 +55,7 @@ app.command("compile", epilog="Example: esper compile blueprints/ --shape featur
 app.add_typer(blueprints.app, name="blueprints")
 app.add_typer(kernels_files.app, name="kernels")
 app.add_typer(keys.app, name="keys")
+app.add_typer(token.app, name="token")
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(reports.app, name="reports")

@@ -27,7 +27,26 @@ _COMPILING = (
     "karn.generator",
 )
 _KEEPING = ("tolaria.checkpoint_every", "tolaria.keep_best", "tolaria.keep_every", "tolaria.recovery")
-_APART = ("seeds", "seed", "runs", "security", "prove.folder", "prove.jobs", *_COMPILING, *_KEEPING)
+_SERVING = tuple(
+    f"nissa.{name}"
+    for name in (
+        *("anonymous", "hosts", "tokens", "limits"),
+        *("tls_certificate", "tls_key", "tls_minimum", "tls_client_ca", "tls_clients"),
+    )
+)
+_APART = (
+    "seeds",
+    "seed",
+    "runs",
+    "security",
+    "audit",
+    "log",
+    "prove.folder",
+    "prove.jobs",
+    *_COMPILING,
+    *_KEEPING,
+    *_SERVING,
+)
 """What may differ between calls over one folder: no number depends on it."""
 
 

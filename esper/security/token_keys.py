@@ -1,0 +1,113 @@
+"""The keys that tokens are signed with, and what is published of them for servers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from esper.errors import SecurityError
+from esper.security.file_keys import FileKeys
+from esper.security.kept_files import beside, locked, replace_text
+from esper.security.keys import Key, KeyRing, new_key
+from esper.security.token_trust import MOST_REVOKED, Trusted, read_trusted
+
+LONGEST_SECONDS: Final = 24 * 3600
+"""No token lasts longer, whatever a configuration says; what was revoked is remembered for as long."""
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """The key that signs, by its id."""
+
+    id: str
+    private: Ed25519PrivateKey = field(repr=False)
+
+
+class TokenAuthority:
+    """Signs, and says what is trusted.
+
+    ``keys`` is a file of secrets, as :class:`esper.security.FileKeys` keeps them; ``trusted`` is all that a
+    server needs, and no secret. Each method may raise SecurityError or StorageError.
+    """
+
+    def __init__(self, keys: Path, trusted: Path) -> None:
+        self._path = keys
+        self._source = FileKeys(str(keys))
+        self._trusted = trusted
+
+    def signing_key(self) -> tuple[SigningKey, Trusted]:
+        """The key that signs now, made if there is none, and what is trusted beside it."""
+        ring, _ = self._source.load_or_make()
+        trusted = self._publish(ring)
+        return SigningKey(ring.primary.id, _private(ring.primary)), trusted
+
+    def keys(self) -> KeyRing:
+        """Those whose tokens are valid, the one that signs first."""
+        if not self._path.exists():
+            raise SecurityError(
+                f"there are no keys in {self._path}", hint="esper token issue makes the first"
+            )
+        return self._source.load()
+
+    def rotate(self) -> KeyRing:
+        """Sign with a new key from now on; tokens of the older ones stay valid."""
+        self.keys()
+        ring = self._source.change(lambda ring: ring.with_primary(new_key()))
+        self._publish(ring)
+        return ring
+
+    def retire(self, key_id: str) -> None:
+        """Forget a key that does not sign any more: no token of it is valid from now on."""
+
+        def without(ring: KeyRing) -> KeyRing:
+            if key_id == ring.primary.id:
+                raise SecurityError(
+                    f"key {key_id} is the one that signs", hint="first: esper token keys rotate"
+                )
+            return ring.without(key_id)
+
+        self.keys()
+        self._publish(self._source.change(without))
+
+    def revoke(self, token_id: str) -> None:
+        """Have the token of that id be valid no more."""
+        until = int(time.time()) + LONGEST_SECONDS
+        self._change(lambda trusted: replace(trusted, ids={**trusted.ids, token_id: until}))
+
+    def revoke_all(self, name: str) -> None:
+        """Have no token be valid that was issued for ``name`` until now."""
+        since = int(time.time()) + 1
+        self._change(lambda trusted: replace(trusted, names={**trusted.names, name: since}))
+
+    def _publish(self, ring: KeyRing) -> Trusted:
+        keys = {key.id: _private(key).public_key() for key in ring.keys}
+        # Where what was revoked is lost, no older token is trusted.
+        return self._change(lambda trusted: replace(trusted, keys=keys), Trusted(keys, int(time.time())))
+
+    def _change(self, change: Callable[[Trusted], Trusted], first: Trusted | None = None) -> Trusted:
+        with locked(beside(self._trusted, "lock")):
+            before = read_trusted(self._trusted)
+            if before is None and first is None:
+                raise SecurityError(
+                    f"there is no {self._trusted}, hence no valid token", hint="nothing is left to revoke"
+                )
+            after = first if before is None else change(before)
+            assert after is not None
+            after = after.without_expired(int(time.time()), LONGEST_SECONDS)
+            if max(len(after.names), len(after.ids)) > MOST_REVOKED:
+                raise SecurityError(
+                    f"more than {MOST_REVOKED} tokens are revoked",
+                    hint="invalidate all at once: esper token keys rotate, then retire the older key",
+                )
+            if after != before:
+                replace_text(self._trusted, after.to_text(), 0o644, "cannot write")
+            return after
+
+
+def _private(key: Key) -> Ed25519PrivateKey:
+    return Ed25519PrivateKey.from_private_bytes(key.derived("token signature"))

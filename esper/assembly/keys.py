@@ -31,8 +31,13 @@ def key_made_notice(place: str) -> str:
 
 
 def build_envelope(cfg: DictConfig, on_made: Callable[[str], None] = lambda _: None) -> Envelope:
-    """What seals and opens with the keys of ``cfg.security``, which are read when the first is needed.
+    """What seals and opens with the keys of ``cfg.security``; see :func:`build_keys`."""
+    return Envelope(build_keys(cfg, on_made))
+
+
+def build_keys(cfg: DictConfig, on_made: Callable[[str], None] = lambda _: None) -> StoredKeys:
+    """The keys of ``cfg.security``, which are read when the first is needed.
 
     ``on_made`` is told the place of a key that was made, for whoever is to keep a copy of it.
     """
-    return Envelope(StoredKeys(build_key_source(cfg), on_made))
+    return StoredKeys(build_key_source(cfg), on_made)

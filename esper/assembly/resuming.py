@@ -34,7 +34,17 @@ _OTHER_RUN: Final = {
 _MAY_MOVE: Final = ("data.root",)
 """Where something is, not what it is."""
 
-_UNTOLD: Final = ("runs", "experiment", "urza", "security", "nissa", "tolaria.device", "tolaria.threads")
+_UNTOLD: Final = (
+    "runs",
+    "experiment",
+    "urza",
+    "security",
+    "audit",
+    "log",
+    "nissa",
+    "tolaria.device",
+    "tolaria.threads",
+)
 """What says where and how, and is no part of what a run is."""
 
 
@@ -84,7 +94,7 @@ def newest_unfinished(
     Raises RunError where there is none.
     """
     for view in store.views():
-        if view.status in (RunStatus.FINISHED, RunStatus.RUNNING):
+        if view.status is RunStatus.FINISHED or view.status.goes_on:
             continue
         if experiment is not None and view.experiment != experiment:
             continue

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from esper.assembly.auditing import build_auditor
 from esper.assembly.configured import check_targets, configured
-from esper.assembly.keys import build_envelope
+from esper.assembly.keys import build_keys
 from esper.errors import ConfigError
 from esper.messages import KernelMetadata
 from esper.security import Envelope
@@ -57,7 +58,8 @@ def build_library(
         on_key_made(place)
 
     url, redis = library_url(cfg), redis_url(cfg)
-    envelope = build_envelope(cfg, key_made)
+    keys = build_keys(cfg, key_made)
+    envelope = Envelope(keys)
     with ExitStack() as opened:
         caches = [_redis(redis, envelope, opened)] if redis else []
         changes = _changes(redis) if redis else None
@@ -67,6 +69,7 @@ def build_library(
             envelope=envelope,
             caches=caches,
             changes=changes,
+            auditor=build_auditor(cfg, keys),
             memory_bytes=cfg.urza.memory_bytes,
             adopting=lambda: bool(made),
             adopt_later=adopt_later,

@@ -112,6 +112,14 @@ class Signer:
         """The id of the key that signs."""
         return self._keys.primary.id
 
+    def has(self, key_id: str) -> bool:
+        """Whether the key of that id is at hand."""
+        try:
+            self._keys.key(key_id)
+        except UnknownKey:
+            return False
+        return True
+
     def entry(self, trail: str, previous: str, entry: Entry) -> Entry:
         """``entry``, linked to the one whose link is ``previous`` and signed."""
         digest = entry.digest
@@ -145,11 +153,10 @@ class Signer:
         return f"{kind}-{self._mac(self._keys.primary, 'pseudonyms', canonical([kind, name]))[:12]}"
 
     def _good(self, purpose: str, key_id: str, message: bytes, mac: str) -> bool:
-        try:
-            key = self._keys.key(key_id)
-        except UnknownKey:
+        if not self.has(key_id):
             return False
-        return hmac.compare_digest(self._mac(key, purpose, message).encode(), mac.encode())
+        made = self._mac(self._keys.key(key_id), purpose, message)
+        return hmac.compare_digest(made.encode(), mac.encode())
 
     def _mac(self, key: Key, purpose: str, message: bytes) -> str:
         place = (key.id, purpose)

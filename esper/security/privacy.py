@@ -33,7 +33,7 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = {
         "fault": "epoch layer seed_idx kernel_id kind message",
         "growth": "report",
         "lineage": "record",
-        "invention": "record done total",
+        "invention": "record",
         "inventing_ended": "reason",
         "rollback": "cause target epoch from_step to_step kind detail to_epoch seconds seeds "
         "skipped decision",

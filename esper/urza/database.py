@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from esper.errors import ConfigError, LibraryError
 from esper.urza.backend import Access, Backend
 
-REVISION: Final = "0004"
+REVISION: Final = "0005"
 """The newest revision in ``migrations/versions``; kept here so that opening need not import alembic."""
 
 VERSION_TABLE: Final = "esper_library_version"

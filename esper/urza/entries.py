@@ -11,6 +11,7 @@ from sqlalchemy import ARRAY, ColumnElement, Connection, RowMapping, Select, Str
 
 from esper.errors import KernelNotFound
 from esper.messages import KernelMetadata
+from esper.security.audit import digest_of
 from esper.urza.database import Database
 from esper.urza.ranking import error_of
 from esper.urza.rows import kernel_metadata
@@ -45,6 +46,11 @@ class KernelEntry:
             "blueprint": self.blueprint_digest,
         }
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the kernel consists of, for the audit trail."""
+        return kernel_digest(self.metadata.kernel_id, *self.digests.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -66,6 +72,11 @@ class Page:
     kernels: tuple[KernelMetadata, ...]
     standings: tuple[Standing, ...]
     next: str | None
+
+
+def kernel_digest(kernel_id: str, program: str, weights: str, blueprint: str) -> str:
+    """SHA-256 of a kernel's id and of the digests of its parts."""
+    return digest_of([kernel_id, program, weights, blueprint])
 
 
 def entries(connection: Connection, statement: Select[Any]) -> list[KernelEntry]:

@@ -16,6 +16,7 @@ from esper.messages import (
     KernelMetadata,
     Slot,
 )
+from esper.security.audit import Action
 from esper.urza.entries import Page
 from esper.urza.known import Known
 from esper.urza.modules import LoadedModules
@@ -97,6 +98,7 @@ class KernelLibrary:
         ``loader(metadata, program)`` makes a new module; it is called with verified bytes only. ``changes``
         carry word of changed kernels between the processes that share the record.
         """
+        self.trail = records.trail
         self._records = records
         self._sealing = sealing
         self._on_close = on_close
@@ -108,6 +110,10 @@ class KernelLibrary:
         self._known: Known[_Known] = Known(records.version, lambda: changes is not None and changes.listening)
         if changes is not None:
             changes.listen(self._heard)
+
+    def note(self, action: Action) -> None:
+        """Enter in the audit trail what is no change of the library itself, before it takes effect."""
+        self.trail.note(action)
 
     def put(self, artefact: KernelArtefact) -> KernelMetadata:
         """Store a kernel, all of it or nothing, and return its metadata as it is on record.

@@ -17,6 +17,7 @@ from esper.urza.sealing import Sealing
 from esper.urza.seals import Seals
 from esper.urza.sql import SqlTier
 from esper.urza.tiers import Tier, TieredStore
+from esper.urza.trail import Auditor, LibraryTrail
 
 if TYPE_CHECKING:
     from esper.urza.library import Loader
@@ -32,6 +33,7 @@ def open_library(
     envelope: Envelope | None = None,
     caches: Sequence[Tier] = (),
     changes: Changes | None = None,
+    auditor: Auditor | None = None,
     memory_bytes: int = MEMORY_BYTES,
     adopting: Callable[[], bool] = lambda: False,
     adopt_later: bool = False,
@@ -44,7 +46,7 @@ def open_library(
     that lives until it is closed, the only one that is not sealed with ``envelope``. ``adopting`` says, once
     the keys are at hand, whether kernels that nobody sealed are to be sealed or refused; with ``adopt_later``
     they are left for :meth:`KernelLibrary.adopt`. ``changes`` are closed with it, and ``on_close`` is called
-    when it is closed or does not open. Takes ``seconds`` and raises as
+    when it is closed or does not open; ``auditor`` writes its audit trail. Takes ``seconds`` and raises as
     :func:`esper.urza.database.open_database` does, and LibraryError for a library that is not sealed.
     """
     try:
@@ -54,11 +56,12 @@ def open_library(
         raise
     try:
         if database.in_memory:
-            envelope = None  # nothing is at rest
+            envelope = auditor = None  # nothing is at rest
         elif envelope is None:
             raise ConfigError("a kernel library that is stored must be sealed", hint="give an envelope")
         seals = Seals(envelope)
-        sealing = Sealing(database, seals)
+        trail = LibraryTrail(database, auditor)
+        sealing = Sealing(database, seals, trail)
         if envelope is not None and not adopt_later:
             sealing.on_opening(adopting)
     except BaseException:
@@ -70,5 +73,5 @@ def open_library(
         record = Encrypted(record, envelope, record=True)
     store = TieredStore([*caches, record], memory=MemoryTier(memory_bytes))
     modules = LoadedModules(memory_bytes)
-    records = KernelRecords(database, seals)
+    records = KernelRecords(database, seals, trail)
     return KernelLibrary(records, store, loader, sealing, modules=modules, changes=changes, on_close=on_close)

@@ -11,6 +11,8 @@ from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, or_
 
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import CompilationRecord, InventionRecord, KernelArtefact, KernelMetadata
+from esper.security.audit import digest_of as audit_digest
+from esper.security.redaction import redact
 from esper.urza.database import Database
 from esper.urza.entries import KernelEntry, Page, entry_by_id, entry_of, find_entry, standing_of, with_tags
 from esper.urza.query import KernelQuery, Status, cursor_after, matching, tag_groups
@@ -32,6 +34,7 @@ from esper.urza.seals import Seals
 from esper.urza.sql import SqlTier, read_blob, write_blob
 from esper.urza.tags import is_scarce
 from esper.urza.tiers import MISSING, Missing, digest_of
+from esper.urza.trail import LibraryTrail
 from esper.urza.upkeep import Garbage, collect_garbage
 
 
@@ -42,9 +45,15 @@ class KernelRecords:
     full, read-only, I/O error), after which nothing of what it was doing is stored.
     """
 
-    def __init__(self, database: Database, seals: Seals | None = None) -> None:
-        """Over an open ``database``, which this then owns; without ``seals`` nothing is sealed or signed."""
+    def __init__(
+        self, database: Database, seals: Seals | None = None, trail: LibraryTrail | None = None
+    ) -> None:
+        """Over an open ``database``, which this then owns.
+
+        Without ``seals`` nothing is sealed or signed; each change has its entry in ``trail``.
+        """
         self._database = database
+        self.trail = trail or LibraryTrail(database, None)
         self._blobs = SqlTier(database)
         self._seals = seals or Seals(None)
 
@@ -67,15 +76,21 @@ class KernelRecords:
         )
         blueprint_digest = digest_of(artefact.blueprint.encode())
         signature = self._seals.sign(metadata, blueprint_digest)
-        with self._database.writing() as connection:
+        with self.trail.changing() as change:
+            connection = change.connection
             entry = find_entry(connection, metadata.kernel_id)
             if entry is None:
+                new = KernelEntry(metadata, blueprint_digest, signature)
                 self._write_blobs(connection, blobs)
-                _insert(connection, KernelEntry(metadata, blueprint_digest, signature))
+                _insert(connection, new)
+                change.note("kernel.stored", metadata.kernel_id, after=new.digest, name=metadata.name)
                 return metadata
             self._check(entry)
             parts = set(entry.digests.values())
-            self._write_blobs(connection, {digest: data for digest, data in blobs.items() if digest in parts})
+            if self._write_blobs(
+                connection, {digest: data for digest, data in blobs.items() if digest in parts}
+            ):
+                change.note("kernel.mended", metadata.kernel_id, after=entry.digest)
             return entry.metadata
 
     def entry(self, kernel_id: str) -> KernelEntry:
@@ -129,17 +144,29 @@ class KernelRecords:
 
     def set_tags(self, kernel_id: str, tags: Collection[str]) -> None:
         """Give a kernel these tags in place of those that it has; or ``KernelNotFound``."""
-        with self._database.writing() as connection:
-            metadata = entry_of(connection, kernel_id).metadata
-            connection.execute(delete(KernelTagRow).where(KernelTagRow.kernel_id == kernel_id))
-            _insert_tags(connection, metadata, tags)
+        with self.trail.changing() as change:
+            metadata = entry_of(change.connection, kernel_id).metadata
+            before, after = list(metadata.tags), list(dict.fromkeys(tags))
+            if before == after:
+                return
+            change.connection.execute(delete(KernelTagRow).where(KernelTagRow.kernel_id == kernel_id))
+            _insert_tags(change.connection, metadata, tags)
+            added, gone = ([tag for tag in a if tag not in b] for a, b in ((after, before), (before, after)))
+            digests = audit_digest(before), audit_digest(after)
+            change.note("kernel.tagged", kernel_id, *digests, added=added, removed=gone)
 
     def set_status(self, kernel_id: str, status: Status) -> None:
         """Retire a kernel, so that no slot is offered it, or bring it back; or ``KernelNotFound``."""
-        with self._database.writing() as connection:
-            statement = update(KernelRow).where(KernelRow.kernel_id == kernel_id).values(status=status)
-            if connection.execute(statement).rowcount == 0:
+        here = KernelRow.kernel_id == kernel_id
+        with self.trail.changing() as change:
+            before = change.connection.scalar(select(KernelRow.status).where(here))
+            if before is None:
                 raise KernelNotFound(kernel_id)
+            if before == status:
+                return
+            change.connection.execute(update(KernelRow).where(here).values(status=status))
+            digests = audit_digest(before), audit_digest(status)
+            change.note("kernel.status", kernel_id, *digests, was=before, now=status)
 
     def remove(self, kernel_id: str) -> list[str]:
         """Remove a kernel and what no other kernel refers to; the digests of the blobs that went.
@@ -149,8 +176,10 @@ class KernelRecords:
         Raises:
             KernelNotFound: no kernel of that id is on record.
         """
-        with self._database.writing() as connection:
-            parts = set(entry_of(connection, kernel_id).digests.values())
+        with self.trail.changing() as change:
+            connection, entry = change.connection, entry_of(change.connection, kernel_id)
+            parts = set(entry.digests.values())
+            change.note("kernel.removed", kernel_id, before=entry.digest, name=entry.metadata.name)
             connection.execute(delete(KernelRow).where(KernelRow.kernel_id == kernel_id))
             columns = (KernelRow.program_digest, KernelRow.weights_digest, KernelRow.blueprint_digest)
             in_use = exists().where(or_(*[column == BlobRow.digest for column in columns]))
@@ -170,9 +199,14 @@ class KernelRecords:
             TrialRow.seed_idx == report.seed_idx,
             TrialRow.started_epoch == report.started_epoch,
         )
-        with self._database.writing() as connection:
+        values = trial_values(trial)
+        with self.trail.changing() as change:
+            connection = change.connection
             changed = {report.kernel_id, *connection.scalars(replaced.returning(TrialRow.kernel_id))}
-            connection.execute(insert(TrialRow).values(trial_values(trial)))
+            connection.execute(insert(TrialRow).values(values))
+            place = f"{trial.run_id}: {report.layer} seed {report.seed_idx}"
+            digest = audit_digest(values)
+            change.note("trial.recorded", report.kernel_id, after=digest, at=place, verdict=report.verdict)
             for kernel_id in changed:
                 tally = update(KernelRow).where(KernelRow.kernel_id == kernel_id)
                 connection.execute(tally.values(_tally(connection, kernel_id)))
@@ -212,7 +246,9 @@ class KernelRecords:
     def record_compilation(self, record: CompilationRecord) -> None:
         """Add one attempt to the log of compilations."""
         with self._database.writing() as connection:
-            connection.execute(insert(CompilationRow).values(compilation_values(record)))
+            values = compilation_values(record)
+            reason = None if record.reason is None else redact(record.reason)  # what a blueprint raised
+            connection.execute(insert(CompilationRow).values(values | {"reason": reason}))
 
     def compilations(self) -> list[CompilationRecord]:
         """The log of attempts to compile, oldest first."""
@@ -222,7 +258,7 @@ class KernelRecords:
 
     def collect_garbage(self, *, retired_days: float | None, dry_run: bool) -> Garbage:
         """As :func:`esper.urza.upkeep.collect_garbage` does."""
-        return collect_garbage(self._database, retired_days=retired_days, dry_run=dry_run)
+        return collect_garbage(self.trail, retired_days=retired_days, dry_run=dry_run)
 
     def close(self) -> None:
         """Close the database."""
@@ -235,8 +271,12 @@ class KernelRecords:
         except CorruptKernel as error:
             raise corrupt(kernel_id, error.message) from error
 
-    def _write_blobs(self, connection: Connection, blobs: dict[str, bytes]) -> None:
-        """Store what is not there, and mend what is there and damaged: sealed anew, equal bytes differ."""
+    def _write_blobs(self, connection: Connection, blobs: dict[str, bytes]) -> int:
+        """Store what is not there, and mend what is there and damaged: sealed anew, equal bytes differ.
+
+        How many were written.
+        """
+        written = 0
         for digest, data in blobs.items():
             stored = read_blob(connection, digest)
             if stored is not MISSING:
@@ -246,6 +286,8 @@ class KernelRecords:
                 except CorruptKernel:
                     pass
             write_blob(connection, digest, *self._seals.close(digest, data))
+            written += 1
+        return written
 
 
 def corrupt(kernel_id: str, reason: str) -> CorruptKernel:

@@ -285,3 +285,34 @@ class InventionRow(Base):
             "graph_id", "in_features", "out_features", "stride", "layout", name="uq_inventions_graph"
         ),
     )
+
+
+class AuditRow(Base):
+    """One entry of the audit trail: ``esper.security.audit.Entry`` field for field."""
+
+    __tablename__ = "audit"
+
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[str] = mapped_column(words(40))
+    who: Mapped[str] = mapped_column(words(400))
+    action: Mapped[str] = mapped_column(words(64))
+    subject: Mapped[str] = mapped_column(words(400))
+    before: Mapped[str] = mapped_column(words(64))
+    after: Mapped[str] = mapped_column(words(64))
+    detail: Mapped[str] = mapped_column(Text)
+    link: Mapped[str] = mapped_column(words(64))
+    key_id: Mapped[str] = mapped_column(words(64), index=True)
+    mac: Mapped[str] = mapped_column(words(64))
+
+
+class AuditHeadRow(Base):
+    """The newest entry of the trail, apart from the entries; one row, once there is an entry."""
+
+    __tablename__ = "audit_head"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    trail: Mapped[str] = mapped_column(words(64))
+    sequence: Mapped[int]
+    link: Mapped[str] = mapped_column(words(64))
+    key_id: Mapped[str] = mapped_column(words(64))
+    mac: Mapped[str] = mapped_column(words(64))

@@ -14,9 +14,10 @@ from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, selec
 from esper.errors import CorruptKernel, LibraryError, SealBroken
 from esper.urza.database import Database
 from esper.urza.entries import KernelEntry, entries
-from esper.urza.schema import BlobRow, KernelRow
+from esper.urza.schema import AuditHeadRow, AuditRow, BlobRow, KernelRow
 from esper.urza.seals import Seals
 from esper.urza.tiers import digest_of
+from esper.urza.trail import LibraryTrail
 
 Progress = Callable[[int, int], None]
 """Told how many blobs and records are done, and how many there are to do."""
@@ -33,8 +34,9 @@ _KERNELS: Final = 500
 class Sealing:
     """What concerns the seals of a whole library; ``seals`` must be ones that seal."""
 
-    def __init__(self, database: Database, seals: Seals) -> None:
+    def __init__(self, database: Database, seals: Seals, trail: LibraryTrail | None = None) -> None:
         self._database = database
+        self._trail = trail or LibraryTrail(database, None)
         self._seals = seals
 
     def on_opening(self, adopting: Callable[[], bool]) -> None:
@@ -66,8 +68,10 @@ class Sealing:
 
         A blob that does not match its digest is left as it is, and refused whenever it is asked for.
         """
-        with self._database.writing() as connection:  # all or none: nobody can add one in between
-            found = self._sign(connection, KernelRow.signature == "", check=False)
+        with self._trail.changing() as change:  # all or none: nobody can add one in between
+            found = self._sign(change.connection, KernelRow.signature == "", check=False)
+            if found:
+                change.note("library.adopted", f"{found} kernels that were not sealed")
         self._seal_blobs(progress)
         return found
 
@@ -92,17 +96,17 @@ class Sealing:
                 ids = _next(connection, KernelRow.kernel_id, after, other_records, _KERNELS)
                 changed += self._sign(connection, KernelRow.kernel_id.in_(ids), check=True)
             if not ids:
-                return changed
+                return changed + self._trail.resign()
             after = ids[-1]
             done += len(ids)
             progress(done, total)
 
     def sealed_by(self) -> dict[str, int]:
-        """How many blobs and records each key is needed for; under ``""`` those that are not sealed."""
+        """How many blobs, records and audit entries each key is needed for; under ``""`` what is not sealed."""
         by_key: Counter[str] = Counter()
         signer = func.substr(KernelRow.signature, 1, 16)
         with self._database.reading() as connection:
-            for column in (BlobRow.key_id, signer):
+            for column in (BlobRow.key_id, signer, AuditRow.key_id, AuditHeadRow.key_id):
                 for key_id, count in connection.execute(select(column, func.count()).group_by(column)):
                     by_key[key_id] += count
         return dict(by_key)

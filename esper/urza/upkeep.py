@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, delete, exists, func, or_, select
 
-from esper.urza.database import Database
+from esper.security.audit import digest_of
+from esper.urza.entries import kernel_digest
 from esper.urza.schema import BlobRow, KernelRow
+from esper.urza.trail import Change, LibraryTrail
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class _Undo(Exception):
     pass
 
 
-def collect_garbage(database: Database, *, retired_days: float | None, dry_run: bool) -> Garbage:
+def collect_garbage(trail: LibraryTrail, *, retired_days: float | None, dry_run: bool) -> Garbage:
     """Take out blobs that no kernel refers to and, if ``retired_days`` is given, old retired kernels.
 
     Old is a retired kernel that was made more than so many days ago and was kept in no trial. With
@@ -32,9 +34,12 @@ def collect_garbage(database: Database, *, retired_days: float | None, dry_run: 
     """
     found: list[Garbage] = []
     try:
-        with database.writing() as connection:
-            kernels = () if retired_days is None else _retired(connection, retired_days)
-            found.append(Garbage(kernels, *_unused(connection)))
+        with trail.changing() as change:
+            kernels = () if retired_days is None else _retired(change, retired_days)
+            blobs, size = _unused(change.connection)
+            found.append(Garbage(kernels, blobs, size))
+            if blobs:
+                change.note("blobs.removed", f"{len(blobs)} that no kernel refers to", digest_of(list(blobs)))
             if dry_run:
                 raise _Undo
     except _Undo:
@@ -42,12 +47,16 @@ def collect_garbage(database: Database, *, retired_days: float | None, dry_run: 
     return found[0]
 
 
-def _retired(connection: Connection, days: float) -> tuple[str, ...]:
+def _retired(change: Change, days: float) -> tuple[str, ...]:
     before = (datetime.now(UTC) - timedelta(days=days)).isoformat(timespec="seconds")
     old = delete(KernelRow).where(
         KernelRow.status == "retired", KernelRow.created_at < before, KernelRow.kept_count == 0
     )
-    return tuple(sorted(connection.scalars(old.returning(KernelRow.kernel_id))))
+    parts = (KernelRow.program_digest, KernelRow.weights_digest, KernelRow.blueprint_digest)
+    gone = sorted(change.connection.execute(old.returning(KernelRow.kernel_id, *parts)).all())
+    for kernel_id, *digests in gone:
+        change.note("kernel.removed", kernel_id, before=kernel_digest(kernel_id, *digests), reason="garbage")
+    return tuple(kernel_id for kernel_id, *_ in gone)
 
 
 def _unused(connection: Connection) -> tuple[tuple[str, ...], int]:

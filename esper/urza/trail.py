@@ -1,0 +1,240 @@
+"""The audit trail of a library: an entry for each change, in the transaction of the change."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from typing import Any, Final
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from esper.errors import EsperError
+from esper.security.audit import Action, Entry, Head, Signer, actor, digest_of, first_link, new_entry
+from esper.security.audit_check import Finding, check_trail
+from esper.security.audit_heads import KeptHeads
+from esper.urza.database import Database
+from esper.urza.schema import AuditHeadRow, AuditRow
+
+_ENTRY: Final = tuple(field.name for field in fields(Entry))
+_HEAD: Final = tuple(field.name for field in fields(Head))
+_ENTRIES: Final = AuditRow.__table__
+_HEADS: Final = AuditHeadRow.__table__
+_BATCH: Final = 1000
+_BEFORE_ALL: Final = -(2**31)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Auditor:
+    """What a trail is written with: keys, who acts unless ``acting`` says otherwise, and heads apart."""
+
+    signer: Signer
+    who: Callable[[], str]
+    heads: KeptHeads
+
+
+class Change:
+    """A transaction, and what is to be entered of it when it ends."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.actions: list[Action] = []
+
+    def note(self, what: str, subject: str, before: str = "", after: str = "", **detail: Any) -> None:
+        """Enter that ``what`` was done to ``subject``; see :class:`esper.security.audit.Action`."""
+        self.actions.append(Action(what, subject, before, after, detail))
+
+
+@dataclass(frozen=True, slots=True)
+class TrailQuery:
+    """Which entries to list, the newest first; a field left alone does not narrow. Times are ISO 8601."""
+
+    action: str | None = None
+    subject: str | None = None
+    who: str | None = None
+    since: str | None = None
+    until: str | None = None
+    before: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check of a trail found: its name, where it begins, how many entries, and what is wrong."""
+
+    place: str
+    trail: str | None
+    began: str | None
+    entries: int
+    findings: tuple[Finding, ...]
+
+
+class LibraryTrail:
+    """The trail of a library; without an ``auditor``, as in memory, nothing is entered.
+
+    Threads and processes may share the database: there is one writer at a time, so the chain is linear.
+    """
+
+    def __init__(self, database: Database, auditor: Auditor | None) -> None:
+        self._database = database
+        self._auditor = auditor
+        self._told = False
+
+    @contextmanager
+    def changing(self) -> Iterator[Change]:
+        """A transaction of the library, stored with its entries or not at all."""
+        head: Head | None = None
+        with self._database.writing() as connection:
+            change = Change(connection)
+            yield change
+            if change.actions and self._auditor is not None:
+                head = _append(connection, self._auditor, change.actions)
+        if head is not None and self._auditor is not None:
+            self._keep(self._auditor.heads, head)
+
+    def note(self, action: Action) -> None:
+        """Enter what is no change of the library itself, in a transaction of its own."""
+        with self.changing() as change:
+            change.actions.append(action)
+
+    def entries(self, query: TrailQuery) -> list[Entry]:
+        """The entries that ``query`` describes, the newest first."""
+        starts = {"action": query.action, "subject": query.subject, "who": query.who}
+        statement = select(_ENTRIES).order_by(_ENTRIES.c.sequence.desc()).limit(query.limit)
+        for name, value in starts.items():
+            if value is not None:
+                statement = statement.where(_ENTRIES.c[name].startswith(value, autoescape=True))
+        if query.since is not None:
+            statement = statement.where(_ENTRIES.c.at >= query.since)
+        if query.until is not None:
+            statement = statement.where(_ENTRIES.c.at < query.until)
+        if query.before is not None:
+            statement = statement.where(_ENTRIES.c.sequence < query.before)
+        with self._database.reading() as connection:
+            return [_entry(row) for row in connection.execute(statement)]
+
+    def head(self) -> Head | None:
+        """The newest entry as the head says, None where the trail has not begun; unauthenticated."""
+        with self._database.reading() as connection:
+            return _read_head(connection)
+
+    def in_order(self) -> Iterator[Entry]:
+        """Every entry, the first one first, from one state of the database."""
+        with self._database.reading() as connection:
+            yield from _in_order(connection)
+
+    def verify(self) -> Verdict:
+        """Check every entry against the head of the library and what this machine has seen of it."""
+        assert self._auditor is not None
+        place = self._database.where
+        kept = self._auditor.heads.read(place)  # before the entries, so that it is never newer than they are
+        with self._database.reading() as connection:
+            head = _read_head(connection)
+            heads = [("the library's head", head)] if head else []
+            if kept:
+                heads.append((f"the head kept in {self._auditor.heads.path(place)}", kept))
+            count, began = connection.execute(select(func.count(), func.min(_ENTRIES.c.at))).one()
+            trail = head.trail if head else None
+            found = list(check_trail(self._auditor.signer, trail or "", _in_order(connection), heads))
+        if count and head is None:
+            found.append(Finding("head", count, f"the library has no head, and {count} entries"))
+        return Verdict(place, trail, began, count, tuple(found))
+
+    def resign(self) -> int:
+        """Sign anew, with the key that signs now, what is good under an older one; how many entries."""
+        if self._auditor is None:
+            return 0
+        changed, after = 0, _BEFORE_ALL
+        while True:
+            with self._database.writing() as connection:
+                done, last = _resign(connection, self._auditor.signer, after)
+                pair = None if last is not None else _resign_head(connection, self._auditor.signer)
+            changed += done
+            if last is None:
+                if pair is not None:
+                    self._auditor.heads.resign(self._database.where, *pair)
+                return changed
+            after = last
+
+    def _keep(self, heads: KeptHeads, head: Head) -> None:
+        """What was changed is on record already, so it is not failed for this."""
+        try:
+            heads.keep(self._database.where, head)
+        except EsperError as error:
+            if not self._told:
+                log.warning("%s", error)
+            self._told = True
+
+
+def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action]) -> Head:
+    head = _read_head(connection)
+    trail = head.trail if head else secrets.token_hex(16)
+    number, link = (head.sequence, head.link) if head else (0, first_link(trail))
+    who = actor() or auditor.who()
+    if head is None or head.key_id != auditor.signer.key_id:
+        # However a key came, made or added or put there by hand: it has no effect before it signs.
+        begins = Action("key.signs", auditor.signer.key_id, before=digest_of(head.key_id if head else ""))
+        actions = [replace(begins, after=digest_of(auditor.signer.key_id)), *actions]
+    made = []
+    for action in actions:
+        number += 1
+        entry = auditor.signer.entry(trail, link, new_entry(number, who, action))
+        link = entry.link
+        made.append(dict(zip(_ENTRY, astuple(entry), strict=True)))
+    connection.execute(insert(AuditRow), made)
+    new = auditor.signer.head(trail, number, link)
+    _write_head(connection, new, first=head is None)
+    return new
+
+
+def _read_head(connection: Connection) -> Head | None:
+    row = connection.execute(select(*[_HEADS.c[name] for name in _HEAD])).first()
+    return None if row is None else Head(*row)
+
+
+def _write_head(connection: Connection, head: Head, *, first: bool) -> None:
+    statement = insert(AuditHeadRow).values(id=1) if first else update(AuditHeadRow)
+    connection.execute(statement.values(asdict(head)))
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(*row)
+
+
+def _in_order(connection: Connection, after: int = _BEFORE_ALL) -> Iterator[Entry]:
+    """All entries behind ``after``, a batch a statement."""
+    while True:
+        statement = select(_ENTRIES).where(_ENTRIES.c.sequence > after).order_by(_ENTRIES.c.sequence)
+        batch = [_entry(row) for row in connection.execute(statement.limit(_BATCH))]
+        yield from batch
+        if len(batch) < _BATCH:
+            return
+        after = batch[-1].sequence
+
+
+def _resign(connection: Connection, signer: Signer, after: int) -> tuple[int, int | None]:
+    """Sign a batch behind ``after``; how many, and behind which to go on, None where that was the last."""
+    trail = (_read_head(connection) or Head("", 0, "", "", "")).trail
+    statement = select(_ENTRIES).where(_ENTRIES.c.sequence > after, _ENTRIES.c.key_id != signer.key_id)
+    batch = [_entry(row) for row in connection.execute(statement.order_by("sequence").limit(_BATCH))]
+    changed = 0
+    for old in batch:
+        if signer.entry_is_good(trail, old):  # what is not stays under its key, and is told by verify
+            new = signer.signed(trail, old, old.digest)
+            values = {"key_id": new.key_id, "mac": new.mac}
+            connection.execute(update(AuditRow).where(AuditRow.sequence == old.sequence).values(values))
+            changed += 1
+    return changed, batch[-1].sequence if len(batch) == _BATCH else None
+
+
+def _resign_head(connection: Connection, signer: Signer) -> tuple[Head, Head] | None:
+    old = _read_head(connection)
+    if old is None or old.key_id == signer.key_id or not signer.head_is_good(old):
+        return None
+    new = signer.head(old.trail, old.sequence, old.link)
+    _write_head(connection, new, first=False)
+    return old, new

@@ -1,0 +1,95 @@
+// Cache tiers with their hit rates, the library's kernels, and what was and is being compiled.
+
+import { clock, count, day, el, number, percent, plural, redraw, seconds, short, small } from "./format.js";
+import { get } from "./server.js";
+
+const TIER_NAMES = { loaded: "loaded", memory: "memory", redis: "Redis", sql: "database" };
+
+function tierRow([name, { hits, misses, errors, state }]) {
+  const rate = hits + misses ? hits / (hits + misses) : NaN;
+  const fill = el("i", { "aria-hidden": "true" });
+  fill.style.width = `${Number.isFinite(rate) ? 100 * rate : 0}%`;
+  return el("tr", {},
+    el("th", { scope: "row" }, TIER_NAMES[name] ?? name, state && state !== "closed" ? el("span", { class: "chip bad" }, state) : null),
+    el("td", {}, count(hits)), el("td", {}, count(misses)), el("td", { class: errors ? "bad" : "" }, count(errors)),
+    el("td", { class: "rate" }, percent(rate, 0), el("span", { class: "meter" }, fill)));
+}
+
+function tiers(run, label) {
+  const rows = Object.entries(run.cache ?? {});
+  if (!rows.length) return el("p", { class: "empty" }, `${label}The library was not asked for a kernel yet.`);
+  return el("table", {}, el("caption", {}, `${label}Cache tiers, in the order in which they are asked`),
+    el("thead", {}, el("tr", {}, ["tier", "hits", "misses", "errors", "hit rate"].map((name) => el("th", { scope: "col" }, name)))),
+    el("tbody", {}, rows.map(tierRow)));
+}
+
+function kernelRow(kernel) {
+  const record = kernel.record ?? kernel.metadata ?? kernel;
+  return el("tr", {},
+    el("th", { scope: "row", title: record.kernel_id }, record.name || short(record.kernel_id), el("small", {}, record.input_shape ? ` ${record.input_shape.join("×")} → ${record.output_shape.join("×")}` : "")),
+    el("td", {}, count(record.parameters)), el("td", {}, Number.isFinite(record.performance_score) ? small(record.performance_score) : "–"));
+}
+
+const listOf = (answer, name) => (Array.isArray(answer) ? answer : answer?.[name] ?? answer?.items ?? []);
+
+export class Library {
+  constructor(onFailures) {
+    this.onFailures = onFailures;
+    this.place = document.getElementById("library");
+    this.queue = document.getElementById("queue");
+    this.sub = document.getElementById("library-sub");
+    this.queueSub = document.getElementById("queue-sub");
+    this.kernels = null;
+    this.problem = null;
+  }
+
+  show(runs) {
+    this.runs = runs;
+    const caches = runs.map((run) => run.cache);
+    redraw(this.place, JSON.stringify([caches, runs.map((run) => run.id), this.kernels?.map((each) => each.kernel_id), this.problem]), () => [
+      ...runs.map((run, which) => tiers(run, runs.length > 1 ? `${which ? "B" : "A"}: ` : "")),
+      this.#kernels(),
+    ]);
+  }
+
+  #kernels() {
+    if (this.problem) return el("p", { class: "empty" }, this.problem);
+    if (!this.kernels) return el("p", { class: "empty" }, "Asking the library.");
+    if (!this.kernels.length) return el("p", { class: "empty" }, "No kernel yet. Compile what ships: ", el("code", {}, "esper compile --all"));
+    return el("table", {}, el("caption", {}, "Kernels of the library"),
+      el("thead", {}, el("tr", {}, ["kernel", "parameters", "score"].map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, this.kernels.slice(0, 8).map(kernelRow)));
+  }
+
+  async ask() {
+    const [kernels, compilations] = await Promise.allSettled([get("/api/v1/kernels"), get("/api/v1/compilations")]);
+    if (kernels.status === "fulfilled") {
+      this.kernels = listOf(kernels.value, "kernels");
+      this.problem = null;
+      const more = kernels.value.next ? "+" : "";
+      this.sub.textContent = this.kernels.length ? `${kernels.value.total ?? `${this.kernels.length}${more}`} kernels` : "";
+    } else this.problem = `The kernel library cannot be read: ${kernels.reason.message}`;
+    if (this.runs) this.show(this.runs);
+    this.#compilations(compilations);
+    for (const each of [kernels, compilations]) if (each.status === "rejected" && each.reason.status === 401) throw each.reason;
+  }
+
+  #compilations(answer) {
+    if (answer.status === "rejected") {
+      this.queueSub.textContent = "";
+      redraw(this.queue, answer.reason.message, () => el("p", { class: "empty" }, `Compilations cannot be read: ${answer.reason.message}`));
+      return;
+    }
+    const all = listOf(answer.value, "compilations");
+    const waiting = answer.value.queue ?? answer.value.waiting ?? [];
+    const failed = all.filter((each) => each.status === "failed");
+    const depth = Array.isArray(waiting) ? waiting.length : number(waiting.waiting ?? waiting.depth ?? 0);
+    this.queueSub.textContent = [Number.isFinite(depth) && depth ? `${depth} waiting` : "none waiting", failed.length ? `${failed.length} failed` : ""].filter(Boolean).join(", ");
+    this.onFailures(failed.map((each) => ({ what: each.blueprint_name || short(each.blueprint_id), why: [each.stage, each.reason].filter(Boolean).join(": "), at: each.at })));
+    redraw(this.queue, JSON.stringify([all.slice(0, 8), depth]), () => all.length
+      ? el("ul", { class: "compiled" }, all.slice(0, 8).map((each) => el("li", { class: each.status === "failed" ? "bad" : "" },
+        el("b", {}, each.blueprint_name || short(each.blueprint_id)), el("span", {}, each.status === "failed" ? `failed at ${each.stage ?? "?"}` : `${seconds(number(each.seconds))}`),
+        el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)))))
+      : el("p", { class: "empty" }, "Nothing was compiled yet. Compile what ships: ", el("code", {}, "esper compile --all")));
+  }
+}

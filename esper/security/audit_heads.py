@@ -19,10 +19,15 @@ from esper.errors import AuditError, StorageError
 from esper.security.audit import Head
 
 _FIELDS: Final = {"trail": str, "sequence": int, "link": str, "key_id": str, "mac": str}
+_LENGTH: Final = 512
+"""Bytes that a head takes, blanks at its end: one write in its place, which no death of a process cuts."""
 
 
 class KeptHeads:
-    """A file a trail in ``folder``, called after the place of the trail. Processes may share the folder."""
+    """A file a trail in ``folder``, called after the place of the trail. Processes may share the folder.
+
+    Each method may raise AuditError for a file that is damaged, StorageError for one that cannot be used.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,84 +37,82 @@ class KeptHeads:
         return self._folder / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
 
     def read(self, place: str) -> Head | None:
-        """What was seen of the trail of ``place``, if anything; unauthenticated.
-
-        Raises AuditError for a file that is damaged, StorageError for one that cannot be read.
-        """
-        path = self.path(place)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError.from_os(
-                error, path, "cannot read the newest number of the trail in"
-            ) from error
-        except UnicodeDecodeError:
-            raise _damaged(path) from None
-        return head_from_text(text, path)
+        """What was seen of the trail of ``place``, if anything; unauthenticated."""
+        return read_head(self.path(place))
 
     def keep(self, place: str, head: Head) -> None:
         """Keep ``head`` unless a newer one, or one of another trail, is kept: that is evidence.
 
         Not waited for until it is on the disk: an older number than the trail's is no false alarm.
         """
-        path = self.path(place)
-        try:
-            with _locked(self._folder, path):
-                kept = self.read(place)
-                if kept is None or (kept.trail == head.trail and kept.sequence < head.sequence):
-                    replace_text(path, head_to_text(head))
-        except OSError as error:
-            raise StorageError.from_os(
-                error, path, "cannot keep the newest number of the trail in"
-            ) from error
+        with _opened(self.path(place)) as fd:
+            kept = _head(fd, self.path(place))
+            if kept is None or (kept.trail == head.trail and kept.sequence < head.sequence):
+                _put(fd, head)
 
     def resign(self, place: str, old: Head, new: Head) -> None:
         """Put ``new``, the same number under another key, in the place of ``old`` if that is still kept."""
-        path = self.path(place)
-        with _locked(self._folder, path):
-            if self.read(place) == old:
-                replace_text(path, head_to_text(new))
+        with _opened(self.path(place)) as fd:
+            if _head(fd, self.path(place)) == old:
+                _put(fd, new)
 
 
-def head_to_text(head: Head) -> str:
-    """A head as a line of JSON."""
-    return json.dumps(asdict(head), sort_keys=True) + "\n"
-
-
-def head_from_text(text: str, path: Path) -> Head:
-    """The head of :func:`head_to_text`, or AuditError."""
+def read_head(path: Path) -> Head | None:
+    """The head in the file ``path``, if there is one; unauthenticated."""
     try:
-        found = json.loads(text)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError.from_os(error, path, "cannot read how far the audit trail went from") from error
+    try:
+        return _head(fd, path)
+    finally:
+        os.close(fd)
+
+
+def write_head(path: Path, head: Head) -> None:
+    """Put ``head`` into the file ``path``, whatever is there."""
+    with _opened(path) as fd:
+        _put(fd, head)
+
+
+def _head(fd: int, path: Path) -> Head | None:
+    data = os.pread(fd, 2 * _LENGTH, 0)
+    if not data:
+        return None  # just made
+    try:
+        found = json.loads(data)
         fields = {name: found[name] for name in _FIELDS}
+        if any(type(fields[name]) is not kind for name, kind in _FIELDS.items()):
+            raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise _damaged(path) from None
-    if any(type(fields[name]) is not kind for name, kind in _FIELDS.items()):
-        raise _damaged(path)
+        raise AuditError(
+            f"{path}, which says how far an audit trail went, is damaged",
+            hint="look at the trail with: esper audit ls; if it ends where it should, remove that file",
+        ) from None
     return Head(**fields)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Put ``text`` in the place of what ``path`` holds, whole or not at all."""
-    unfinished = path.with_name(f"{path.name}.new")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def _damaged(path: Path) -> AuditError:
-    return AuditError(
-        f"{path}, which says how far an audit trail went, is damaged",
-        hint="check the trail with: esper audit verify; then remove that file",
-    )
+def _put(fd: int, head: Head) -> None:
+    data = json.dumps(asdict(head), sort_keys=True).encode()
+    os.pwrite(fd, data.ljust(_LENGTH - 1) + b"\n", 0)
 
 
 @contextmanager
-def _locked(folder: Path, path: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _opened(path: Path) -> Iterator[int]:
+    """The file, made if it is not there, locked until the block ends."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+        try:
+            fd = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError.from_os(error, path, "cannot keep how far the audit trail went in") from error

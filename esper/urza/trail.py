@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, fields, replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Table, func, insert, select, update
 
 from esper.errors import EsperError
 from esper.security.audit import Action, Entry, Head, Signer, actor, digest_of, first_link, new_entry
@@ -20,8 +20,13 @@ from esper.urza.schema import AuditHeadRow, AuditRow
 
 _ENTRY: Final = tuple(field.name for field in fields(Entry))
 _HEAD: Final = tuple(field.name for field in fields(Head))
-_ENTRIES: Final = AuditRow.__table__
-_HEADS: Final = AuditHeadRow.__table__
+_ENTRIES: Final = cast(Table, AuditRow.__table__)
+_HEADS: Final = cast(Table, AuditHeadRow.__table__)
+# Made once: what a change costs besides is felt in each.
+_READ_HEAD: Final = select(*[_HEADS.c[name] for name in _HEAD])
+_INSERT_HEAD: Final = insert(_HEADS)
+_UPDATE_HEAD: Final = update(_HEADS)
+_INSERT_ENTRY: Final = insert(_ENTRIES)
 _BATCH: Final = 1000
 _BEFORE_ALL: Final = -(2**31)
 
@@ -185,20 +190,22 @@ def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action])
         entry = auditor.signer.entry(trail, link, new_entry(number, who, action))
         link = entry.link
         made.append(dict(zip(_ENTRY, astuple(entry), strict=True)))
-    connection.execute(insert(AuditRow), made)
+    connection.execute(_INSERT_ENTRY, made)
     new = auditor.signer.head(trail, number, link)
     _write_head(connection, new, first=head is None)
     return new
 
 
 def _read_head(connection: Connection) -> Head | None:
-    row = connection.execute(select(*[_HEADS.c[name] for name in _HEAD])).first()
+    row = connection.execute(_READ_HEAD).first()
     return None if row is None else Head(*row)
 
 
 def _write_head(connection: Connection, head: Head, *, first: bool) -> None:
-    statement = insert(AuditHeadRow).values(id=1) if first else update(AuditHeadRow)
-    connection.execute(statement.values(asdict(head)))
+    if first:
+        connection.execute(_INSERT_HEAD, {"id": 1, **asdict(head)})
+    else:
+        connection.execute(_UPDATE_HEAD, asdict(head))
 
 
 def _entry(row: Any) -> Entry:
@@ -226,7 +233,7 @@ def _resign(connection: Connection, signer: Signer, after: int) -> tuple[int, in
         if signer.entry_is_good(trail, old):  # what is not stays under its key, and is told by verify
             new = signer.signed(trail, old, old.digest)
             values = {"key_id": new.key_id, "mac": new.mac}
-            connection.execute(update(AuditRow).where(AuditRow.sequence == old.sequence).values(values))
+            connection.execute(update(_ENTRIES).where(_ENTRIES.c.sequence == old.sequence).values(values))
             changed += 1
     return changed, batch[-1].sequence if len(batch) == _BATCH else None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from esper.assembly.catalogue import LibraryCatalogue, redis_check
 from esper.assembly.storage import build_library
 from esper.nissa.api import create_app
 from esper.nissa.monitor import Monitor
@@ -20,7 +21,14 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None]) -> None:
     ``say`` is told where it listens and who can read it. Raises ServerError when the port is taken.
     """
     with build_library(cfg) as library:
-        monitor = Monitor(RunStore(Path(cfg.runs), keep_packets=False), library.compilations)
-        server = MetricsServer(create_app(monitor), host=cfg.nissa.host, port=cfg.nissa.port)
+        catalogue = LibraryCatalogue(library)
+        monitor = Monitor(
+            RunStore(Path(cfg.runs), keep_packets=False),
+            catalogue.compilations,
+            components=redis_check(cfg),
+            tiers=catalogue.tiers,
+        )
+        app = create_app(monitor, catalogue)
+        server = MetricsServer(app, host=cfg.nissa.host, port=cfg.nissa.port, on_stop=app.state.hub.stop)
         say(access_notice(cfg.nissa.host))
         server.run(on_ready=lambda url: say(f"serving {cfg.runs} at {url}"))

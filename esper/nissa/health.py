@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from esper.errors import EsperError, StorageError
 from esper.nissa.runs import RunStore
 
 T = TypeVar("T")
+
+LEAST_FREE_BYTES = 512 * 2**20
+"""With less than this free where runs are kept, the disk is full before anybody looks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +113,35 @@ def check_library(read: Callable[[], Sequence[Any]]) -> HealthCheck:
         return HealthCheck("kernel library", True, f"{len(read())} compilations recorded")
     except (EsperError, TimeoutError) as error:
         return HealthCheck("kernel library", False, str(error))
+
+
+def check_component(name: str, check: Callable[[], str]) -> HealthCheck:
+    """Whether ``check``, which says what it found, finds anything amiss."""
+    try:
+        return HealthCheck(name, True, check())
+    except (EsperError, TimeoutError) as error:
+        return HealthCheck(name, False, str(error))
+
+
+def check_disk(folder: Path) -> HealthCheck:
+    """Whether there is room where ``folder`` is, or will be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return HealthCheck("disk", False, error.strerror or str(error))
+    return HealthCheck("disk", free >= LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB free")
+
+
+def check_newest_run(store: RunStore) -> HealthCheck:
+    """How the run that was started last stands. That one failed is no fault of what shows it."""
+    try:
+        views = store.views()
+    except StorageError as error:
+        return HealthCheck("newest run", False, str(error))
+    if not views:
+        return HealthCheck("newest run", True, "none yet")
+    at = views[0].updated_at
+    when = f", last heard of at {at.isoformat(timespec='seconds')}" if at is not None else ""
+    return HealthCheck("newest run", True, f"{views[0].run_id}: {views[0].status}{when}")

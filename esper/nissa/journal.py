@@ -14,6 +14,8 @@ Events and their fields (each also has ``event``, its name, and ``at``, UTC in I
                      state is that of a circuit breaker (closed, open, half-open) or null; older
                      journals have tiers {name: [hits, misses]}
 ``checkpoint``       epoch (how many are done), step, path, seconds to write it, paused (of training)
+``control``          request, action (pause, resume, rollback), outcome (done, refused), reason, epoch and
+                     step (how many are done); after ``pause`` the run waits until ``resume``
 ``run_finished``     summary
 ``run_interrupted``  epoch (how many are done)
 ``run_failed``       error
@@ -43,7 +45,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from esper.errors import RunError, StorageError
 
@@ -51,7 +53,7 @@ JOURNAL_NAME = "journal.jsonl"
 """Name of the journal in a run's folder."""
 
 DURABLE_EVENTS = frozenset(
-    {"run_started", "epoch", "checkpoint", "run_finished", "run_interrupted", "run_failed"}
+    {"run_started", "epoch", "checkpoint", "control", "run_finished", "run_interrupted", "run_failed"}
 )
 """Events after which the journal is on the disk, not only with the operating system."""
 
@@ -62,6 +64,22 @@ _CHUNK = 1 << 20
 _LOCK_WAIT_SECONDS = 0.5
 
 
+class LineTrail(Protocol):
+    """Gives some lines an entry of an audit trail; see ``esper.security.audit_lines``, which has one."""
+
+    def begin(self, path: Path, /) -> None:
+        """Go on where the file ends; it is locked."""
+        ...
+
+    def sealed(self, event: str, line: str, /) -> str | None:
+        """``line`` with its entry; None for an event that has none."""
+        ...
+
+    def written(self) -> None:
+        """That line is on the disk."""
+        ...
+
+
 class Journal:
     """Appends events to one file; safe to share between threads, never between processes.
 
@@ -70,8 +88,10 @@ class Journal:
     StorageError when the file cannot be opened, locked or written.
     """
 
-    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+    def __init__(self, path: Path, *, fsync: bool = True, trail: LineTrail | None = None) -> None:
+        """Lines for which ``trail`` has an entry carry it, and are on the disk when ``write`` returns."""
         self.path = path
+        self._trail = trail
         self._fsync = fsync
         self._mutex = threading.Lock()
         try:
@@ -81,9 +101,13 @@ class Journal:
         try:
             _lock(self._fd, path)
             size = os.fstat(self._fd).st_size
+            self.end = size
+            """How many bytes it has."""
             self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
             if fsync and size == 0:
                 _sync_folder(path.parent)
+            if trail is not None:
+                trail.begin(path)
         except OSError as error:
             self.close()
             raise StorageError.from_os(error, path, "cannot open the journal") from error
@@ -104,12 +128,15 @@ class Journal:
         with self._mutex:
             if self._fd is None:
                 raise ValueError(f"the journal {self.path} is closed")
+            sealed = None if self._trail is None else self._trail.sealed(event, line)
             try:
-                self._append(self._fd, line.encode("ascii") + b"\n")
-                if self._fsync and event in DURABLE_EVENTS:
+                self._append(self._fd, (sealed or line).encode("ascii") + b"\n")
+                if self._fsync and (sealed or event in DURABLE_EVENTS):
                     os.fsync(self._fd)
             except OSError as error:
                 raise StorageError.from_os(error, self.path, "cannot write the journal") from error
+            if sealed and self._trail is not None:
+                self._trail.written()
 
     def _append(self, fd: int, line: bytes) -> None:
         data = memoryview(b"\n" + line if self._torn else line)
@@ -117,6 +144,7 @@ class Journal:
             # On a disk that fills up the first call may take a part of the line and the next one raise.
             written = os.write(fd, data)
             data = data[written:]
+            self.end += written
             self._torn = bool(data)
 
     def close(self) -> None:

@@ -86,8 +86,8 @@ class RunCollector(Collector):
     """The metrics of ``views`` (latest first) and ``compilations``; None when those cannot be had."""
 
     def __init__(self, views: Sequence[RunView], compilations: Sequence[CompilationRecord] | None) -> None:
-        going = [view for view in views if view.status is RunStatus.RUNNING]
-        ended = [view for view in views if view.status is not RunStatus.RUNNING]
+        going = [view for view in views if view.status.goes_on]
+        ended = [view for view in views if not view.status.goes_on]
         self._views = going + ended[:MAX_ENDED_RUNS]
         self._compilations = compilations
 
@@ -221,7 +221,7 @@ class RunCollector(Collector):
                 misses.add_metric([view.run_id, name], tier.misses)
                 errors.add_metric([view.run_id, name], tier.errors)
                 # Of a run that has ended nobody knows it any more, and an alert would never be over.
-                if tier.state is not None and view.status is RunStatus.RUNNING:
+                if tier.state is not None and view.status.goes_on:
                     circuit.add_metric([view.run_id, name], float(tier.state != "closed"))
         return hits, misses, errors, circuit
 

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from esper.errors import EsperError
 from esper.messages import CompilationRecord
-from esper.nissa.health import BoundedCall, HealthReport, check_library, check_runs
+from esper.nissa.api_queries import AdaptationsQuery, RunsQuery
+from esper.nissa.catalogue import LIBRARY_SECONDS
+from esper.nissa.health import (
+    BoundedCall,
+    HealthReport,
+    check_component,
+    check_disk,
+    check_library,
+    check_newest_run,
+    check_runs,
+)
 from esper.nissa.metrics import RunCollector, render
-from esper.nissa.run_records import RunStatus
+from esper.nissa.run_pages import adaptations_page, run_details, runs_page
+from esper.nissa.run_records import CacheTier, ControlRecord
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore, summarize
-
-LIBRARY_SECONDS = 1.0
-"""How long a request waits for the kernel library before it is reported as not answering."""
 
 STATUS_RUNS = 20
 """The status shows every run that goes on and this many of those that ended last."""
@@ -31,19 +39,45 @@ log = logging.getLogger(__name__)
 class Monitor:
     """Answers for the server: blocking, safe to call from several threads at once.
 
-    ``compilations`` reads the kernel library's records; it may raise EsperError, and may hang.
+    ``compilations`` reads the kernel library's records; it may raise EsperError, and may hang, as may the
+    checks of ``components``, which say what they found. ``tiers`` says what this process asked of the
+    library's tiers.
     """
 
-    def __init__(self, store: RunStore, compilations: Callable[[], Sequence[CompilationRecord]]) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        compilations: Callable[[], Sequence[CompilationRecord]],
+        *,
+        components: Mapping[str, Callable[[], str]] | None = None,
+        tiers: Callable[[], Mapping[str, CacheTier]] = dict,
+    ) -> None:
         self._store = store
         self._compilations = BoundedCall(compilations, LIBRARY_SECONDS)
+        self._components = {
+            name: BoundedCall(check, LIBRARY_SECONDS) for name, check in (components or {}).items()
+        }
+        self._tiers = tiers
         self._mutex = threading.Lock()
+
+    @property
+    def root(self) -> Path:
+        """The folder of runs."""
+        return self._store.root
 
     def health(self) -> HealthReport:
         """The checks of runs folder, journals and library."""
         library = check_library(self._compilations)
         with self._mutex:
             return HealthReport((*check_runs(self._store), library))
+
+    def ready(self) -> HealthReport:
+        """As ``health``, with the other components, the disk and the newest run."""
+        others = [check_component(name, check) for name, check in self._components.items()]
+        health = self.health()
+        with self._mutex:
+            newest = check_newest_run(self._store)
+        return HealthReport((*health.checks, *others, check_disk(self.root), newest))
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type; ``esper_library_up`` is 0 when the library cannot be read."""
@@ -57,35 +91,46 @@ class Monitor:
 
     def status(self) -> dict[str, Any]:
         """Every component with its state, and the runs that go on or ended last."""
-        health = self.health()
+        ready = self.ready()
         with self._mutex:
             views = self._store.views()
-            going = [view for view in views if view.status is RunStatus.RUNNING]
-            ended = [view for view in views if view.status is not RunStatus.RUNNING]
+            going = [view for view in views if view.status.goes_on]
+            ended = [view for view in views if not view.status.goes_on]
             return {
-                **health.to_json(),
+                **ready.to_json(),
                 "version": version("esper-morph"),
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "run_counts": Counter(view.status.value for view in views),
                 "runs": [_run_status(view) for view in going + ended[:STATUS_RUNS]],
+                "library": self._tiers(),
             }
 
-    def adaptations(self, limit: int, run: str | None = None) -> dict[str, Any]:
-        """The latest ``limit`` decisions of all runs or of ``run``, newest first, each with its outcome.
-
-        Raises RunError when there is no such run.
-        """
+    def adaptations(self, query: AdaptationsQuery) -> dict[str, Any]:
+        """A page of decisions, newest first, each with its outcome; RunError or BadCursor."""
         with self._mutex:
-            views = self._store.views() if run is None else [self._store.open(run)]
-            items = [(item.at, view, item) for view in views for item in view.adaptations]
-            latest = heapq.nlargest(limit, items, key=lambda entry: entry[0])
-            return {
-                "total": len(items),
-                "adaptations": [
-                    {"run_id": view.run_id, "experiment": view.experiment, **item.to_json()}
-                    for _, view, item in latest
-                ],
-            }
+            views = self._store.views() if query.run is None else [self._store.open(query.run)]
+            return adaptations_page(views, query)
+
+    def runs(self, query: RunsQuery) -> dict[str, Any]:
+        """A page of runs, the one started last first; BadCursor."""
+        with self._mutex:
+            return runs_page(self._store.views(), query)
+
+    def run(self, name: str) -> dict[str, Any]:
+        """One run whole; RunError when there is no such run."""
+        with self._mutex:
+            return run_details(self._store.open(name))
+
+    def folder(self, name: str) -> Path:
+        """The folder of a run, whose name is its id; RunError when there is no such run."""
+        with self._mutex:
+            return self._store.open(name).folder
+
+    def control(self, run_id: str, request: str) -> tuple[ControlRecord | None, bool]:
+        """What became of a request to a run, if it is known, and whether the run goes on."""
+        with self._mutex:
+            view = self._store.open(run_id)
+            return view.controls.get(request), view.status.goes_on
 
 
 def _run_status(view: RunView) -> dict[str, Any]:

@@ -32,14 +32,21 @@ MAX_SEEDS = 100_000
 class RunStatus(StrEnum):
     """How a run ended, or that it has not.
 
-    ``STOPPED``: its process is gone (killed, out of memory, power cut) without a last word.
+    ``PAUSED``: its process lives, and waits until it is told to go on. ``STOPPED``: its process is gone
+    (killed, out of memory, power cut) without a last word.
     """
 
     RUNNING = "running"
+    PAUSED = "paused"
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     STOPPED = "stopped"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether its process lives."""
+        return self in (RunStatus.RUNNING, RunStatus.PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +161,37 @@ class RollbackRecord:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """A checkpoint that is on the disk: ``seconds`` from its begin, of which training waited ``paused``."""
+    """A checkpoint that is on the disk: ``seconds`` from its begin, of which training waited ``paused``.
+
+    It was written after ``epoch`` whole epochs and ``step`` steps of the optimizer.
+    """
 
     at: datetime
     path: str
     seconds: float
     paused: float
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRecord:
+    """What became of a request to pause, to go on or to go back: ``done``, or refused for a ``reason``.
+
+    ``epoch`` and ``step`` say how far the run was then.
+    """
+
+    at: datetime
+    request: str
+    action: str
+    done: bool
+    reason: str
+    epoch: int
+    step: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``dumps``."""
+        return {**dataclasses.asdict(self), "at": self.at.isoformat()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +275,27 @@ def parse_fault(event: Event, at: datetime) -> FaultRecord:
 
 def parse_checkpoint(event: Event, at: datetime) -> CheckpointRecord:
     """That of a ``checkpoint`` event; raises KeyError, TypeError or ValueError if it is none."""
-    return CheckpointRecord(at, str(event["path"]), number(event["seconds"]), number(event["paused"]))
+    return CheckpointRecord(
+        at,
+        str(event["path"]),
+        number(event["seconds"]),
+        number(event["paused"]),
+        int(event.get("epoch", 0)),
+        int(event.get("step", 0)),
+    )
+
+
+def parse_control(event: Event, at: datetime) -> ControlRecord:
+    """That of a ``control`` event; raises KeyError, TypeError or ValueError if it is none."""
+    return ControlRecord(
+        at=at,
+        request=str(event["request"]),
+        action=str(event["action"]),
+        done=event["outcome"] == "done",
+        reason=str(event.get("reason") or ""),
+        epoch=int(event["epoch"]),
+        step=int(event["step"]),
+    )
 
 
 def parse_rollback(event: Event, at: datetime) -> RollbackRecord:

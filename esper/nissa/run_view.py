@@ -20,6 +20,7 @@ from esper.nissa.run_records import (
     Adaptation,
     CacheTier,
     CheckpointRecord,
+    ControlRecord,
     Epoch,
     FaultRecord,
     RollbackRecord,
@@ -29,6 +30,7 @@ from esper.nissa.run_records import (
     parse_adaptation,
     parse_cache,
     parse_checkpoint,
+    parse_control,
     parse_epoch,
     parse_fault,
     parse_invention,
@@ -41,6 +43,10 @@ from esper.nissa.run_records import (
 MAX_FAULTS_KEPT = 1000
 """A view keeps this many of the latest faults; ``fault_counts`` counts them all."""
 
+MAX_CONTROLS_KEPT = 1000
+MAX_CHECKPOINTS_KEPT = 1000
+"""Of these a view keeps the latest, too."""
+
 
 @dataclass(slots=True, eq=False)
 class RunHistory:
@@ -50,8 +56,9 @@ class RunHistory:
     are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` what each tier of the kernel
     library was asked; ``inventions``, by graph and slot, what was invented beside the run, and of what the
     invented kernels were made that it tried; ``inventing_error`` why inventing ended before the run, if it
-    did; ``checkpoint`` is the one told of last; ``ended`` how the run ended by its own word, None when it has
-    given none.
+    did; ``checkpoints`` are by their paths, ``checkpoint`` is the one told of last; ``controls``, by request,
+    what became of what was asked of the run; ``paused`` whether it waits; ``ended`` how the run ended by its
+    own word, None when it has given none.
     """
 
     experiment: str = ""
@@ -74,6 +81,9 @@ class RunHistory:
     fault_counts: Counter[str] = field(default_factory=Counter)
     rollbacks: list[RollbackRecord] = field(default_factory=list)
     checkpoint: CheckpointRecord | None = None
+    checkpoints: dict[str, CheckpointRecord] = field(default_factory=dict)
+    controls: dict[str, ControlRecord] = field(default_factory=dict)
+    paused: bool = False
     cache: dict[str, CacheTier] = field(default_factory=dict)
     inventions: dict[tuple[str, str], InventionRecord] = field(default_factory=dict)
     inventing_error: str | None = None
@@ -103,7 +113,9 @@ class RunView(RunHistory):
     @property
     def status(self) -> RunStatus:
         """Whether the run goes on, and if not, how it ended; as of the last ``refresh``."""
-        return self.ended or (RunStatus.RUNNING if self._alive else RunStatus.STOPPED)
+        if self.ended is not None or not self._alive:
+            return self.ended or RunStatus.STOPPED
+        return RunStatus.PAUSED if self.paused else RunStatus.RUNNING
 
     @property
     def damaged(self) -> int:
@@ -140,6 +152,7 @@ class RunView(RunHistory):
 
     def _apply(self, event: Event) -> None:
         handler = _HANDLERS.get(event["event"])
+        waited = self.paused
         try:
             at = parse_time(event["at"])
             if handler is not None:
@@ -147,7 +160,7 @@ class RunView(RunHistory):
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self._misunderstood += 1
             return
-        if event["event"] != "run_started" and self.updated_at is not None:
+        if event["event"] != "run_started" and self.updated_at is not None and not waited:
             # A clock that was set back takes no time away.
             self.seconds += max(0.0, (at - self.updated_at).total_seconds())
         self.updated_at = at
@@ -168,6 +181,7 @@ class RunView(RunHistory):
         self.parameters, self.flops_per_sample = numbers
         self.layers, self.seeds = layers, seeds
         self.ended = self.summary = self.error = self.inventing_error = None
+        self.paused = False
         self._cache_base = dict(self.cache)
         if self.started_at is None:
             self.started_at = at
@@ -247,6 +261,15 @@ class RunView(RunHistory):
     def _on_checkpoint(self, event: Event, at: datetime) -> None:
         if "seconds" in event:  # older journals do not have it
             self.checkpoint = parse_checkpoint(event, at)
+            self.checkpoints[self.checkpoint.path] = self.checkpoint
+            _drop_oldest(self.checkpoints, MAX_CHECKPOINTS_KEPT)
+
+    def _on_control(self, event: Event, at: datetime) -> None:
+        record = parse_control(event, at)
+        self.controls[record.request] = record
+        _drop_oldest(self.controls, MAX_CONTROLS_KEPT)
+        if record.done and record.action in ("pause", "resume"):
+            self.paused = record.action == "pause"
 
     def _on_cache(self, event: Event, _: datetime) -> None:
         # A resumed run's process counts from zero; the run's own counts only grow.
@@ -272,6 +295,11 @@ class RunView(RunHistory):
         self.ended = RunStatus.FAILED
 
 
+def _drop_oldest(records: dict[str, Any], most: int) -> None:
+    while len(records) > most:
+        del records[next(iter(records))]
+
+
 _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "run_started": RunView._on_started,
     "epoch": RunView._on_epoch,
@@ -281,6 +309,7 @@ _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "fault": RunView._on_fault,
     "rollback": RunView._on_rollback,
     "checkpoint": RunView._on_checkpoint,
+    "control": RunView._on_control,
     "cache": RunView._on_cache,
     "invention": RunView._on_invention,
     "lineage": RunView._on_invention,

@@ -130,7 +130,7 @@ class RunStore:
                 views.append(self._view(run_id))
             except StorageError as error:
                 self.problems[run_id] = error
-        return sorted(views, key=_start, reverse=True)
+        return sorted(views, key=start_key, reverse=True)
 
     def open(self, name: str) -> RunView:
         """The run of that id, of that unique beginning of an id, or ``latest``.
@@ -182,5 +182,6 @@ def _holds_a_journal(entry: os.DirEntry[str]) -> bool:
         return True  # a folder that may not be entered is a problem to report, not a run to leave out
 
 
-def _start(view: RunView) -> tuple[float, str]:
+def start_key(view: RunView) -> tuple[float, str]:
+    """What runs are sorted by: when each was started, and its id."""
     return (view.started_at.timestamp() if view.started_at else 0.0, view.run_id)

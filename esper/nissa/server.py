@@ -64,11 +64,20 @@ class MetricsServer:
     """One server on one address, for an application that reads no request bodies.
 
     Binding happens here, so that a port in use is known before anything else starts; port 0 takes a free one.
-    Raises ServerError when the address cannot be had, ConfigError for a port that is none.
+    ``on_stop`` is called in the event loop once it is told to stop, and ends answers that have no end of
+    their own. Raises ServerError when the address cannot be had, ConfigError for a port that is none.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str = DEFAULT_HOST, port: int = DEFAULT_PORT) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         self._app = app
+        self._on_stop = on_stop
         self._listener = _bind(host, port)
         self._stop: Callable[[], object] | None = None
         self._stopped = threading.Event()
@@ -116,6 +125,7 @@ class MetricsServer:
         if on_ready is not None:
             on_ready(self.url)
         await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when="FIRST_COMPLETED")
+        self._on_stop()
         await asyncio.wait({serving}, timeout=GRACE_SECONDS)
         if not serving.done():
             # Closing a connection waits until its client has taken all data; a stalled one never does.

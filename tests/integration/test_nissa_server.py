@@ -27,7 +27,8 @@ from starlette.routing import Route
 
 from esper.errors import ConfigError, LibraryError, ServerError
 from esper.messages import AdaptationDecision, CompilationRecord, Slot
-from esper.nissa.api import MAX_LIMIT, create_app
+from esper.nissa.api import create_app
+from esper.nissa.api_queries import MAX_LIMIT, AdaptationsQuery
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.monitor import Monitor
 from esper.nissa.run_records import CacheTier
@@ -98,7 +99,7 @@ def test_every_address_answers_before_the_first_run(tmp_path: Path) -> None:
         for path in ("/health", "/metrics", "/api/v1/status", "/api/v1/adaptations"):
             assert path in index.text
             assert client.get(path).status_code == 200
-        assert client.get("/api/v1/adaptations").json() == {"total": 0, "adaptations": []}
+        assert client.get("/api/v1/adaptations").json() == {"total": 0, "adaptations": [], "next": None}
         assert client.head("/health").status_code == 200
 
 
@@ -141,7 +142,8 @@ def test_status_tells_of_components_and_runs(tmp_path: Path) -> None:
     assert "NaN," not in response.text.replace('"NaN"', "")
     status = response.json()
     assert status["status"] == "ok"
-    assert [check["name"] for check in status["checks"]] == ["runs folder", "journals", "kernel library"]
+    names = [check["name"] for check in status["checks"]]
+    assert names == ["runs folder", "journals", "kernel library", "disk", "newest run"]
     assert status["run_counts"] == {"running": 1}
     (run,) = status["runs"]
     assert (run["run_id"], run["status"], run["loss"]) == ("20261123-100000-a-0000", "running", "NaN")
@@ -155,21 +157,25 @@ def test_status_tells_of_components_and_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("limit=0", f"limit must be a whole number from 1 to {MAX_LIMIT}, not '0'"),
-        (f"limit={MAX_LIMIT + 1}", "limit must be"),
-        ("limit=-1", "limit must be"),
-        ("limit=", "limit must be"),
-        ("limit=1e2", "limit must be"),
-        ("limit=%D9%A3", "limit must be"),
-        ("limit=" + "9" * 5000, "limit must be"),
+        ("limit=0", "limit: Input should be greater than or equal to 1, not '0'"),
+        (f"limit={MAX_LIMIT + 1}", f"limit: Input should be less than or equal to {MAX_LIMIT}"),
+        ("limit=-1", "limit: not a whole number, not '-1'"),
+        ("limit=", "limit: not a whole number"),
+        ("limit=1e2", "limit: not a whole number"),
+        ("limit=%D9%A3", "limit: not a whole number"),
+        ("limit=" + "9" * 5000, "limit: not a whole number"),
         ("limit=1&limit=2", "more than once"),
-        ("lmit=1", "unknown query parameter 'lmit'; known: limit, run"),
+        ("lmit=1", "unknown query parameter 'lmit'; known: limit, cursor, run"),
+        ("since=yesterday", "since: not a time in ISO 8601"),
+        ("outcome=good", "outcome: Input should be 'performed'"),
+        ("cursor=abc", "this cursor is of another list"),
     ],
 )
 def test_a_bad_query_is_a_clear_400(api: httpx.Client, query: str, message: str) -> None:
     response = api.get(f"/api/v1/adaptations?{query}")
     assert response.status_code == 400
-    assert message in response.json()["error"]["message"]
+    assert response.headers["content-type"] == "application/problem+json"
+    assert message in response.json()["detail"]
     assert len(response.content) < 500
 
 
@@ -177,8 +183,8 @@ def test_a_bad_query_is_a_clear_400(api: httpx.Client, query: str, message: str)
 def test_what_is_not_there_is_json_404(api: httpx.Client, path: str) -> None:
     response = api.get(path)
     assert response.status_code == 404
-    assert response.json()["error"]["status"] == 404
-    assert response.json()["error"]["hint"]
+    assert response.json()["status"] == 404
+    assert response.json()["hint"]
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
@@ -186,7 +192,7 @@ def test_nothing_can_be_changed(api: httpx.Client, method: str) -> None:
     response = api.request(method, "/metrics", content=b"x" * 100_000)
     assert response.status_code == 405
     assert "GET" in response.headers["allow"]
-    assert response.json()["error"]["message"] == "Method Not Allowed"
+    assert response.json()["title"] == "Method Not Allowed"
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +245,7 @@ def test_an_error_of_ours_is_json_too(tmp_path: Path, caplog: pytest.LogCaptureF
     with client_of(tmp_path, broken) as client:
         response = client.get("/metrics")
     assert response.status_code == 500
-    assert response.json()["error"]["status"] == 500
+    assert response.json()["status"] == 500
     assert "secret" not in response.text
     assert "secret detail" in caplog.text
 
@@ -312,7 +318,7 @@ def test_threads_take_turns_at_the_store(tmp_path: Path) -> None:
         monitor.health,
         monitor.status,
         lambda: monitor.metrics(""),
-        lambda: monitor.adaptations(5),
+        lambda: monitor.adaptations(AdaptationsQuery(limit=5)),
     ]
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda ask: ask(), asks * 4))

@@ -1,0 +1,154 @@
+"""What the API takes: queries and bodies, read by pydantic models that also describe them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from esper.messages import Layout
+from esper.nissa.run_records import RunStatus
+
+MAX_LIMIT = 1000
+MAX_WAIT_SECONDS = 10
+MAX_TAGS = 50
+MAX_NAME = 200
+
+
+class Model(BaseModel):
+    """Immutable, and exactly these fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _whole(value: Any) -> Any:
+    # int() takes "+5", " 5 " and "1_000" too, and digits of other scripts.
+    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 15):
+        raise ValueError("not a whole number")
+    return value
+
+
+def _time(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        at = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError("not a time in ISO 8601, such as 2026-11-28T12:00:00Z") from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Time = Annotated[
+    datetime, BeforeValidator(_time), Field(description="ISO 8601; UTC unless it says otherwise")
+]
+Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
+Tag = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]{1,100}$")]
+Limit = Annotated[Whole, Field(ge=1, le=MAX_LIMIT, description="how many at most")]
+Cursor = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=500),
+    Field(description="the next of the page before, with the same filters"),
+]
+
+
+class NoQuery(Model):
+    """Nothing can be asked for."""
+
+
+class AdaptationsQuery(Model):
+    """Which adaptations; what is left out does not narrow."""
+
+    limit: Limit = 50
+    cursor: Cursor | None = None
+    run: Annotated[Word | None, Field(description="a run's id, the start of one, or latest")] = None
+    layer: Annotated[Word | None, Field(description="the target, whole")] = None
+    type: Annotated[
+        Literal["add_seed", "remove_seed", "modify_architecture", "rollback"] | None,
+        Field(description="the kind of decision"),
+    ] = None
+    outcome: Annotated[
+        Literal["performed", "refused", "grown", "pending", "kept", "culled", "failed"] | None,
+        Field(description="what became of it; performed is all but refused"),
+    ] = None
+    since: Time | None = None
+    until: Annotated[Time | None, Field(description="before that moment")] = None
+
+
+class RunsQuery(Model):
+    """Which runs; what is left out does not narrow."""
+
+    limit: Limit = 50
+    cursor: Cursor | None = None
+    status: RunStatus | None = None
+    experiment: Word | None = None
+
+
+class KernelsQuery(Model):
+    """Which kernels; what is left out does not narrow."""
+
+    limit: Limit = 50
+    cursor: Cursor | None = None
+    tag: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS, description="repeated: with all of them")] = ()
+    any_tag: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS, description="with one of them")] = ()
+    no_tag: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS, description="with none of them")] = ()
+    input: Annotated[Whole | None, Field(ge=1, le=2**31 - 1, description="features or channels")] = None
+    output: Annotated[Whole | None, Field(ge=1, le=2**31 - 1, description="features or channels")] = None
+    layout: Layout | None = None
+    status: Literal["validated", "retired"] | None = None
+    name: Annotated[Word | None, Field(description="a part of the name")] = None
+    blueprint: Annotated[Word | None, Field(description="the id of a blueprint")] = None
+    sort: Literal["rank", "name", "created", "score", "latency", "parameters", "size", "trials", "id"] = (
+        "rank"
+    )
+
+
+class CompilationsQuery(Model):
+    """Which attempts to compile; what is left out does not narrow."""
+
+    limit: Limit = 50
+    cursor: Cursor | None = None
+    status: Literal["compiled", "failed"] | None = None
+
+
+class EventsQuery(Model):
+    """Which events; what is left out does not narrow."""
+
+    run: Annotated[Word | None, Field(description="a run's id, the start of one, or latest")] = None
+    types: Annotated[
+        str | None,
+        StringConstraints(pattern=r"^[a-z_]{1,40}(,[a-z_]{1,40}){0,30}$"),
+        Field(description="names of events, with commas between"),
+    ] = None
+    after: Annotated[
+        str | None,
+        StringConstraints(max_length=4000),
+        Field(description="the id of the last event that was seen; or start"),
+    ] = None
+
+
+class WaitQuery(Model):
+    """How long the answer may wait until the run has done what it was asked."""
+
+    wait: Annotated[Whole, Field(ge=0, le=MAX_WAIT_SECONDS, description="seconds")] = 0
+
+
+class RollbackBody(Model):
+    """Where to go back to: the newest checkpoint of at most so many epochs or steps; else the newest."""
+
+    epoch: Annotated[int | None, Field(ge=0, le=2**53, strict=True, description="whole epochs done")] = None
+    step: Annotated[int | None, Field(ge=0, le=2**53, strict=True, description="optimizer steps")] = None
+
+    @model_validator(mode="after")
+    def _one(self) -> RollbackBody:
+        if self.epoch is not None and self.step is not None:
+            raise ValueError("give epoch or step, not both")
+        return self
+
+
+class TagsBody(Model):
+    """Tags to give, in this order, and tags to take away."""
+
+    add: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS)] = ()
+    remove: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS)] = ()

@@ -1,0 +1,190 @@
+"""Runs and adaptations a page at a time, and one run whole, from the views of their journals.
+
+A page ends at a key, not at a number: what comes newly while somebody turns pages shifts none of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from esper.nissa.api_queries import AdaptationsQuery, RunsQuery
+from esper.nissa.cursors import read_cursor, write_cursor
+from esper.nissa.run_records import Adaptation, RunStatus
+from esper.nissa.run_view import RunView
+from esper.nissa.runs import start_key, summarize
+
+LATEST_SHOWN = 20
+"""Of faults, and of what a run was asked, so many are shown."""
+
+
+def runs_page(views: Sequence[RunView], query: RunsQuery) -> dict[str, Any]:
+    """The page of ``views``, the one started last first, that ``query`` asks for; raises BadCursor."""
+    found = [
+        view
+        for view in views
+        if query.status in (None, view.status) and query.experiment in (None, view.experiment)
+    ]
+    after = None if query.cursor is None else read_cursor(query.cursor, float, str)
+    left = [view for view in found if after is None or start_key(view) < after]
+    shown = heapq.nlargest(query.limit, left, key=start_key)
+    return {
+        "total": len(found),
+        "runs": [run_item(view) for view in shown],
+        "next": write_cursor(*start_key(shown[-1])) if len(left) > len(shown) else None,
+    }
+
+
+def run_item(view: RunView) -> dict[str, Any]:
+    """A run in one line, without where it lies."""
+    item = summarize(view).to_json()
+    del item["path"]
+    return item
+
+
+_Entry = tuple[tuple[float, str, int], RunView, Adaptation]
+
+
+def adaptations_page(views: Sequence[RunView], query: AdaptationsQuery) -> dict[str, Any]:
+    """The page of the adaptations of ``views``, the newest first, that ``query`` asks for; BadCursor."""
+    found = [entry for view in views for entry in _adaptations(view, query)]
+    after = None if query.cursor is None else read_cursor(query.cursor, float, str, int)
+    left = [entry for entry in found if after is None or entry[0] < after]
+    shown = heapq.nlargest(query.limit, left, key=lambda entry: entry[0])
+    return {
+        "total": len(found),
+        "adaptations": [
+            {
+                "run_id": view.run_id,
+                "experiment": view.experiment,
+                **item.to_json(),
+                "result": result_of(item),
+            }
+            for _, view, item in shown
+        ],
+        "next": write_cursor(*shown[-1][0]) if len(left) > len(shown) else None,
+    }
+
+
+def result_of(item: Adaptation) -> str:
+    """The verdict on an adaptation, or what else there is to say of it so far."""
+    if item.trial is not None:
+        return item.trial.verdict
+    return "pending" if item.status == "grafted" else item.status
+
+
+def _adaptations(view: RunView, query: AdaptationsQuery) -> Iterator[_Entry]:
+    for place, item in enumerate(view.adaptations):
+        decision = item.decision
+        if (
+            query.layer in (None, decision.get("target_component"))
+            and query.type in (None, decision.get("adaptation_type"))
+            and _is_outcome(item, query.outcome)
+            and (query.since is None or item.at >= query.since)
+            and (query.until is None or item.at < query.until)
+        ):
+            yield (item.at.timestamp(), view.run_id, place), view, item
+
+
+def _is_outcome(item: Adaptation, wanted: str | None) -> bool:
+    if wanted is None or (wanted == "performed" and item.performed):
+        return True
+    return result_of(item) == wanted
+
+
+def run_details(view: RunView) -> dict[str, Any]:
+    """All that the API shows of one run."""
+    return {
+        **run_item(view),
+        "seed": view.seed,
+        "parameters": view.parameters,
+        "flops_per_sample": view.flops_per_sample,
+        "resumes": view.resumes,
+        "layers": {name: _layer(view, name) for name in dict.fromkeys([*view.layers, *view.seeds])},
+        "latest": _latest(view),
+        "adaptation_counts": Counter(result_of(item) for item in view.adaptations),
+        "checkpoints": _checkpoints(view),
+        "rollbacks": [
+            {name: value for name, value in _plain(item).items() if name not in ("seeds", "skipped")}
+            for item in view.rollbacks
+        ],
+        "controls": [item.to_json() for item in list(view.controls.values())[-LATEST_SHOWN:]],
+        "alerts": alerts_of(view),
+        "cache": view.cache,
+        "result": _result(view),
+    }
+
+
+def alerts_of(view: RunView) -> list[dict[str, Any]]:
+    """What a person should look at, the oldest first; of faults the latest alone."""
+    alerts = [
+        _alert(fault.at, "fault", f"{fault.layer} seed {fault.seed_idx}: {fault.kind}: {fault.message}")
+        for fault in view.faults[-LATEST_SHOWN:]
+    ]
+    alerts += [_alert(item.at, "rollback", f"{item.kind}: {item.detail}") for item in view.rollbacks]
+    alerts.sort(key=lambda alert: alert["at"])
+    for name, tier in view.cache.items():
+        if tier.state not in (None, "closed") and view.status.goes_on:
+            alerts.append(_alert(None, "cache", f"{name} is left alone, for it fails"))
+    if view.inventing_error is not None:
+        alerts.append(_alert(None, "inventing", view.inventing_error))
+    if view.damaged:
+        alerts.append(_alert(None, "journal", f"{view.damaged} lines of its journal could not be understood"))
+    if view.status is RunStatus.FAILED:
+        alerts.append(_alert(view.updated_at, "failed", view.error or ""))
+    if view.status is RunStatus.STOPPED:
+        alerts.append(_alert(view.updated_at, "stopped", "its process ended without a word"))
+    return alerts
+
+
+def _alert(at: datetime | None, kind: str, text: str) -> dict[str, Any]:
+    return {"at": None if at is None else at.astimezone(UTC).isoformat(), "kind": kind, "text": text}
+
+
+def _layer(view: RunView, name: str) -> dict[str, Any]:
+    seeds = view.seeds.get(name, [])
+    return {
+        "kind": str(view.layers.get(name, {}).get("kind", "")),
+        "seeds": [{**_plain(seed), "active": seed.active} for seed in seeds],
+    }
+
+
+def _latest(view: RunView) -> dict[str, Any] | None:
+    if view.last is None:
+        return None
+    return {name: value for name, value in _plain(view.last).items() if name != "packet"}
+
+
+def _checkpoints(view: RunView) -> list[dict[str, Any]]:
+    """Those that are still there, the oldest first."""
+    folder = view.folder / "checkpoints"
+    return [
+        {
+            "name": name,
+            "at": item.at.isoformat(),
+            "epoch": item.epoch,
+            "step": item.step,
+            "seconds": item.seconds,
+        }
+        for item in view.checkpoints.values()
+        if (folder / (name := Path(item.path).name)).is_dir()
+    ]
+
+
+def _result(view: RunView) -> dict[str, Any] | None:
+    if view.summary is None:
+        return None
+    shown = ("test", "held_out", "start", "end", "epochs", "steps", "seeds", "weights_sha256")
+    return {name: view.summary[name] for name in shown if name in view.summary}
+
+
+def _plain(record: Any) -> dict[str, Any]:
+    """The fields of a record with slots, its time in ISO 8601."""
+    fields = {name: getattr(record, name) for name in record.__dataclass_fields__}
+    if isinstance(fields.get("at"), datetime):
+        fields["at"] = fields["at"].isoformat()
+    return fields

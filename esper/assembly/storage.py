@@ -92,6 +92,11 @@ def broker_url(cfg: DictConfig) -> str:
     return _place(cfg.tezzeret.engine.broker, "tezzeret.engine.broker") or ""
 
 
+def telemetry_url(cfg: DictConfig) -> str:
+    """The URL of the Redis server of telemetry, read from where ``cfg.nissa.sinks.redis.url`` says."""
+    return _place(cfg.nissa.sinks.redis.url, "nissa.sinks.redis.url") or ""
+
+
 def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:
     """A Redis server that holds sealed bytes only, and is left alone while it fails."""
     from esper.urza.redis import RedisTier

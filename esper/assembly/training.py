@@ -20,6 +20,7 @@ from esper.assembly.network import build_data, build_host, device_of, slots
 from esper.assembly.numerics import compile_of, precision_of
 from esper.assembly.resuming import DATA_NAME, other_data
 from esper.assembly.storage import build_library
+from esper.assembly.telemetry import prepare_telemetry
 from esper.blueprint import from_json
 from esper.data.splits import DataSplits
 from esper.errors import ConfigError, StorageError
@@ -78,6 +79,7 @@ def build_training(
     background = bool(cfg.karn.get("background", False))
     if background:
         check_background(cfg)
+    telemetry_for = prepare_telemetry(cfg)
     group = build_group(cfg)
     if restarted() and resume is None:
         resume = from_first(group, lambda: _run_of_job(Path(cfg.runs)))
@@ -116,7 +118,10 @@ def build_training(
         )
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
         journal = held_by_first(group, lambda: opened.enter_context(Journal(folder / JOURNAL_NAME)))
-        recorder = Recorder(journal, listeners)
+        telemetry = None if journal is None else telemetry_for(folder, journal)
+        if telemetry is not None:
+            opened.callback(telemetry.close)
+        recorder = Recorder(journal, listeners, telemetry)
         rebuild = rebuilder(pipeline)
         shared = SharedLibrary(library, group, rebuild)
         task, ema = _task(model, data), cfg.tolaria.get("ema")

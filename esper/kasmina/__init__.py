@@ -13,10 +13,12 @@ from esper.kasmina.graft import (
 from esper.kasmina.health import drain, merge_observed, observe, observed, restore_observed
 from esper.kasmina.layer import SeededLayer, seeded_layers
 from esper.kasmina.seed import TRANSITIONS, Seed, seed_off
+from esper.kasmina.signals import LayerSignals, signals_so_far
 
 __all__ = [
     "TRANSITIONS",
     "Fault",
+    "LayerSignals",
     "Seed",
     "SeedRecord",
     "SeededLayer",
@@ -33,6 +35,7 @@ __all__ = [
     "seed_records",
     "seeded_layers",
     "set_loss_scale",
+    "signals_so_far",
     "unwrap",
     "wrap",
 ]

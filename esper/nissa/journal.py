@@ -41,7 +41,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -183,7 +183,7 @@ class JournalReader:
         self.restarts = 0
         self._inode: tuple[int, int] | None = None
 
-    def read(self) -> Iterator[Event]:
+    def read(self) -> Generator[Event, None, None]:
         """The events written since the last call; raises StorageError when the file cannot be read."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

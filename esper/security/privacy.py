@@ -44,6 +44,7 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = {
         "health": "epoch step layer schema version seeds record",
         "metrics": "epoch step values",
         "dropped": "kind count",
+        "telemetry": "sinks",
         "message": "text",
         "run_finished": "summary",
         "run_interrupted": "epoch",

@@ -1,11 +1,16 @@
-"""Where the training loop says what happens: one journal, any number of listeners."""
+"""Where the training loop says what happens: one journal, any number of listeners, and telemetry."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from esper.kasmina import signals_so_far
 from esper.nissa.journal import Journal
+from esper.nissa.telemetry.health_record import pack
+from esper.nissa.telemetry.telemetry import Telemetry
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Receives each event's name and fields, in order, on the training thread: it must return quickly."""
@@ -16,23 +21,42 @@ _LIVE_ONLY = frozenset({"step", "compile", "message"})
 class Recorder:
     """Writes each event to the journal and tells every listener.
 
-    The journal is written first, so a listener never shows what is not recorded. ``step``, ``compile`` and
-    ``message`` are for people who watch and are not kept. Of many processes all but the first have None for
-    ``journal``, and no listeners.
+    The journal is written first, so a listener never shows what is not recorded, and telemetry takes events
+    from there. ``step``, ``compile`` and ``message`` are for people who watch and are not kept; ``step`` goes
+    to telemetry. Of many processes all but the first have None for ``journal``, and no listeners.
     """
 
-    def __init__(self, journal: Journal | None, listeners: Sequence[Listener] = ()) -> None:
+    def __init__(
+        self,
+        journal: Journal | None,
+        listeners: Sequence[Listener] = (),
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self.journal = journal
         self.listeners = tuple(listeners)
+        self.telemetry = telemetry
 
     def emit(self, event: str, **fields: Any) -> None:
         """Record one event; raises StorageError when the journal cannot be written."""
         if self.journal is not None and event not in _LIVE_ONLY:
             self.journal.write(event, **fields)
+        if self.telemetry is not None and event == "step":
+            self.telemetry.step(fields)
         for listener in self.listeners:
             listener(event, fields)
+        if self.telemetry is not None and event == "epoch":
+            self.emit("telemetry", sinks=self.telemetry.counts())
+
+    def health(self, epoch: int, step: int, model: nn.Module) -> None:
+        """Tell telemetry, if there is any, how each layer fares after a step in which it was observed."""
+        if self.telemetry is None:
+            return
+        for name, layer in signals_so_far(model).items():
+            self.telemetry.health(pack(name, epoch, step, layer.sampled, layer.states, layer.values))
 
     def close(self) -> None:
-        """Close the journal."""
+        """Let telemetry go, and close the journal."""
+        if self.telemetry is not None:
+            self.telemetry.close()
         if self.journal is not None:
             self.journal.close()

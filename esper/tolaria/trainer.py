@@ -256,6 +256,7 @@ class Trainer:
                 self._look()
             if watched:
                 self.recorder.emit("step", epoch=epoch, step=step, steps=steps, loss=loss.item())
+                self.recorder.health(epoch, step, self.model)
                 self._tell(self._saver.finished())
             every = self.settings.checkpoint_every
             if every is not None and self.progress.global_step % every == 0:

@@ -1,0 +1,75 @@
+"""The sinks of a configuration, and what carries a run's messages there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from esper.assembly.storage import telemetry_url
+from esper.errors import ConfigError
+from esper.nissa.journal import Journal
+from esper.nissa.telemetry.messages import Sink
+from esper.nissa.telemetry.telemetry import Telemetry
+from esper.security.privacy import leaving
+
+SinkOf = Callable[[Path], Sink]
+"""Makes a sink for the run in a folder; raises StorageError when it cannot be written."""
+
+
+def prepare_telemetry(cfg: DictConfig) -> Callable[[Path, Journal], Telemetry | None]:
+    """What, given a run's folder and journal, carries the run to the sinks of ``cfg.nissa.sinks``, if any.
+
+    Connects to nothing yet. Raises ConfigError for a sink that cannot be: so before a run has a folder.
+    """
+    capacity = OmegaConf.select(cfg, "nissa.buffer", default=1)
+    if capacity < 1:
+        raise ConfigError(f"nissa.buffer must be at least 1, not {capacity}")
+    makers = [prepare_sink(cfg, name) for name in sink_names(cfg)]
+
+    def build(folder: Path, journal: Journal) -> Telemetry | None:
+        if not makers:
+            return None
+        with ExitStack() as opened:
+            sinks = []
+            for make in makers:
+                sinks.append(make(folder))
+                opened.callback(sinks[-1].close)
+            opened.pop_all()  # their writers close them
+        return Telemetry(sinks, journal.path, lambda: journal.end, allow=leaving, capacity=capacity)
+
+    return build
+
+
+def sink_names(cfg: DictConfig) -> list[str]:
+    """The sinks of ``cfg``; none in the configuration of an older run."""
+    return [str(name) for name in OmegaConf.select(cfg, "nissa.sinks") or {}]
+
+
+def prepare_sink(cfg: DictConfig, name: str) -> SinkOf:
+    """What makes the sink ``name``; ConfigError for settings, or a missing extra, that make it impossible."""
+    prepare = _SINKS.get(name)
+    if prepare is None:
+        raise ConfigError(f"nissa.sinks.{name}: there is no such sink", hint=f"there are {', '.join(_SINKS)}")
+    return prepare(cfg)
+
+
+def _redis(cfg: DictConfig) -> SinkOf:
+    from esper.nissa.telemetry.redis_stream import RedisStreams
+    from esper.urza.redis_client import BoundedRedis
+
+    server = BoundedRedis(telemetry_url(cfg), what="Redis server of telemetry")
+    prefix: str = cfg.nissa.sinks.redis.prefix
+    return lambda folder: RedisStreams(server, folder.name, prefix)
+
+
+def _jsonl(cfg: DictConfig) -> SinkOf:
+    from esper.nissa.telemetry.json_lines import JsonLines
+
+    path: str = cfg.nissa.sinks.jsonl.path
+    return lambda folder: JsonLines(None if path == "-" else folder / path, folder.name)
+
+
+_SINKS: dict[str, Callable[[DictConfig], SinkOf]] = {"redis": _redis, "jsonl": _jsonl}

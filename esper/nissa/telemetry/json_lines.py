@@ -1,0 +1,67 @@
+"""A sink of JSON lines, for what ships logs: a file, or a descriptor such as that of standard output."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from esper.errors import StorageError
+from esper.nissa.journal import dumps
+from esper.nissa.telemetry.health_record import SCHEMA, unpack
+from esper.nissa.telemetry.messages import Message
+
+
+class JsonLines:
+    """One object a line: ``kind``, ``name``, ``at`` (UTC, ISO 8601), ``run``, ``place`` and the fields.
+
+    The health of a layer has ``schema`` and ``record``, the packed record in base64. After an outage lines
+    may come twice; an event is known by ``run`` and ``place``.
+    """
+
+    name = "jsonl"
+
+    def __init__(self, path: Path | None, run_id: str) -> None:
+        """``path`` is appended to, and made if need be; None is standard output. Raises StorageError."""
+        self._run_id = run_id
+        self._torn = False
+        try:
+            if path is None:
+                self._fd = os.dup(1)
+            else:
+                self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError.from_os(error, path or "standard output", "cannot write to") from error
+
+    def position(self) -> None:
+        """It keeps none."""
+
+    def write(self, batch: Sequence[Message]) -> None:
+        """Append the lines; OSError when the file takes none, as on a full disk."""
+        data = "".join([dumps(self._line(message)) + "\n" for message in batch]).encode("ascii")
+        left = memoryview(b"\n" + data if self._torn else data)
+        while left:
+            written = os.write(self._fd, left)
+            left = left[written:]
+            self._torn = bool(left)
+
+    def idle(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _line(self, message: Message) -> dict[str, Any]:
+        at = datetime.fromtimestamp(message.at, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"kind": message.kind, "name": message.name, "at": at, "run": self._run_id}
+        line |= {"place": message.place, **message.fields}
+        if message.kind == "health":
+            record = unpack(message.record)
+            packed = base64.b64encode(message.record).decode()
+            line |= {"layer": record.layer, "epoch": record.epoch, "step": record.step}
+            line |= {"schema": SCHEMA, "record": packed}
+        return line

@@ -1,0 +1,118 @@
+"""Redis Streams as a sink, on a real server that dies, stops and forgets."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from servers.redis import RedisServer
+
+from esper.messages import SeedState
+from esper.nissa.journal import Journal
+from esper.nissa.telemetry.health_record import pack, unpack
+from esper.nissa.telemetry.redis_stream import RedisStreams, keys_of
+from esper.nissa.telemetry.telemetry import Telemetry
+from esper.urza.redis_client import BoundedRedis
+
+RUN = "20261128-120000-test-0001"
+EVENTS, SIGNALS, ALIVE = keys_of("esper:", RUN)
+RECORD = pack("stage1", 0, 8, 2, [SeedState.TRAINING], np.ones((1, 6), np.float32))
+BACK_WITHIN = 5.0
+
+
+def everything(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return fields
+
+
+@contextmanager
+def telemetry_to(server: RedisServer, folder: Path) -> Iterator[tuple[Journal, Telemetry]]:
+    with Journal(folder / "journal.jsonl", fsync=False) as journal:
+        sink = RedisStreams(BoundedRedis(server.url), RUN)
+        telemetry = Telemetry([sink], journal.path, lambda: journal.end, allow=everything)
+        try:
+            yield journal, telemetry
+        finally:
+            telemetry.close()
+
+
+def entries(server: RedisServer, stream: str) -> list[dict[bytes, bytes]]:
+    with server.client() as client:
+        return [fields for _, fields in client.xrange(stream)]
+
+
+def counted(server: RedisServer) -> list[int]:
+    """Events by their number. What a stopped server had swallowed may come twice; its place tells."""
+    places, numbers = [0], []
+    for entry in entries(server, EVENTS):
+        if int(entry[b"place"]) > places[-1]:
+            places.append(int(entry[b"place"]))
+            numbers.append(json.loads(entry[b"fields"])["n"])
+    return numbers
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def test_events_and_signals_arrive_in_their_streams(redis_server: RedisServer, tmp_path: Path) -> None:
+    with telemetry_to(redis_server, tmp_path) as (journal, telemetry):
+        journal.write("seed", n=0, layer="stage1")
+        telemetry.step({"epoch": 0, "step": 8, "loss": float("nan")})
+        telemetry.health(RECORD)
+        within(2.0, lambda: len(entries(redis_server, SIGNALS)) == 2)
+        with redis_server.client() as client:
+            assert 0 < client.ttl(ALIVE) <= 15
+            assert client.ttl(EVENTS) > 0
+            assert client.zrange("esper:runs", 0, -1) == [RUN.encode()]
+        place = journal.end
+    (event,), (step, health) = entries(redis_server, EVENTS), entries(redis_server, SIGNALS)
+    assert event[b"name"] == b"seed"
+    assert abs(int(event[b"at"]) / 1000 - time.time()) < 60
+    assert json.loads(event[b"fields"]) == {"n": 0, "layer": "stage1"}
+    assert int(event[b"place"]) == int(step[b"place"]) == place
+    assert json.loads(step[b"fields"]) == {"epoch": 0, "step": 8, "loss": "NaN"}
+    assert unpack(health[b"record"]).layer == "stage1"
+    with redis_server.client() as client:
+        assert not client.exists(ALIVE)  # the run has ended
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_a_server_that_is_gone_delays_nothing_and_is_written_to_soon_after(
+    own_redis: RedisServer, tmp_path: Path, fault: str
+) -> None:
+    with telemetry_to(own_redis, tmp_path) as (journal, telemetry):
+        journal.write("seed", n=0)
+        within(2.0, lambda: counted(own_redis) == [0])
+        own_redis.kill() if fault == "killed" else own_redis.pause()
+        slowest = 0.0
+        for n in range(1, 300):
+            began = time.perf_counter()
+            journal.write("seed", n=n)
+            telemetry.health(RECORD)
+            slowest = max(slowest, time.perf_counter() - began)
+            time.sleep(0.005)
+        within(BACK_WITHIN, lambda: telemetry.counts()["redis"].state == "down")
+        assert slowest < 0.5  # a call of the sink may take a second
+        own_redis.start() if fault == "killed" else own_redis.resume()
+        within(BACK_WITHIN, lambda: telemetry.counts()["redis"].state == "up")
+        within(2.0, lambda: telemetry.counts()["redis"].behind == 0)
+        # What was killed has forgotten everything, and gets it all again.
+        assert counted(own_redis) == list(range(300))
+        assert len(entries(own_redis, SIGNALS)) >= 299
+        assert telemetry.counts()["redis"].dropped == 0
+
+
+def test_a_run_that_goes_on_adds_only_what_is_new(redis_server: RedisServer, tmp_path: Path) -> None:
+    for n in range(3):
+        with telemetry_to(redis_server, tmp_path) as (journal, _):
+            journal.write("seed", n=n)
+    assert counted(redis_server) == [0, 1, 2]

@@ -1,0 +1,184 @@
+"""What reaches a sink: every event whatever the sink does, and the latest signals, those missed counted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.errors import SinkUnavailable
+from esper.nissa.journal import Journal
+from esper.nissa.telemetry.messages import Message
+from esper.nissa.telemetry.telemetry import Telemetry
+
+WITHIN = 10.0
+
+
+class Collecting:
+    """A sink in memory, which can be held up, be unavailable or be at fault."""
+
+    name = "collecting"
+
+    def __init__(self, position: int | None = None) -> None:
+        self.got: list[Message] = []
+        self.error: Exception | None = None
+        self.free = threading.Event()
+        self.free.set()
+        self.closed = False
+        self._position = position
+
+    def position(self) -> int | None:
+        return self._position
+
+    def write(self, batch: Sequence[Message]) -> None:
+        self.free.wait(WITHIN)
+        if self.error is not None:
+            raise self.error
+        self.got += batch
+
+    def idle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def events(self) -> list[Any]:
+        return [message.fields["n"] for message in self.got if message.kind == "event"]
+
+    def steps(self) -> list[Any]:
+        return [message.fields["n"] for message in self.got if message.kind == "step"]
+
+
+def everything(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return fields
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.005)
+
+
+@contextmanager
+def telemetry_of(
+    folder: Path, *sinks: Collecting, capacity: int = 100, allow: Any = everything
+) -> Iterator[tuple[Journal, Telemetry]]:
+    with Journal(folder / "journal.jsonl", fsync=False) as journal:
+        telemetry = Telemetry(sinks, journal.path, lambda: journal.end, allow=allow, capacity=capacity)
+        try:
+            yield journal, telemetry
+        finally:
+            for sink in sinks:
+                sink.free.set()
+            telemetry.close()
+
+
+def test_messages_arrive_in_the_order_in_which_they_were_told(tmp_path: Path) -> None:
+    sink = Collecting()
+    with telemetry_of(tmp_path, sink) as (journal, telemetry):
+        for n in range(0, 90, 3):
+            journal.write("seed", n=n)
+            telemetry.step({"n": n + 1})
+            telemetry.step({"n": n + 2})
+    assert [message.fields["n"] for message in sink.got] == list(range(90))
+    assert sink.closed
+
+
+def test_a_full_buffer_lets_the_oldest_signals_go_counts_them_and_keeps_every_event(tmp_path: Path) -> None:
+    sink = Collecting()
+    sink.free.clear()
+    with telemetry_of(tmp_path, sink) as (journal, telemetry):
+        for n in range(1000):
+            journal.write("seed", n=n)
+            telemetry.step({"n": n})
+        sink.free.set()
+        until(lambda: len(sink.events()) == 1000)
+        counts = telemetry.counts()["collecting"]
+    assert sink.events() == list(range(1000))
+    assert sink.steps()[-100:] == list(range(900, 1000))
+    assert counts.dropped == 1000 - len(sink.steps())
+    assert counts.dropped >= 800  # a batch was under way
+    assert counts.written == len(sink.got)
+
+
+def test_a_sink_that_is_down_gets_every_event_later_and_holds_up_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    down, well = Collecting(), Collecting()
+    down.error = SinkUnavailable("gone")
+    well.name = "well"
+    with telemetry_of(tmp_path, down, well) as (journal, telemetry):
+        for n in range(5):
+            journal.write("seed", n=n)
+            telemetry.step({"n": n})
+        until(lambda: len(well.got) == 10)
+        until(lambda: telemetry.counts()["collecting"].errors > 1)
+        counts = telemetry.counts()["collecting"]
+        assert (counts.state, counts.behind) == ("down", journal.end)
+        assert "gone" in counts.reason
+        down.error = None
+        until(lambda: len(down.got) == 10)
+        assert telemetry.counts()["collecting"].state == "up"
+    assert down.events() == well.events() == list(range(5))
+    assert [record.getMessage() for record in caplog.records] == [
+        "telemetry sink collecting: SinkUnavailable: gone",
+        "telemetry sink collecting: takes messages again",
+    ]
+
+
+def test_a_sink_at_fault_loses_those_messages_and_gets_the_next(tmp_path: Path) -> None:
+    sink = Collecting()
+    sink.error = ZeroDivisionError("a bug of a library")
+    with telemetry_of(tmp_path, sink) as (journal, telemetry):
+        journal.write("seed", n=0)
+        until(lambda: telemetry.counts()["collecting"].lost == 1)
+        sink.error = None
+        journal.write("seed", n=1)
+        until(lambda: bool(sink.got))
+        assert telemetry.counts()["collecting"].behind == 0
+    assert sink.events() == [1]
+
+
+def test_a_sink_that_keeps_count_gets_what_it_lacks_and_another_what_is_new(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl", fsync=False) as journal:
+        journal.write("seed", n=0)
+        first = journal.end
+        journal.write("seed", n=1)
+    knows, new = Collecting(first), Collecting()
+    new.name = "new"
+    with telemetry_of(tmp_path, knows, new) as (journal, _):
+        journal.write("seed", n=2)
+    assert (knows.events(), new.events()) == ([1, 2], [2])
+
+
+def test_what_is_not_allowed_to_leave_stays(tmp_path: Path) -> None:
+    sink = Collecting()
+
+    def allow(name: str, fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        return None if name == "secret" else {"n": fields["n"]}
+
+    with telemetry_of(tmp_path, sink, allow=allow) as (journal, telemetry):
+        journal.write("secret", n=0)
+        journal.write("checkpoint", n=1, path="/home/someone")
+        journal.write("secret", n=2)
+        until(lambda: telemetry.counts()["collecting"].behind == 0)
+    assert [dict(message.fields) for message in sink.got] == [{"n": 1}]
+
+
+def test_a_sink_that_hangs_does_not_hold_up_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sink = Collecting()
+    sink.free.clear()
+    with Journal(tmp_path / "journal.jsonl", fsync=False) as journal:
+        telemetry = Telemetry([sink], journal.path, lambda: journal.end, allow=everything)
+        journal.write("seed", n=0)
+        began = time.monotonic()
+        telemetry.close(0.2)
+        assert time.monotonic() - began < 1.0
+        assert f"{journal.end} bytes of events are in the journal alone" in caplog.text
+    sink.free.set()

@@ -14,8 +14,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from esper.errors import EsperError
-from esper.nissa.answers import HEADERS, on_bug, on_esper_error, on_http_error, on_timeout, tagged_answer
+from esper.nissa.answers import on_bug, on_esper_error, on_http_error, on_timeout, tagged_answer
 from esper.nissa.api_changes import Changes
+from esper.nissa.api_history import HistoryReads
 from esper.nissa.api_openapi import openapi
 from esper.nissa.api_queries import NoQuery
 from esper.nissa.api_reads import Handler, Reads
@@ -24,16 +25,12 @@ from esper.nissa.catalogue import BoundedLibrary, Library
 from esper.nissa.endpoints import ENDPOINTS
 from esper.nissa.event_hub import EventHub
 from esper.nissa.monitor import Monitor
+from esper.nissa.page import index, page_file
+from esper.nissa.run_history import RunHistories
 from esper.nissa.runs import RunStore
 
 _SMALL = 1000
 """Bytes below which nothing is gained by compressing an answer."""
-
-_INDEX = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Esper</title></head><body><h1>Esper</h1><ul>
-{}
-</ul></body></html>
-"""
 
 
 def create_app(monitor: Monitor, library: Library | None = None) -> Starlette:
@@ -50,16 +47,16 @@ def create_app(monitor: Monitor, library: Library | None = None) -> Starlette:
         return tagged_answer(request, document)
 
     handlers: dict[str, Handler] = {
-        "index": _index,
+        "index": index,
+        "page_file": page_file,
         "openapi": describe,
+        "run_history": HistoryReads(RunHistories(monitor.root)).run_history,
         **Reads(monitor, bounded, hub).handlers(),
         **Changes(monitor, bounded).handlers(),
     }
     app = Starlette(
         routes=[
-            Route(each.path, handlers[each.name], methods=[each.method], name=each.name)
-            for each in ENDPOINTS
-            if each.name in handlers
+            Route(each.path, handlers[each.name], methods=[each.method], name=each.name) for each in ENDPOINTS
         ],
         middleware=[Middleware(GZipMiddleware, minimum_size=_SMALL, compresslevel=5)],
         exception_handlers={
@@ -71,11 +68,3 @@ def create_app(monitor: Monitor, library: Library | None = None) -> Starlette:
     )
     app.state.hub = hub
     return app
-
-
-async def _index(request: Request) -> Response:
-    """Every address that can be read without knowing more."""
-    read_query(request, NoQuery)
-    plain = (each for each in ENDPOINTS if each.method == "GET" and "{" not in each.path)
-    lines = (f'<li><a href="{each.path}">{each.path}</a>: {each.summary}</li>' for each in plain)
-    return Response(_INDEX.format("\n".join(lines)), media_type="text/html", headers=HEADERS)

@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 from esper.nissa import api_models as answers
 from esper.nissa import api_queries as queries
 from esper.nissa.answers import PROBLEM
+from esper.nissa.api_history import History, HistoryQuery
 from esper.nissa.api_queries import Model
 from esper.nissa.endpoints import ENDPOINTS, Endpoint
 
@@ -52,6 +53,7 @@ DESCRIBED: Mapping[str, Described] = {
     ),
     "runs": Described({200: answers.Runs}, queries.RunsQuery, problems=(400,), tagged=True, headers=_PAGE),
     "run": Described({200: answers.Run}, problems=(400, 404), tagged=True),
+    "run_history": Described({200: History}, HistoryQuery, problems=(400, 404), tagged=True),
     "kernels": Described(
         {200: answers.Kernels}, queries.KernelsQuery, problems=(400,), tagged=True, headers=_PAGE
     ),

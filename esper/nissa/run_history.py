@@ -179,7 +179,6 @@ def history_of(timeline: Timeline, from_epoch: int = 0) -> dict[str, Any]:
     layers = _layers(timeline)
     place = {layer["name"]: index for index, layer in enumerate(layers)}
     return {
-        "schema": 1,
         "cursor": timeline.cursor,
         "from_epoch": from_epoch,
         "run": _run(timeline),

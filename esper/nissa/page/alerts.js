@@ -9,14 +9,15 @@ export function alertsOf(runs, compilations) {
   runs.forEach((run, which) => {
     const label = runs.length > 1 ? (which ? "B: " : "A: ") : "";
     const { run: facts } = run;
-    const add = (level, what, detail, at, next) => alerts.push({ level, what: label + what, detail, at, next });
-    if (facts.status === "failed") add("bad", "The run failed", facts.error, facts.last_event, `esper train --resume ${facts.run_id}`);
-    if (facts.status === "stopped") add("bad", "The run stopped without a last word", "Its process is gone: killed, out of memory, or the power was cut.", facts.last_event, `esper train --resume ${facts.run_id}`);
+    const add = (level, what, detail, at, more) => alerts.push({ level, what: label + what, detail, at, ...more });
+    const resume = { next: `esper train --resume ${facts.run_id}` };
+    if (facts.status === "failed") add("bad", "The run failed", facts.error, facts.last_event, resume);
+    if (facts.status === "stopped") add("bad", "The run stopped without a last word", "Its process is gone: killed, out of memory, or the power was cut.", facts.last_event, resume);
     for (const each of run.rollbacks) {
       const seeds = each.seeds.map(([layer, seed]) => `${layer} seed ${seed}`).join(", ");
-      add("bad", `Rolled back: ${each.kind}`, `${each.detail}. From step ${each.from_step} back to ${each.to_step} (epoch ${each.to_epoch}) in ${seconds(each.seconds)}; cause: ${each.cause}${seeds ? `; culled ${seeds}` : ""}.`, each.at);
+      add("bad", `Rolled back: ${each.kind}`, `${each.detail}. From step ${each.from_step} back to ${each.to_step} (epoch ${each.to_epoch}) in ${seconds(each.seconds)}; cause: ${each.cause}${seeds ? `; culled ${seeds}` : ""}.`, each.at, { epoch: each.epoch });
     }
-    for (const each of run.faults) add("bad", `Kernel ${words(each.kind)} at ${each.layer} seed ${each.seed_idx}`, each.message, each.at);
+    for (const each of run.faults) add("bad", `Kernel ${words(each.kind)} at ${each.layer} seed ${each.seed_idx}`, each.message, each.at, { epoch: each.epoch });
     for (const [tier, each] of Object.entries(run.cache ?? {})) {
       if (each.state && each.state !== "closed") add("wait", `Circuit ${each.state}: ${tier}`, `${plural(each.errors, "error")}; the tiers behind it answer meanwhile.`, facts.last_event);
     }
@@ -28,7 +29,8 @@ export function alertsOf(runs, compilations) {
 }
 
 export class Alerts {
-  constructor() {
+  constructor(goTo) {
+    this.goTo = goTo;
     this.place = document.getElementById("alert-list");
     this.counted = document.getElementById("alert-count");
     this.bell = document.getElementById("bell");
@@ -39,8 +41,10 @@ export class Alerts {
     this.bell.hidden = !alerts.length;
     this.bell.textContent = plural(alerts.length, "alert");
     redraw(this.place, JSON.stringify(alerts), () => alerts.length
-      ? el("ul", { class: "alerts" }, alerts.slice(0, MOST).map((alert) => el("li", { class: alert.level },
-        el("b", {}, alert.what), alert.at ? el("time", { datetime: alert.at, title: day(alert.at) }, clock(alert.at)) : null,
+      ? el("ul", { class: "alerts", tabindex: "0", "aria-label": "Alerts, the newest first" }, alerts.slice(0, MOST).map((alert) => el("li", { class: alert.level },
+        el("b", {}, alert.what),
+        alert.epoch !== undefined ? el("button", { type: "button", class: "quiet", title: clock(alert.at), onclick: () => this.goTo(alert.epoch) }, `epoch ${alert.epoch + 1}`)
+          : alert.at ? el("time", { datetime: alert.at, title: day(alert.at) }, clock(alert.at)) : null,
         alert.detail ? el("p", {}, alert.detail) : null,
         alert.next ? el("p", {}, "Go on with: ", el("code", {}, alert.next)) : null)),
       alerts.length > MOST ? el("li", { class: "sub" }, `and ${alerts.length - MOST} earlier`) : null)

@@ -72,12 +72,12 @@ class Chart {
     })));
     this.plot = new uPlot({
       ...this.#size(),
-      padding: [10, 10, 0, 0],
+      padding: [10, 24, 0, 0],
       legend: { show: false },
       scales: { x: { time: false }, y: { distr: this.log ? 3 : 1 } },
       axes: [
         { ...axis, size: 26, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000] },
-        { ...axis, size: 52, values: (_, splits) => splits.map((value) => (value === null ? "" : this.share ? `${Math.round(value * 100)} %` : format.small(value))) },
+        { ...axis, size: 52, values: (_, splits) => splits.map((value) => (value === null ? "" : this.share ? `${Math.round(value * 100)} %` : String(+value.toPrecision(3)))) },
       ],
       cursor: { sync: { key: SYNC, scales: ["x", null] }, points: { size: 7 }, y: false },
       series: [{}, ...lines],
@@ -129,23 +129,24 @@ class Chart {
     ctx.rect(bbox.left - 6 * scale, bbox.top - 6 * scale, bbox.width + 12 * scale, bbox.height + 6 * scale);
     ctx.clip();
     const surface = colour("surface");
+    const { min, max } = this.plot.scales.x;
     this.runs.forEach((run, which) => {
-      for (const mark of [...run.marks, ...run.rollbacks.map((each) => ({ epoch: each.to_epoch - 1, kind: "rollback" }))]) {
-        const y = run.value(column, mark.epoch);
-        if (!Number.isFinite(y)) continue;
+      const all = [...run.marks, ...run.rollbacks.map((each) => ({ epoch: each.to_epoch - 1, kind: "rollback" }))];
+      const seen = all.filter((mark) => mark.epoch + 1 >= min && mark.epoch + 1 <= max && Number.isFinite(run.value(column, mark.epoch)));
+      for (const mark of seen) {
         const left = this.plot.valToPos(mark.epoch + 1, "x", true);
-        if (left < bbox.left - 6 || left > bbox.left + bbox.width + 6) continue;
-        this.#mark(ctx, sign(mark.kind), left, this.plot.valToPos(y, "y", true), which, surface);
+        this.#mark(ctx, sign(mark.kind), left, this.plot.valToPos(run.value(column, mark.epoch), "y", true), which, surface, seen.length);
       }
     });
     ctx.restore();
   }
 
-  #mark(ctx, kind, left, top, which, surface) {
+  #mark(ctx, kind, left, top, which, surface, crowd) {
     const { bbox } = this.plot;
     const scale = devicePixelRatio;
     const stroke = colour(MARK_COLOURS[kind]);
-    if (!which) {
+    const reduced = crowd > 80 ? 0.6 : which || crowd > 40 ? 0.8 : 1;
+    if (!which && crowd <= 40) {
       ctx.globalAlpha = 0.35;
       ctx.strokeStyle = stroke;
       ctx.lineWidth = scale;
@@ -159,7 +160,7 @@ class Chart {
     }
     ctx.save();
     ctx.translate(left, top);
-    ctx.scale(scale, scale);
+    ctx.scale(scale * reduced, scale * reduced);
     ctx.lineJoin = "round";
     ctx.lineWidth = 4.5;
     ctx.strokeStyle = surface;

@@ -5,7 +5,7 @@ import { MARK_COLOURS } from "./charts.js";
 import { OUTCOMES, sign, title } from "./run.js";
 import { get } from "./server.js";
 
-const FIRST = 100;
+const WINDOW = 60; // so many decisions are in the page at once
 
 const pairs = (rows) => el("dl", { class: "pairs" }, rows.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 
@@ -91,14 +91,14 @@ function kernel(adaptation) {
   if (!id) return null;
   const place = el("div", {}, el("p", { class: "sub" }, "asking the library"));
   get(`/api/v1/kernels/${encodeURIComponent(id)}`).then((answer) => {
-    const record = answer.record ?? answer.metadata ?? answer.kernel ?? answer;
+    const { kernel: record, standing } = answer;
     place.replaceChildren(pairs([
       ["id", el("code", {}, id)],
       record.name && ["name", record.name],
       record.tags?.length && ["tags", record.tags.join(", ")],
       record.parameters !== undefined && ["parameters", count(record.parameters)],
       record.input_shape && ["shape", `${record.input_shape.join("×")} → ${record.output_shape.join("×")}`],
-      Number.isFinite(record.performance_score) && ["score", small(record.performance_score)],
+      standing && ["kept in trials", `${standing.kept} of ${standing.trials}`],
       Number.isFinite(record.latency_ms) && ["latency", `${small(record.latency_ms)} ms`],
       record.blueprint_id && ["blueprint", el("code", {}, short(record.blueprint_id))],
       record.author && ["made by", record.author],
@@ -120,12 +120,13 @@ class DecisionList {
     this.onOpen = onOpen;
     this.items = new Map();
     this.open = new Set();
-    this.shown = FIRST;
+    this.end = Infinity; // the window ends before this one
     this.list = el("ol", { class: "decisions" });
-    this.more = el("button", { type: "button", class: "quiet", onclick: () => { this.shown += FIRST; this.show(this.run, this.label); } });
+    this.newer = el("button", { type: "button", class: "quiet", onclick: () => this.#slide(this.end + WINDOW / 2) });
+    this.older = el("button", { type: "button", class: "quiet", onclick: () => this.#slide(this.#bounds()[1] - WINDOW / 2) });
     this.heading = el("h3", { class: which ? "second" : "first" });
     this.empty = el("div", { class: "empty" });
-    this.node = el("div", {}, this.heading, this.list, this.empty, this.more);
+    this.node = el("div", {}, this.heading, this.newer, this.list, this.empty, this.older);
   }
 
   show(run, label) {
@@ -133,23 +134,43 @@ class DecisionList {
       this.items.clear();
       this.open.clear();
       this.list.replaceChildren();
-      this.shown = FIRST;
+      this.end = Infinity;
     }
     this.run = run;
     this.label = label;
     this.heading.textContent = label;
     this.heading.hidden = !label;
     const all = run.adaptations;
-    const from = Math.max(0, all.length - this.shown);
-    for (const [index, item] of this.items) if (index < from || index >= all.length) { item.node.remove(); this.items.delete(index); }
-    for (let index = from; index < all.length; index += 1) this.#item(all[index], run.marks[index].kind);
-    this.list.append(...[...this.items.keys()].sort((a, b) => b - a).map((index) => this.items.get(index).node).filter((node, place) => this.list.children[place] !== node));
-    this.more.hidden = from === 0;
-    this.more.textContent = `${plural(from, "earlier decision")}`;
+    const [from, to] = this.#bounds();
+    for (const [index, item] of this.items) {
+      if (index >= from && index < to) continue;
+      item.node.remove();
+      this.items.delete(index);
+    }
+    for (let index = to - 1, place = 0; index >= from; index -= 1, place += 1) {
+      this.#item(all[index], run.marks[index].kind);
+      const { node } = this.items.get(index);
+      if (this.list.children[place] !== node) this.list.insertBefore(node, this.list.children[place] ?? null);
+    }
+    this.newer.hidden = to === all.length;
+    this.newer.textContent = plural(all.length - to, "later decision");
+    this.older.hidden = from === 0;
+    this.older.textContent = plural(from, "earlier decision");
     this.empty.hidden = all.length > 0;
     redraw(this.empty, `${run.id}${run.going}`, () => el("p", {}, run.going
       ? "No decision yet: the policy looks at the end of every epoch, and acts when training stalls or a schedule says so."
       : "Nothing was decided in this run. Policies that decide sooner: tamiyo=eager, tamiyo=schedule, tamiyo=random."));
+  }
+
+  #bounds() {
+    const to = Math.max(Math.min(WINDOW, this.run.adaptations.length), Math.min(this.end, this.run.adaptations.length));
+    return [Math.max(0, to - WINDOW), to];
+  }
+
+  #slide(end) {
+    this.end = end >= this.run.adaptations.length ? Infinity : end;
+    this.show(this.run, this.label);
+    this.scrub(this.epoch);
   }
 
   #item(adaptation, kind) {
@@ -164,8 +185,8 @@ class DecisionList {
       el("span", { class: `mark ${MARK_COLOURS[sign(kind)]}` }, icon(`mark-${sign(kind)}`)),
       el("span", { class: "what" }, el("b", {}, what), ` ${where}`),
       el("span", { class: `chip ${MARK_COLOURS[sign(kind)]}` }, OUTCOMES[kind] ?? kind),
-      el("span", { class: "when" }, `epoch ${adaptation.epoch + 1}`),
-      el("span", { class: "impact" }, `expected ${signedPercent(adaptation.decision.expected_impact)}`, told === undefined || told === null ? "" : `, realised ${signedPercent(told)}`));
+      el("span", { class: "when" }, `epoch ${adaptation.epoch + 1}`, el("span", {}, `expected ${signedPercent(adaptation.decision.expected_impact)}`),
+        told === undefined || told === null ? null : el("span", {}, `realised ${signedPercent(told)}`)));
     const panel = el("div", { class: "panel", id, hidden: !open });
     if (open) panel.append(...this.#detail(adaptation));
     if (item) {
@@ -187,6 +208,17 @@ class DecisionList {
     ].filter(Boolean);
   }
 
+  #bring(index) {
+    if (index < 0) return;
+    const [from, to] = this.#bounds();
+    if (index < from || index >= to) {
+      this.end = Math.min(this.run.adaptations.length, index + WINDOW / 2);
+      this.show(this.run, this.label);
+    }
+    if (index !== this.brought) bringIntoView(this.items.get(index).node);
+    this.brought = index;
+  }
+
   toggle(index, force) {
     const item = this.items.get(index);
     if (!item) return;
@@ -201,12 +233,21 @@ class DecisionList {
     } else item.panel.replaceChildren();
   }
 
-  scrub(epoch) {
+  // Word of the epoch that is looked at: what is later steps back, and what was decided last is in sight.
+  scrub(epoch, reveal = false) {
+    this.epoch = epoch;
+    if (reveal) this.#bring(this.run.marks.findLastIndex((mark) => mark.epoch <= epoch));
     for (const { node, adaptation } of this.items.values()) {
       node.classList.toggle("later", adaptation.epoch > epoch);
       node.classList.toggle("now", adaptation.epoch === epoch);
     }
   }
+}
+
+function bringIntoView(node) {
+  const area = node.closest("#decisions");
+  const top = node.offsetTop - area.offsetTop;
+  if (top < area.scrollTop || top + node.offsetHeight > area.scrollTop + area.clientHeight) area.scrollTop = top - area.clientHeight / 3;
 }
 
 export class Decisions {
@@ -224,17 +265,18 @@ export class Decisions {
     this.scrub(epoch);
   }
 
-  scrub(epoch) {
-    this.lists.forEach((list) => list.scrub(epoch));
+  scrub(epoch, reveal) {
+    this.lists.forEach((list, which) => list.run && list.scrub(epoch, reveal && which === 0));
   }
 
   // Open the decision at `epoch` of the first run, and go to it.
   reveal(epoch) {
     const list = this.lists[0];
+    list.scrub(epoch, true);
     const item = [...list.items.values()].filter((each) => each.adaptation.epoch === epoch).at(-1);
     if (!item) return;
     list.toggle(item.adaptation.index, true);
     item.button.focus();
-    item.node.scrollIntoView({ block: "nearest" });
+    bringIntoView(item.node);
   }
 }

@@ -77,15 +77,17 @@ export const short = (id) => (id && id.length > 20 ? `${id.slice(0, 15)}…` : i
 
 export const clock = (iso) => {
   const at = new Date(iso);
-  return Number.isNaN(at.getTime()) ? "" : at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+  return Number.isNaN(at.getTime()) ? "" : at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
 };
 
 export const day = (iso) => {
   const at = new Date(iso);
-  return Number.isNaN(at.getTime()) ? "" : at.toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
+  return Number.isNaN(at.getTime()) ? "" : at.toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hour12: false });
 };
 
-export const plural = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
+export const plain = (n) => n.toLocaleString("en");
+
+export const plural = (n, one, many = `${one}s`) => `${plain(n)} ${n === 1 ? one : many}`;
 
 export const STATES = {
   DORMANT: "dormant",

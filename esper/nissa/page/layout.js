@@ -1,6 +1,6 @@
 // The head of the page: which run this is, how it stands, and its numbers at the epoch that is looked at.
 
-import { count, day, el, loss, percent, redraw, seconds, signedPercent } from "./format.js";
+import { count, day, el, loss, percent, plain, redraw, seconds, signedPercent } from "./format.js";
 
 const STATUS = {
   running: "running",
@@ -15,7 +15,7 @@ const LEVEL = { running: "good", paused: "wait", finished: "done", interrupted: 
 
 function sentence(run) {
   const { run: facts } = run;
-  const done = `${facts.epochs} of ${facts.total_epochs} epochs`;
+  const done = `${plain(facts.epochs)} of ${plain(facts.total_epochs)} epochs`;
   switch (facts.status) {
     case "running": return `${done} in ${seconds(facts.seconds)}${facts.resumes ? `, resumed ${facts.resumes}×` : ""}`;
     case "paused": return `paused after ${done}; go on with: esper runs resume ${facts.run_id}`;
@@ -41,7 +41,7 @@ function cells(run, epoch) {
   return [
     ["held-out loss", loss(run.value("held_out_loss", epoch)), `training ${loss(run.value("loss", epoch))}`],
     ["accuracy", percent(run.value("accuracy", epoch), 2), "held-out"],
-    ["epoch", `${Math.max(0, Math.min(epoch, run.lastEpoch) + 1)}`, `of ${run.run.total_epochs}`],
+    ["epoch", plain(Math.max(0, Math.min(epoch, run.lastEpoch) + 1)), `of ${plain(run.run.total_epochs)}`],
     ["parameters", size, grown],
     ["adaptations", String(past.length), `${kept} kept`],
     ["FLOPs spent", count(run.value("training_flops", epoch)), `${count(run.value("samples_per_second", epoch))} samples/s`],

@@ -3,6 +3,8 @@
 import { clock, count, day, el, number, percent, plural, redraw, seconds, short, small } from "./format.js";
 import { get } from "./server.js";
 
+const SHOWN = 8;
+
 const TIER_NAMES = { loaded: "loaded", memory: "memory", redis: "Redis", sql: "database" };
 
 function tierRow([name, { hits, misses, errors, state }]) {
@@ -23,14 +25,11 @@ function tiers(run, label) {
     el("tbody", {}, rows.map(tierRow)));
 }
 
-function kernelRow(kernel) {
-  const record = kernel.record ?? kernel.metadata ?? kernel;
+function kernelRow({ kernel: record, standing }) {
   return el("tr", {},
     el("th", { scope: "row", title: record.kernel_id }, record.name || short(record.kernel_id), el("small", {}, record.input_shape ? ` ${record.input_shape.join("×")} → ${record.output_shape.join("×")}` : "")),
-    el("td", {}, count(record.parameters)), el("td", {}, Number.isFinite(record.performance_score) ? small(record.performance_score) : "–"));
+    el("td", {}, count(record.parameters)), el("td", {}, standing.trials ? `${standing.kept} of ${standing.trials}` : "–"), el("td", {}, small(number(standing.score))));
 }
-
-const listOf = (answer, name) => (Array.isArray(answer) ? answer : answer?.[name] ?? answer?.items ?? []);
 
 export class Library {
   constructor(onFailures) {
@@ -46,7 +45,7 @@ export class Library {
   show(runs) {
     this.runs = runs;
     const caches = runs.map((run) => run.cache);
-    redraw(this.place, JSON.stringify([caches, runs.map((run) => run.id), this.kernels?.map((each) => each.kernel_id), this.problem]), () => [
+    redraw(this.place, JSON.stringify([caches, runs.map((run) => run.id), this.kernels?.map((each) => each.kernel.kernel_id), this.problem]), () => [
       ...runs.map((run, which) => tiers(run, runs.length > 1 ? `${which ? "B" : "A"}: ` : "")),
       this.#kernels(),
     ]);
@@ -56,18 +55,16 @@ export class Library {
     if (this.problem) return el("p", { class: "empty" }, this.problem);
     if (!this.kernels) return el("p", { class: "empty" }, "Asking the library.");
     if (!this.kernels.length) return el("p", { class: "empty" }, "No kernel yet. Compile what ships: ", el("code", {}, "esper compile --all"));
-    return el("table", {}, el("caption", {}, "Kernels of the library"),
-      el("thead", {}, el("tr", {}, ["kernel", "parameters", "score"].map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, this.kernels.slice(0, 8).map(kernelRow)));
+    return el("table", {}, el("caption", {}, "Kernels of the library, the best first"),
+      el("thead", {}, el("tr", {}, ["kernel", "parameters", "kept", "score"].map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, this.kernels.map(kernelRow)));
   }
 
   async ask() {
-    const [kernels, compilations] = await Promise.allSettled([get("/api/v1/kernels"), get("/api/v1/compilations")]);
+    const [kernels, compilations] = await Promise.allSettled([get(`/api/v1/kernels?limit=${SHOWN}`), get(`/api/v1/compilations?limit=${SHOWN}`)]);
     if (kernels.status === "fulfilled") {
-      this.kernels = listOf(kernels.value, "kernels");
+      this.kernels = kernels.value.kernels;
       this.problem = null;
-      const more = kernels.value.next ? "+" : "";
-      this.sub.textContent = this.kernels.length ? `${kernels.value.total ?? `${this.kernels.length}${more}`} kernels` : "";
     } else this.problem = `The kernel library cannot be read: ${kernels.reason.message}`;
     if (this.runs) this.show(this.runs);
     this.#compilations(compilations);
@@ -80,14 +77,12 @@ export class Library {
       redraw(this.queue, answer.reason.message, () => el("p", { class: "empty" }, `Compilations cannot be read: ${answer.reason.message}`));
       return;
     }
-    const all = listOf(answer.value, "compilations");
-    const waiting = answer.value.queue ?? answer.value.waiting ?? [];
+    const { compilations: all, counts } = answer.value;
     const failed = all.filter((each) => each.status === "failed");
-    const depth = Array.isArray(waiting) ? waiting.length : number(waiting.waiting ?? waiting.depth ?? 0);
-    this.queueSub.textContent = [Number.isFinite(depth) && depth ? `${depth} waiting` : "none waiting", failed.length ? `${failed.length} failed` : ""].filter(Boolean).join(", ");
+    this.queueSub.textContent = `${count(counts.compiled)} done, ${count(counts.failed)} failed`;
     this.onFailures(failed.map((each) => ({ what: each.blueprint_name || short(each.blueprint_id), why: [each.stage, each.reason].filter(Boolean).join(": "), at: each.at })));
-    redraw(this.queue, JSON.stringify([all.slice(0, 8), depth]), () => all.length
-      ? el("ul", { class: "compiled" }, all.slice(0, 8).map((each) => el("li", { class: each.status === "failed" ? "bad" : "" },
+    redraw(this.queue, JSON.stringify(all), () => all.length
+      ? el("ul", { class: "compiled" }, all.map((each) => el("li", { class: each.status === "failed" ? "bad" : "" },
         el("b", {}, each.blueprint_name || short(each.blueprint_id)), el("span", {}, each.status === "failed" ? `failed at ${each.stage ?? "?"}` : `${seconds(number(each.seconds))}`),
         el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)))))
       : el("p", { class: "empty" }, "Nothing was compiled yet. Compile what ships: ", el("code", {}, "esper compile --all")));

@@ -3,7 +3,7 @@
 import { Alerts, alertsOf } from "./alerts.js";
 import { Charts, MARK_COLOURS } from "./charts.js";
 import { Decisions } from "./decisions.js";
-import { el, plural } from "./format.js";
+import { day, el, plain, plural } from "./format.js";
 import { Heads } from "./layout.js";
 import { Library } from "./library.js";
 import { Networks } from "./network.js";
@@ -23,7 +23,7 @@ const charts = new Charts((epoch) => scrub(epoch));
 const heads = new Heads();
 const networks = new Networks();
 const decisions = new Decisions((epoch) => { if (epoch !== state.epoch) scrub(epoch); });
-const alerts = new Alerts();
+const alerts = new Alerts((epoch) => scrub(epoch));
 const library = new Library((failures) => { state.failures = failures; alerts.show(alertsOf(state.runs, state.failures)); });
 
 /* ---- which runs: the URL says, and can be shared ---- */
@@ -64,7 +64,7 @@ async function askList() {
 }
 
 function fillPickers() {
-  const option = (run, chosen) => el("option", { value: run.run_id, selected: run.run_id === chosen }, `${run.experiment || "run"} · ${run.run_id.slice(4, 13).replace("-", " ")} · ${run.status}`);
+  const option = (run, chosen) => el("option", { value: run.run_id, selected: run.run_id === chosen }, [run.experiment || "run", run.started && day(run.started), run.status].filter(Boolean).join(" · "));
   const [run, beside] = state.runs.length ? state.runs.map((each) => each.id) : state.wanted;
   const known = new Set(state.list.map((each) => each.run_id));
   const strangers = [run, beside].filter((id) => id && !known.has(id)).map((id) => ({ run_id: id, experiment: id, status: "" }));
@@ -113,7 +113,7 @@ async function choose() {
   state.runs = wanted.map((id) => state.runs.find((run) => run.id === id || run.asked === id)).filter(Boolean);
   if (state.runs.length !== wanted.length) state.runs = [];
   state.following = true;
-  $("notice").hidden = true;
+  state.lost = null;
   await Promise.all(wanted.map((_, which) => refresh(which)));
   fillPickers();
   if (!wanted.length) empty();
@@ -186,11 +186,11 @@ function scrubbed() {
   heads.scrub(runs, epoch);
   charts.scrub(epoch);
   networks.scrub(runs, epoch);
-  decisions.scrub(epoch);
+  decisions.scrub(epoch, !state.following);
   const bar = $("scrub");
   if (bar.valueAsNumber !== epoch) bar.value = String(Math.max(0, epoch));
   bar.setAttribute("aria-valuetext", `epoch ${epoch + 1} of ${longest() + 1}`);
-  $("at").textContent = `${epoch + 1} / ${longest() + 1}`;
+  $("at").textContent = `${plain(epoch + 1)} / ${plain(longest() + 1)}`;
   const going = runs.some((run) => run.going);
   $("follow").textContent = going ? "Live" : "End";
   $("follow").setAttribute("aria-pressed", String(state.following));
@@ -274,6 +274,7 @@ function empty() {
 }
 
 function trouble(error) {
+  state.lost = error;
   if (error.status === 401) {
     hide();
     notice("Not signed in", el("p", {}, "This server asks for a token, and yours is missing or has run out. Issue one, then open this page with ", el("code", {}, "/?token=TOKEN"), "."), el("pre", {}, el("code", {}, "esper token issue --role viewer --for NAME")));
@@ -283,10 +284,10 @@ function trouble(error) {
   } else if (error.status === 404) {
     hide();
     notice("No such run", el("p", {}, error.message), el("p", {}, el("a", { href: "#" }, "Show the latest run"), " or choose one above."));
-  } else if (state.runs.length) {
-    state.lost = error;
-    link();
-  } else notice("No answer", el("p", {}, error.message), error.hint ? el("p", {}, error.hint) : null, el("p", { class: "sub" }, "Trying again."));
+  } else if (!state.runs.length) {
+    notice("No answer", el("p", {}, error.message), error.hint ? el("p", {}, error.hint) : null, el("p", { class: "sub" }, "Trying again."));
+  }
+  link();
 }
 
 function hide() {
@@ -296,7 +297,7 @@ function hide() {
 
 function link() {
   const going = state.runs.some((run) => run?.going);
-  const what = state.lost ? "lost" : state.link;
+  const what = state.lost && (state.lost.status === 0 || state.lost.status >= 500) ? "lost" : state.link;
   const text = { lost: "no answer", live: going ? "live" : "up to date", polling: "asking", starting: "connecting" }[what];
   $("link").dataset.state = what === "live" && !going ? "idle" : what;
   $("link").lastElementChild.textContent = text;
@@ -323,7 +324,8 @@ function onEvent(type, run) {
   state.runs.forEach((each, which) => {
     if (each && (type === null || run === null || each.id === run) && (type !== null || each.going || state.lost)) refresh(which);
   });
-  if (!state.runs.length && wantedIds().length) choose();
+  // Trying again makes sense where nothing was said of the run itself.
+  if (!state.runs.length && wantedIds().length && ![401, 403, 404].includes(state.lost?.status)) choose();
 }
 
 function wire() {

@@ -96,9 +96,9 @@ class Network {
     if (row.said === said) return;
     row.said = said;
     const start = run.sizeAtStart(place);
-    row.bar.style.width = `${size ? Math.max(14, 100 * Math.sqrt(size / run.largest)) : 100}%`;
+    row.bar.style.width = `${size ? Math.max(20, 100 * Math.sqrt(size / run.largest)) : 100}%`;
     row.size.textContent = size ? format.count(size) : "";
-    row.factor.textContent = size > start && start ? `×${(size / start).toFixed(1)}` : "";
+    row.factor.textContent = start && size / start >= 1.05 ? `×${(size / start).toFixed(1)}` : "";
     states.forEach((state, seed) => {
       const cell = row.seeds[seed];
       if (cell.state === state) return;

@@ -15,6 +15,7 @@ import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
 from esper_cli import (
+    audit,
     blueprints,
     checkpoints,
     compile,
@@ -55,6 +56,7 @@ app.command("compile", epilog="Example: esper compile blueprints/ --shape featur
 app.add_typer(blueprints.app, name="blueprints")
 app.add_typer(kernels_files.app, name="kernels")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 app.add_typer(token.app, name="token")
 app.add_typer(runs.app, name="runs")
 app.add_typer(checkpoints.app, name="checkpoints")

@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from esper.assembly.keys import build_keys
+from esper.errors import EsperError
 from esper.security import Keys
-from esper.security.audit import Signer
+from esper.security.audit import Action, Signer
 from esper.security.audit_heads import KeptHeads
+from esper.security.audit_lines import LineTrail
 from esper.urza.trail import Auditor
+
+if TYPE_CHECKING:
+    from esper.urza.library import KernelLibrary
+
+log = logging.getLogger(__name__)
 
 
 def build_auditor(cfg: DictConfig, keys: Keys) -> Auditor:
     """What the trail is written with, as ``cfg.audit`` says; by default in runs from before there was one."""
-    return build_auditor_for(Signer(keys), kept_heads(cfg), names=named(cfg))
+    signer = Signer(keys)
+    return Auditor(signer, user_of(signer, names=named(cfg)), kept_heads(cfg))
 
 
-def build_auditor_for(signer: Signer, heads: KeptHeads, *, names: bool) -> Auditor:
-    """As :func:`build_auditor`, of its parts."""
-    return Auditor(signer, user_of(signer, names=names), heads)
+def build_run_trail(cfg: DictConfig, on_made: Callable[[str], None] = lambda _: None) -> LineTrail:
+    """What gives the lines of a run's journal their entries; ``on_made`` as in :func:`build_keys`."""
+    signer = Signer(build_keys(cfg, on_made))
+    return LineTrail(signer, user_of(signer, names=named(cfg)))
+
+
+def note_run_ended(library: KernelLibrary, run_id: str, trail: LineTrail) -> None:
+    """Enter in the library's trail how far that of a run went: cutting the run's end then shows there.
+
+    A run that has ended is not failed for it.
+    """
+    number, link = trail.newest
+    if number:
+        try:
+            library.note(Action("run.ended", run_id, after=link, detail={"entries": number}))
+        except EsperError as error:
+            log.warning("the end of run %s is not in the library's audit trail: %s", run_id, error)
 
 
 def kept_heads(cfg: DictConfig) -> KeptHeads:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from esper.assembly.auditing import build_run_trail, note_run_ended
 from esper.assembly.background import BackgroundInventor, check_background
 from esper.assembly.configured import configured, settings
 from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
@@ -117,7 +118,10 @@ def build_training(
             group, lambda: RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg, data)
         )
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
-        journal = held_by_first(group, lambda: opened.enter_context(Journal(folder / JOURNAL_NAME)))
+        trail = build_run_trail(cfg, tell_key_made)
+        journal = held_by_first(
+            group, lambda: opened.enter_context(Journal(folder / JOURNAL_NAME, trail=trail))
+        )
         telemetry = None if journal is None else telemetry_for(folder, journal)
         if telemetry is not None:
             opened.callback(telemetry.close)
@@ -172,7 +176,13 @@ def build_training(
         draw_apart(group.rank)
         if background and group.rank == 0:
             recorder.listeners += (inventor,)
-        run = Run(info, trainer, data.test, beside=inventor.close)
+
+        def end_beside() -> None:
+            inventor.close()
+            if library is not None:
+                note_run_ended(library, info.run_id, trail)
+
+        run = Run(info, trainer, data.test, beside=end_beside)
         if resume:
             run.restore()
             if other := other_data(folder, data):

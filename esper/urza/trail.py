@@ -89,6 +89,11 @@ class LibraryTrail:
         self._auditor = auditor
         self._told = False
 
+    @property
+    def kept(self) -> bool:
+        """Whether changes are entered at all."""
+        return self._auditor is not None
+
     @contextmanager
     def changing(self) -> Iterator[Change]:
         """A transaction of the library, stored with its entries or not at all."""
@@ -173,6 +178,17 @@ class LibraryTrail:
             if not self._told:
                 log.warning("%s", error)
             self._told = True
+
+
+def matches(entry: Entry, query: TrailQuery) -> bool:
+    """Whether ``query`` describes ``entry``, of a trail that is no database's."""
+    starts = ((entry.action, query.action), (entry.subject, query.subject), (entry.who, query.who))
+    return (
+        all(start is None or text.startswith(start) for text, start in starts)
+        and (query.since is None or entry.at >= query.since)
+        and (query.until is None or entry.at < query.until)
+        and (query.before is None or entry.sequence < query.before)
+    )
 
 
 def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action]) -> Head:

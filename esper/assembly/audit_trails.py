@@ -1,0 +1,106 @@
+"""The audit trails of a configuration, read: that of its library, and those of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from omegaconf import DictConfig
+
+from esper.assembly.keys import build_keys
+from esper.errors import AuditError, ConfigError, StorageError
+from esper.nissa.journal import JOURNAL_NAME
+from esper.security.audit import Entry, Head, Signer
+from esper.security.audit_check import Finding, check_trail
+from esper.security.audit_lines import HEAD_NAME, audited_lines, head_of
+from esper.urza.library import KernelLibrary
+from esper.urza.trail import TrailQuery, Verdict
+
+_MOST_LINE: Final = 2**16
+"""Bytes of a line of an export; an entry takes less than 6,000."""
+
+
+def build_signer(cfg: DictConfig) -> Signer:
+    """What checks trails with the keys of ``cfg.security``."""
+    return Signer(build_keys(cfg))
+
+
+def verify_run(signer: Signer, folder: Path, library: KernelLibrary) -> Verdict | None:
+    """Check the trail in the journal of the run in ``folder``, also against what the library knows of it.
+
+    None for a run that has none, as one from before there were trails.
+    """
+    journal = folder / JOURNAL_NAME
+    beside = head_of(journal)  # before the lines, so that it is never newer than they are
+    lines = list(audited_lines(journal))
+    trail = lines[0].trail if lines else beside.trail if beside else ""
+    heads = [(HEAD_NAME, beside)] if beside else []
+    ended = library.trail.entries(TrailQuery(action="run.ended", subject=folder.name))
+    for entry in ended:
+        number = json.loads(entry.detail).get("entries", 0)
+        heads.append((f"entry {entry.sequence} of the library", signer.head(trail, number, entry.after)))
+    if not lines and not heads:
+        return None
+    entries = [line.entry for line in lines]
+    findings = list(check_trail(signer, trail, entries, heads))
+    if lines and beside is None:
+        findings.append(Finding("head", len(lines), f"there is no {HEAD_NAME} beside the journal"))
+    return Verdict(folder.name, trail, lines[0].at if lines else None, len(lines), tuple(findings))
+
+
+def run_entries(folder: Path) -> list[Entry]:
+    """The entries in the journal of the run in ``folder``, unchecked, each with the time of its line."""
+    return [line.shown for line in audited_lines(folder / JOURNAL_NAME)]
+
+
+def exported(head: Head | None, entries: Iterable[Entry]) -> Iterator[str]:
+    """A trail as lines of JSON, the head first, as :func:`verify_export` takes them."""
+    if head is None:
+        raise AuditError("there is no audit trail to export", hint="it begins with the first change")
+    yield json.dumps({"esper_audit": 1, "head": asdict(head)})
+    for entry in entries:
+        yield json.dumps(asdict(entry))
+
+
+def export_run(folder: Path) -> Iterator[str]:
+    """The trail of the run in ``folder`` as :func:`exported` writes one."""
+    journal = folder / JOURNAL_NAME
+    return exported(head_of(journal), (line.entry for line in audited_lines(journal)))
+
+
+def verify_export(signer: Signer, path: Path) -> Verdict:
+    """Check the file that an export wrote; raises ConfigError for another file, StorageError."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            head = _exported_head(path, file.readline(_MOST_LINE))
+            entries = [Entry(**_line(path, line)) for line in file]
+    except OSError as error:
+        raise StorageError.from_os(error, path, "cannot read") from error
+    except (TypeError, UnicodeDecodeError):
+        raise _no_export(path) from None
+    findings = tuple(check_trail(signer, head.trail, entries, [("the head of the export", head)]))
+    return Verdict(str(path), head.trail, entries[0].at if entries else None, len(entries), findings)
+
+
+def _exported_head(path: Path, line: str) -> Head:
+    first = _line(path, line)
+    if first.get("esper_audit") != 1 or not isinstance(first.get("head"), dict):
+        raise _no_export(path)
+    return Head(**first["head"])
+
+
+def _line(path: Path, line: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _no_export(path) from None
+    if not isinstance(found, dict):
+        raise _no_export(path)
+    return found
+
+
+def _no_export(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is no exported audit trail", hint="write one with: esper audit export")

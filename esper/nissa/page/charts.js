@@ -7,8 +7,6 @@ import { OUTCOMES, sign, title } from "./run.js";
 const HEIGHTS = { loss: [220, 170], accuracy: [140, 120] };
 const SYNC = "epochs";
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-
 const SHAPES = {
   kept: "M0 -5L5 4H-5Z",
   grown: "M-4.2 -4.2H4.2V4.2H-4.2Z",
@@ -62,9 +60,9 @@ class Chart {
 
   create() {
     this.plot?.destroy();
-    const axis = { stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+    const axis = { stroke: format.colour("muted"), grid: { stroke: format.colour("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
     const lines = this.runs.flatMap((_, which) => this.names.map((name) => ({
-      stroke: name === "loss" ? colour(which ? "second-soft" : "first-soft") : colour(which ? "second" : "first"),
+      stroke: name === "loss" ? format.colour(which ? "second-soft" : "first-soft") : format.colour(which ? "second" : "first"),
       width: name === "loss" ? 1.25 : 2,
       dash: which ? [6, 4] : undefined,
       points: { show: this.runs[which].length < 2 },
@@ -100,7 +98,7 @@ class Chart {
     this.epoch = epoch;
     if (!this.plot || epoch === undefined || !this.runs?.length) return;
     const x = this.plot.valToPos(epoch + 1, "x");
-    const shown = x >= -1 && x <= this.plot.over.clientWidth + 1 && Number.isFinite(x);
+    const shown = x >= -1 && x <= this.plot.bbox.width / devicePixelRatio + 1 && Number.isFinite(x);
     this.line.style.display = shown ? "" : "none";
     if (shown) this.line.style.transform = `translateX(${Math.round(x)}px)`;
     this.tell();
@@ -128,7 +126,7 @@ class Chart {
     ctx.beginPath();
     ctx.rect(bbox.left - 6 * scale, bbox.top - 6 * scale, bbox.width + 12 * scale, bbox.height + 6 * scale);
     ctx.clip();
-    const surface = colour("surface");
+    const surface = format.colour("surface");
     const { min, max } = this.plot.scales.x;
     this.runs.forEach((run, which) => {
       const all = [...run.marks, ...run.rollbacks.map((each) => ({ epoch: each.to_epoch - 1, kind: "rollback" }))];
@@ -144,7 +142,7 @@ class Chart {
   #mark(ctx, kind, left, top, which, surface, crowd) {
     const { bbox } = this.plot;
     const scale = devicePixelRatio;
-    const stroke = colour(MARK_COLOURS[kind]);
+    const stroke = format.colour(MARK_COLOURS[kind]);
     const reduced = crowd > 80 ? 0.6 : which || crowd > 40 ? 0.8 : 1;
     if (!which && crowd <= 40) {
       ctx.globalAlpha = 0.35;

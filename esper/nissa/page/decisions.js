@@ -6,6 +6,7 @@ import { OUTCOMES, sign, title } from "./run.js";
 import { get } from "./server.js";
 
 const WINDOW = 60; // so many decisions are in the page at once
+const REST = 120; // ms without a move before the list follows
 
 const pairs = (rows) => el("dl", { class: "pairs" }, rows.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
 
@@ -208,12 +209,14 @@ class DecisionList {
     ].filter(Boolean);
   }
 
-  #bring(index) {
+  bring(epoch) {
+    const index = this.run.marks.findLastIndex((mark) => mark.epoch <= epoch);
     if (index < 0) return;
     const [from, to] = this.#bounds();
     if (index < from || index >= to) {
       this.end = Math.min(this.run.adaptations.length, index + WINDOW / 2);
       this.show(this.run, this.label);
+      this.#place();
     }
     if (index !== this.brought) bringIntoView(this.items.get(index).node);
     this.brought = index;
@@ -236,10 +239,15 @@ class DecisionList {
   // Word of the epoch that is looked at: what is later steps back, and what was decided last is in sight.
   scrub(epoch, reveal = false) {
     this.epoch = epoch;
-    if (reveal) this.#bring(this.run.marks.findLastIndex((mark) => mark.epoch <= epoch));
+    clearTimeout(this.resting);
+    if (reveal) this.resting = setTimeout(() => this.bring(epoch), REST);
+    this.#place();
+  }
+
+  #place() {
     for (const { node, adaptation } of this.items.values()) {
-      node.classList.toggle("later", adaptation.epoch > epoch);
-      node.classList.toggle("now", adaptation.epoch === epoch);
+      node.classList.toggle("later", adaptation.epoch > this.epoch);
+      node.classList.toggle("now", adaptation.epoch === this.epoch);
     }
   }
 }
@@ -272,7 +280,7 @@ export class Decisions {
   // Open the decision at `epoch` of the first run, and go to it.
   reveal(epoch) {
     const list = this.lists[0];
-    list.scrub(epoch, true);
+    list.bring(epoch);
     const item = [...list.items.values()].filter((each) => each.adaptation.epoch === epoch).at(-1);
     if (!item) return;
     list.toggle(item.adaptation.index, true);

@@ -101,6 +101,16 @@ export const STATES = {
   ERROR_RECOVERY: "error recovery",
 };
 
+// A colour of the style sheet for what is drawn on a canvas; looked up once until the colours change.
+const colours = new Map();
+
+export function colour(name) {
+  if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
+  return colours.get(name);
+}
+
+export const coloursChanged = () => colours.clear();
+
 // Replace the children of a node only when what they say has changed: focus and selection stay.
 export function redraw(node, key, build) {
   if (node.dataset.key === key) return false;

@@ -3,7 +3,7 @@
 import { Alerts, alertsOf } from "./alerts.js";
 import { Charts, MARK_COLOURS } from "./charts.js";
 import { Decisions } from "./decisions.js";
-import { day, el, plain, plural } from "./format.js";
+import { colour, coloursChanged, day, el, plain, plural } from "./format.js";
 import { Heads } from "./layout.js";
 import { Library } from "./library.js";
 import { Networks } from "./network.js";
@@ -114,7 +114,9 @@ async function choose() {
   if (state.runs.length !== wanted.length) state.runs = [];
   state.following = true;
   state.lost = null;
+  const waiting = setTimeout(() => { if (!state.runs.length && wanted.length && $("notice").hidden) notice("Reading the run", el("p", { class: "sub" }, wanted.join(", "))); }, 300);
   await Promise.all(wanted.map((_, which) => refresh(which)));
+  clearTimeout(waiting);
   fillPickers();
   if (!wanted.length) empty();
 }
@@ -160,11 +162,10 @@ function ticks() {
   canvas.width = canvas.clientWidth * scale;
   canvas.height = canvas.clientHeight * scale;
   const ctx = canvas.getContext("2d");
-  const style = getComputedStyle(document.documentElement);
   const last = Math.max(1, longest());
   const inset = 8 * scale;
   state.runs.forEach((run, which) => run.marks.forEach((mark) => {
-    ctx.fillStyle = style.getPropertyValue(`--${MARK_COLOURS[sign(mark.kind)]}`).trim();
+    ctx.fillStyle = colour(MARK_COLOURS[sign(mark.kind)]);
     const x = inset + (mark.epoch / last) * (canvas.width - 2 * inset);
     ctx.fillRect(Math.round(x - scale), which ? canvas.height - 5 * scale : 0, 2 * scale, 5 * scale);
   }));
@@ -183,6 +184,7 @@ function scrubbed() {
   frame = 0;
   const { runs, epoch } = state;
   if (!runs.length || runs.includes(undefined)) return;
+  document.body.classList.toggle("following", state.following);
   heads.scrub(runs, epoch);
   charts.scrub(epoch);
   networks.scrub(runs, epoch);
@@ -257,6 +259,11 @@ function theme(next) {
   else delete document.documentElement.dataset.theme;
   try { localStorage.setItem("esper.theme", next); } catch { /* then only until the page is closed */ }
   $("theme").textContent = { "": "Auto", light: "Light", dark: "Dark" }[next];
+  recolour();
+}
+
+function recolour() {
+  coloursChanged();
   if (state.runs.length) render(true);
 }
 
@@ -332,7 +339,7 @@ function wire() {
   addEventListener("hashchange", choose);
   addEventListener("keydown", onKey);
   addEventListener("resize", () => state.runs.length && ticks());
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => state.runs.length && render(true));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
   $("run").addEventListener("change", pick);
   $("with").addEventListener("change", pick);
   $("scrub").addEventListener("input", (event) => scrub(event.target.valueAsNumber, { follow: event.target.valueAsNumber >= longest() }));

@@ -25,12 +25,15 @@ class Network {
     this.map = format.el("canvas", { class: "map", "aria-hidden": "true", width: String(MAP_WIDTH) });
     this.caption = format.el("p", { class: "sub name" });
     this.told = format.el("p", { class: "told", "aria-live": "polite" });
-    this.node = format.el("div", { class: "network" }, this.caption, format.el("div", { class: "frame" }, this.scroller, this.map), this.told);
-    this.scroller.addEventListener("scroll", () => this.draw(), { passive: true });
+    this.census = format.el("ul", { class: "census", "aria-label": "Seeds by state" });
+    this.node = format.el("div", { class: "network" }, this.caption, this.census, format.el("div", { class: "frame" }, this.scroller, this.map), this.told);
+    this.top = 0;
+    this.height = 0; // both as last seen: to ask for them while drawing would lay out the page each time
+    this.scroller.addEventListener("scroll", () => { this.top = this.scroller.scrollTop; this.draw(); }, { passive: true });
     this.scroller.addEventListener("keydown", (event) => this.#key(event));
     this.map.addEventListener("pointerdown", (event) => this.#jump(event));
     this.map.addEventListener("pointermove", (event) => event.buttons && this.#jump(event));
-    new ResizeObserver(() => { this.drawn = null; this.draw(); }).observe(this.scroller);
+    new ResizeObserver(() => { this.#measure(); this.draw(); }).observe(this.scroller);
   }
 
   show(run, epoch, name) {
@@ -44,16 +47,21 @@ class Network {
     this.caption.textContent = name;
     this.caption.hidden = !name;
     this.spacer.style.height = `${run.layers.length * ROW}px`;
-    this.map.hidden = run.layers.length * ROW <= this.scroller.clientHeight + 1;
+    this.#measure();
     this.draw();
   }
 
+  #measure() {
+    this.height = this.scroller.clientHeight;
+    this.top = this.scroller.scrollTop;
+    this.map.hidden = !this.run || this.run.layers.length * ROW <= this.height + 1;
+  }
+
   draw() {
-    const { run } = this;
+    const { run, top, height } = this;
     if (!run) return;
-    const height = this.scroller.clientHeight;
-    const first = Math.max(0, Math.floor(this.scroller.scrollTop / ROW) - SPARE);
-    const last = Math.min(run.layers.length, Math.ceil((this.scroller.scrollTop + height) / ROW) + SPARE);
+    const first = Math.max(0, Math.floor(top / ROW) - SPARE);
+    const last = Math.min(run.layers.length, Math.ceil((top + height) / ROW) + SPARE);
     for (const [place, row] of this.rows) {
       if (place < first || place >= last) {
         row.node.remove();
@@ -66,6 +74,7 @@ class Network {
     }
     this.scroller.setAttribute("aria-activedescendant", `layer-${this.which}-${this.chosen}`);
     if (!this.map.hidden) this.#paintMap(height);
+    this.#count();
     this.#tell();
   }
 
@@ -112,6 +121,13 @@ class Network {
     row.node.setAttribute("aria-label", `${run.layers[place].name}, ${size ? `${size} parameters, ` : ""}seeds ${states.map((state) => format.STATES[state] ?? state).join(", ")}`);
   }
 
+  #count() {
+    const counts = this.run.census(this.epoch);
+    const states = Object.keys(counts).sort((a, b) => (WEIGHT[a] ?? 99) - (WEIGHT[b] ?? 99));
+    format.redraw(this.census, states.map((state) => state + counts[state]).join(), () => states.map((state) => format.el("li", { data: { state } },
+      format.icon(`seed-${state in STATE_COLOURS ? state : "DORMANT"}`), format.el("b", {}, format.plain(counts[state])), ` ${format.STATES[state] ?? state}`)));
+  }
+
   // All layers at once, a line each: where in a deep network something happens.
   #paintMap(height) {
     const { run, epoch } = this;
@@ -121,9 +137,6 @@ class Network {
       this.map.height = Math.round(height * scale);
       this.map.width = Math.round(MAP_WIDTH * scale);
     }
-    const style = getComputedStyle(document.documentElement);
-    const colours = {};
-    const of = (state) => (colours[state] ??= style.getPropertyValue(`--${STATE_COLOURS[state] ?? "seed-dormant"}`).trim());
     const layers = run.layers.length;
     const line = (height * scale) / layers;
     ctx.clearRect(0, 0, this.map.width, this.map.height);
@@ -131,13 +144,13 @@ class Network {
       const width = Math.max(0.2, Math.sqrt(run.size(place, epoch) / run.largest)) * (this.map.width - 4 * scale);
       const seeds = run.layers[place].seeds || 1;
       for (let seed = 0; seed < run.layers[place].seeds; seed += 1) {
-        ctx.fillStyle = of(run.seed(place, seed, epoch)[0]);
+        ctx.fillStyle = format.colour(STATE_COLOURS[run.seed(place, seed, epoch)[0]] ?? "seed-dormant");
         ctx.fillRect(2 * scale + (seed * width) / seeds, place * line, width / seeds, Math.max(1, line - (line > 3 ? 1 : 0)));
       }
     }
-    const top = (this.scroller.scrollTop / (layers * ROW)) * this.map.height;
+    const top = (this.top / (layers * ROW)) * this.map.height;
     const share = (height / (layers * ROW)) * this.map.height;
-    ctx.strokeStyle = style.getPropertyValue("--ink").trim();
+    ctx.strokeStyle = format.colour("ink");
     ctx.lineWidth = 1.5 * scale;
     ctx.strokeRect(scale, Math.min(top, this.map.height - share) + scale, this.map.width - 2 * scale, Math.max(4, share - 2 * scale));
   }
@@ -176,14 +189,13 @@ export class Networks {
   constructor() {
     this.place = document.getElementById("networks");
     this.at = document.getElementById("network-at");
-    this.census = document.getElementById("census");
     this.drawings = [new Network(0), new Network(1)];
   }
 
   show(runs, epoch) {
     const nodes = runs.map((_, which) => this.drawings[which].node);
     if (this.place.childElementCount !== nodes.length) this.place.replaceChildren(...nodes);
-    runs.forEach((run, which) => this.drawings[which].show(run, Math.min(epoch, Math.max(run.lastEpoch, epoch)), runs.length > 1 ? `${which ? "B" : "A"}  ${run.run.experiment}` : ""));
+    runs.forEach((run, which) => this.drawings[which].show(run, epoch, runs.length > 1 ? `${which ? "B" : "A"}  ${run.run.experiment}` : ""));
     this.scrub(runs, epoch);
   }
 
@@ -195,9 +207,5 @@ export class Networks {
     const run = runs[0];
     const seeds = run.layers.reduce((sum, layer) => sum + layer.seeds, 0);
     this.at.textContent = `${format.plural(run.layers.length, "layer")}, ${format.plural(seeds, "seed")}${epoch >= 0 ? `, after epoch ${epoch + 1}` : ""}`;
-    const counts = run.census(epoch);
-    const states = Object.keys(counts).sort((a, b) => (WEIGHT[a] ?? 99) - (WEIGHT[b] ?? 99));
-    format.redraw(this.census, states.map((state) => state + counts[state]).join(), () => states.map((state) =>
-      format.el("li", { data: { state } }, format.icon(`seed-${state in STATE_COLOURS ? state : "DORMANT"}`), format.el("b", {}, String(counts[state])), ` ${format.STATES[state] ?? state}`)));
   }
 }

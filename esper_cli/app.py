@@ -31,6 +31,7 @@ from esper_cli import (
     serve,
     token,
     train,
+    watch,
     worker,
 )
 from esper_cli.terminal import error_line
@@ -59,6 +60,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(token.app, name="token")
 app.add_typer(runs.app, name="runs")
+app.command("watch", epilog=watch.EPILOG)(watch.watch)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(reports.app, name="reports")
 app.add_typer(karn.app, name="karn")

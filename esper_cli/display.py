@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from esper.messages import SeedState
+from esper_cli.parts import as_many_as_fit, cut_to, layer_lines, legend, progress_line
 from esper_cli.progress import RunProgress, describe
 from esper_cli.terminal import duration, percent
-
-GLYPHS: Mapping[SeedState, tuple[str, str, str]] = {
-    SeedState.DORMANT: ("·", ".", "dim"),
-    SeedState.GERMINATED: ("○", "o", "cyan"),
-    SeedState.TRAINING: ("◔", "t", "blue"),
-    SeedState.BLENDING: ("◑", "b", "magenta"),
-    SeedState.HOLDING: ("◕", "h", "yellow"),
-    SeedState.FOSSILIZED: ("●", "F", "bold green"),
-    SeedState.CULLED: ("✕", "x", "red"),
-    SeedState.EMBARGOED: ("□", "-", "dim red"),
-    SeedState.ERROR_RECOVERY: ("!", "!", "bold red"),
-}
-"""Glyph, its form where the terminal has no Unicode, and style of each state of a seed."""
 
 _EVENT_STYLES = {
     "decision": "bold cyan",
@@ -139,33 +125,22 @@ class Panel:
         width, lines = options.max_width, max(3, console.height - 2)
         yield self._bar(width)
         yield self._numbers(width)
-        unicode = not options.ascii_only
-        rows = list(self._seeds(width, unicode))
-        room = lines - 2
-        shown = rows if len(rows) <= room else rows[: max(0, room - 1)]
-        yield from shown
-        if len(shown) < len(rows):
-            yield Text(f"… {len(rows) - len(shown)} more lines of layers"[:width], style="dim")
+        seeds, unicode = self.progress.seeds, not options.ascii_only
+        layers = list(layer_lines(seeds, width, unicode=unicode))
+        if layers:
+            layers.append(legend(seeds, width, unicode=unicode, counted=False))
+        yield from cut_to(layers, lines - 2, width, "layers")
 
     def _bar(self, width: int) -> Table:
         run = self.progress
         if run.compiled is not None:
             done, total = run.compiled
-            label, completed, left = f"compiling kernels {done}/{total}", done / max(1, total), ""
-        elif not run.total_epochs:
-            label, completed, left = "preparing", 0.0, ""
-        else:
-            label = f"epoch {min(run.epoch + 1, run.total_epochs)}/{run.total_epochs}"
-            completed = run.done
-            left = f"{duration(run.seconds_left)} left" if run.seconds_left is not None else ""
-        grid = Table.grid(padding=(0, 1), expand=False)
-        grid.add_column(no_wrap=True)
-        grid.add_column()
-        grid.add_column(no_wrap=True)
-        room = width - len(label) - len(left) - 8
-        bar = ProgressBar(total=1.0, completed=completed, width=max(4, min(40, room)))
-        grid.add_row(Text(label, style="bold"), bar, Text(f"{100 * completed:3.0f}% {left}"))
-        return grid
+            return progress_line(f"compiling kernels {done}/{total}", done / max(1, total), "", width)
+        if not run.total_epochs:
+            return progress_line("preparing", 0.0, "", width)
+        left = f"{duration(run.seconds_left)} left" if run.seconds_left is not None else ""
+        label = f"epoch {min(run.epoch + 1, run.total_epochs)}/{run.total_epochs}"
+        return progress_line(label, run.done, left, width)
 
     def _numbers(self, width: int) -> Text:
         run = self.progress
@@ -176,41 +151,7 @@ class Panel:
             parts.append(f"{run.faults} faults")
         if run.rollbacks:
             parts.append(f"{run.rollbacks} rollbacks")
-        while len("  ".join(parts)) > width:
-            parts.pop()  # half a number is worse than none
-        return Text("  ".join(parts))
-
-    def _seeds(self, width: int, unicode: bool) -> Iterator[Text]:
-        """The layers side by side, as many as fit, and what the glyphs among them mean."""
-        layers = list(self.progress.seeds.items())
-        if not layers:
-            return
-        glyphs = {name: _glyphs(states, unicode) for name, states in layers}
-        longest = max(len(name) for name in glyphs)
-        cell = min(width, longest + 1 + max(len(text) for text in glyphs.values()) + 3)
-        across = max(1, width // cell)
-        for start in range(0, len(layers), across):
-            line = Text()
-            for name, _ in layers[start : start + across]:
-                line.append(name[: cell - 4 - len(glyphs[name])].ljust(cell - 4 - len(glyphs[name])))
-                line.append(" ").append_text(glyphs[name]).append("   ")
-            line.truncate(width)
-            yield line
-        present = [state for state in SeedState if any(state in states for _, states in layers)]
-        legend = Text("  ").join(
-            Text(f"{GLYPHS[state][0 if unicode else 1]} {state.lower().replace('_', ' ')}", GLYPHS[state][2])
-            for state in present
-        )
-        legend.truncate(width)
-        yield legend
-
-
-def _glyphs(states: list[SeedState], unicode: bool) -> Text:
-    text = Text()
-    for state in states:
-        full, plain, style = GLYPHS[state]
-        text.append(full if unicode else plain, style)
-    return text
+        return Text(as_many_as_fit(parts, width))
 
 
 def _failed(event: str, fields: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ def print_history(view: RunView) -> None:
         f"{view.run_id}: {view.status}",
         _what_it_is(view),
         f"in {view.folder}",
-        *_why_it_ended(view),
+        *why_it_ended(view),
         "",
     )
     print_adaptations(view)
@@ -58,7 +58,7 @@ def _what_it_is(view: RunView) -> str:
     )
 
 
-def _why_it_ended(view: RunView) -> list[str]:
+def why_it_ended(view: RunView) -> list[str]:
     """Why a run did not finish, and how to go on."""
     if view.error:
         return [f"it failed: {view.error}"]

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from esper.nissa.run_records import Adaptation
 from esper.nissa.runs import RunStore, RunView
-from esper_cli.plot import plot_run
 from esper_cli.terminal import count, duration, is_wide, percent, print_json, print_lines, table
 
 LONGEST_PLACE = 28
@@ -23,6 +22,8 @@ VERDICT_STYLES = {"kept": "bold green", "culled": "yellow", "failed": "red", "re
 
 def report_run(root: Path, run_id: str, *, as_json: bool) -> None:
     """Draw the plot of the run ``run_id`` below ``root`` and print its summary on stdout."""
+    from esper_cli.plot import plot_run  # Matplotlib takes a second to import
+
     view = RunStore(root).open(run_id)
     plot_run(view, view.folder / "plot.png")
     if as_json:

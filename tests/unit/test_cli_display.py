@@ -8,7 +8,8 @@ from cli_support import KERNEL, LAYERS, RUN_ID, decision, events
 from rich.console import Console
 
 from esper.messages import CompilationRecord, SeedState, Slot
-from esper_cli.display import GLYPHS, LiveDisplay, Panel, PlainDisplay, QuietDisplay
+from esper_cli.display import LiveDisplay, Panel, PlainDisplay, QuietDisplay
+from esper_cli.parts import GLYPHS
 from esper_cli.progress import RunProgress, describe
 from esper_cli.train import Output
 

@@ -1,0 +1,109 @@
+"""``esper watch``: a run as it goes on, in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from esper.errors import RunError
+from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.runs import open_store, run_ids
+from esper_cli.terminal import console, print_lines
+
+if TYPE_CHECKING:  # they take a while to import; --help and completion must not wait for it
+    from esper.nissa.replay import ToldRun
+    from esper_cli.watch_source import Source
+    from esper_cli.watch_view import Viewer
+
+EPILOG = "Example: esper watch latest --epoch 5"
+
+
+def watch(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run's id, the start of one, or latest.",
+            autocompletion=complete_names(lambda: ["latest", *run_ids()]),
+        ),
+    ] = "latest",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Overrides of the configuration, such as runs=FOLDER.",
+            autocompletion=complete_overrides,
+            show_default=False,
+        ),
+    ] = None,
+    epoch: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Show the run as it was at the end of epoch N, and leave."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Show the run as it is now, and leave.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's events as JSON lines.")] = False,
+) -> None:
+    """Watch a run, its curves, layers, adaptations, caches and alerts, until it ends or Ctrl-C.
+
+    Where there is no terminal it prints a line an event, from the first on. Ends with 1 if the run did not
+    finish.
+    """
+    from esper_cli.watch_source import JournalSource
+
+    source = JournalSource(open_store(overrides or ()).open(run).folder)
+    if epoch is not None:
+        _show_epoch(source, epoch, as_json)
+        return
+    told = _follow(source, _viewer(as_json, once), once)
+    if once:
+        return
+    if not as_json:
+        from esper_cli.history import why_it_ended
+
+        print_lines(f"run {told.run_id}: {told.status.value}", *why_it_ended(told))
+    if told.status != "finished":
+        raise typer.Exit(1)
+
+
+def _viewer(as_json: bool, once: bool) -> Viewer:
+    from esper_cli.watch_view import FrameViewer, JsonViewer, LineViewer, LiveViewer
+
+    if as_json:
+        return JsonViewer()
+    if once:
+        return FrameViewer()
+    out = console()
+    return LiveViewer() if out.is_terminal and not out.is_dumb_terminal else LineViewer()
+
+
+def _follow(source: Source, viewer: Viewer, once: bool) -> ToldRun:
+    """Show the run until it ends, or once; returns it as it is then."""
+    from esper.nissa.replay import ToldRun
+
+    told = ToldRun(source.folder)
+    with viewer:
+        while True:
+            news = source.read()
+            if news.afresh:
+                told = ToldRun(source.folder)
+            told.tell(news.events, alive=news.alive)
+            viewer.show(told, news.events)
+            if once or not told.status.goes_on:
+                return told
+
+
+def _show_epoch(source: Source, epoch: int, as_json: bool) -> None:
+    from esper.nissa.replay import ToldRun, until_epoch
+    from esper_cli.watch_view import FrameViewer, JsonViewer
+
+    news = source.read()
+    whole, then = ToldRun(source.folder), ToldRun(source.folder)
+    whole.tell(news.events, alive=news.alive)
+    if all(item.epoch != epoch - 1 for item in whole.epochs):
+        done = f"it has done {len(whole.epochs)} of {whole.total_epochs}"
+        raise RunError(f"run {whole.run_id} has no epoch {epoch}", hint=done)
+    events = until_epoch(news.events, epoch - 1)
+    then.tell(events, alive=len(events) < len(news.events) or news.alive)
+    with JsonViewer() if as_json else FrameViewer(f"after epoch {epoch}") as viewer:
+        viewer.show(then, events)

@@ -190,6 +190,13 @@ def _rollback(fields: Mapping[str, Any]) -> str:
     )
 
 
+def _control(fields: Mapping[str, Any]) -> str:
+    if fields["outcome"] == "refused":
+        return f"control   {fields['action']} was asked for, and is refused: {fields['reason']}"
+    done = {"pause": "paused", "resume": "goes on", "rollback": "went back"}[fields["action"]]
+    return f"control   {done}, as was asked for, after step {fields['step']}"
+
+
 def _invention(fields: Mapping[str, Any]) -> str:
     record = fields["record"]
     became = record["reason"] if record["kernel_id"] else f"failed in {record['failure']}"
@@ -214,6 +221,7 @@ _DESCRIBERS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "trial": _trial,
     "fault": _fault,
     "rollback": _rollback,
+    "control": _control,
     "compile": _compile,
     "message": lambda fields: str(fields["text"]),
     "invention": _invention,

@@ -25,12 +25,14 @@ from esper.assembly.telemetry import prepare_telemetry
 from esper.blueprint import from_json
 from esper.data.splits import DataSplits
 from esper.errors import ConfigError, StorageError
+from esper.nissa.control import ControlRequests
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.runs import RunStore
 from esper.tamiyo.emergency import EmergencyPolicy
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
 from esper.tolaria.checkpoints import Checkpoints, Retention
+from esper.tolaria.control import RunControl
 from esper.tolaria.distributed import (
     Group,
     from_first,
@@ -117,6 +119,7 @@ def build_training(
         folder = from_first(
             group, lambda: RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg, data)
         )
+        requests = held_by_first(group, lambda: ControlRequests(folder))
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
         trail = build_run_trail(cfg, tell_key_made)
         journal = held_by_first(
@@ -168,6 +171,7 @@ def build_training(
             settings=_trainer_settings(cfg),
             invents=background,
             group=group,
+            control=RunControl(requests, recorder, group),
         )
         if start is not None:
             with generators_kept():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,9 +44,12 @@ class Adapted:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """One way back: seen in ``epoch`` after ``from_step`` optimizer steps, gone on from after ``to_step``."""
+    """One way back: seen in ``epoch`` after ``from_step`` optimizer steps, gone on from after ``to_step``.
 
-    cause: Cause
+    The cause is ``request`` where somebody asked for it.
+    """
+
+    cause: Cause | Literal["request"]
     target: str
     epoch: int
     from_step: int

@@ -158,6 +158,14 @@ class SharedCheckpoints:
         """The state of a checkpoint, the newest if ``name`` is None."""
         return from_first(self._group, lambda: self._first.load(name))
 
+    def marks(self) -> list[tuple[str, Mark]]:
+        """The name of each checkpoint that can be used, newest first, and where the run stood."""
+
+        def read() -> list[tuple[str, Mark]]:
+            return [(found.name, found.manifest.mark) for found in self._first.all() if found.manifest]
+
+        return from_first(self._group, read)
+
     def load_newest_good(self) -> tuple[dict[str, Any], list[EsperError]]:
         """The newest state that is whole, and why newer ones are not."""
         return from_first(self._group, lambda: self._first.load_newest_good())

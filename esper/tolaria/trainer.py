@@ -21,6 +21,7 @@ from esper.tolaria.averaging import share, usual_part
 from esper.tolaria.budget import Budget, Cost
 from esper.tolaria.checkpoints import BackgroundSaver, Mark, Saved
 from esper.tolaria.compiled import Backend, CompiledForward
+from esper.tolaria.control import RollbackAsked, RunControl
 from esper.tolaria.distributed import ALONE, Group, check_alike, copy_weights, from_first
 from esper.tolaria.evaluation import Flops, HeldOut
 from esper.tolaria.events import Recorder
@@ -91,6 +92,7 @@ class Trainer:
         settings: TrainerSettings,
         invents: bool = False,
         group: Group = ALONE,
+        control: RunControl | None = None,
     ) -> None:
         """``rebuild`` makes the network anew, as it was before training, for a rollback to fill.
 
@@ -110,6 +112,7 @@ class Trainer:
         self.budget = Budget(settings.epochs, settings.flops)
         self.invents = invents
         self.group = group
+        self.control = control or RunControl()
         self.progress = Progress()
         self._saved_step = 0
         self.so_far: EpochSoFar | None = None
@@ -160,8 +163,10 @@ class Trainer:
         except BaseException:
             with contextlib.suppress(EsperError):  # the first error is the one to pass on
                 self._tell(self._saver.wait())
+                self.control.refuse_rest(self)
             raise
         self._tell(self._saver.wait())
+        self.control.refuse_rest(self)
 
     def _fit(self) -> None:
         if self.held_out.average is not None:
@@ -174,6 +179,8 @@ class Trainer:
                 self._live_epoch()
             except Unstable as found:
                 recover(self, found.symptom)
+            except RollbackAsked as asked:
+                self.control.rolled_back(asked, self)
 
     def _live_epoch(self) -> None:
         packet = self.run_epoch(self.progress.epochs_done)
@@ -200,7 +207,7 @@ class Trainer:
 
     def run_epoch(self, epoch: int) -> SystemStatePacket:
         """Train one epoch, judge the trials that are due, and measure what a policy may know."""
-        started = time.perf_counter()
+        started = self._worked()
         self.orchestrator.begin_epoch(epoch)
         if self.so_far is None:
             self.structure.begin_epoch()
@@ -208,11 +215,11 @@ class Trainer:
         before = self.progress.samples
         loss = self._train(epoch, self.so_far)
         self.so_far = None
-        seconds = time.perf_counter() - started
+        seconds = self._worked() - started
         self.orchestrator.end_epoch()
         packet = self._packet(epoch, loss)
         self.progress.flops += self.cost.take_evaluations()
-        self.progress.seconds += time.perf_counter() - started
+        self.progress.seconds += self._worked() - started
         packet_json = packet.to_json()
         # In earlier lines already; journals would grow as a square.
         for repeated in ("history", "trials", "refusals", "growths"):
@@ -227,11 +234,18 @@ class Trainer:
         self.recorder.emit("cache", tiers=self.orchestrator.library.tier_counts())
         return packet
 
+    def _worked(self) -> float:
+        """A clock that stands still while the run is paused, in seconds."""
+        return time.perf_counter() - self.control.waited
+
     def _train(self, epoch: int, so_far: EpochSoFar) -> float:
         """What is left of an epoch; its mean loss. Reads the device at watched steps and at the end."""
         self.model.train()
         steps = len(self.batches)
         for step in range(so_far.steps, steps):
+            watched = step % self.settings.observe_every == 0
+            if watched:
+                self.control.between_steps(self)
             samples = len(self.batches.chosen(epoch, step))
             cost = samples * self.flops().training  # may run the model, so unobserved
             if step and self.budget.overspent(self.progress.flops, cost, self.cost):
@@ -241,7 +255,6 @@ class Trainer:
                 continue
             done = self._done(epoch + step / steps)
             self.progress.flops += cost
-            watched = step % self.settings.observe_every == 0
             observe(self.model, watched)
             self._set_rates(done)
             place = (epoch, step, self.progress.global_step)
@@ -383,6 +396,12 @@ class Trainer:
         state = self.state()
         if self.group.rank == 0:
             self._saver.begin(mark, state)
+
+    def save_here(self) -> None:
+        """As ``save``, and wait until it is on the disk; nothing if the newest checkpoint is from here."""
+        if self._saved_step != self.progress.global_step:
+            self.save()
+        self.settle()
 
     def _tell(self, written: list[Saved]) -> None:
         for saved in written:

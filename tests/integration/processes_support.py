@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from esper.assembly.drill_faults import PoisonedBatches
 from esper.assembly.training import build_training
 from esper.errors import ConfigError, RunError
+from esper.nissa.control import ask
 from esper.tolaria.averaging import GradientAverage, share
 from esper.tolaria.distributed import Group, check_alike, copy_weights, digest, from_first
 from esper.urza.library import Kernel
@@ -31,6 +32,7 @@ def all_of_it(group: Group, folder: str) -> dict[str, Any]:
         "plain": plain,
         "fault": fault_in_one,
         "poisoned": poisoned,
+        "asked": asked,
     }
     return {name: run(group, Path(folder, name)) for name, run in exercises.items()}
 
@@ -138,3 +140,22 @@ def poisoned(group: Group, runs: Path) -> dict[str, Any]:
     run.trainer.batches = PoisonedBatches(run.trainer.batches, (3, 5))
     summary = run.run()
     return {**summary, "skipped": run.trainer.progress.skipped, "digest": digest(run.trainer.model)}
+
+
+def asked(group: Group, runs: Path) -> dict[str, Any]:
+    """A run that is asked to pause, to go back and to go on, where it leads; all processes are to follow."""
+    done: list[tuple[str, str, int]] = []
+
+    def listen(event: str, fields: Mapping[str, Any]) -> None:
+        if event == "epoch" and fields["packet"]["epoch"] == 3 and not done:
+            ask(run.info.folder, "pause")
+            ask(run.info.folder, "rollback", epoch=3)
+        if event == "control":
+            done.append((fields["action"], fields["outcome"], fields["epoch"]))
+            if len(done) == 2:
+                ask(run.info.folder, "resume")
+
+    listeners = [listen] if group.rank == 0 else []
+    run = build_training(compose([*EXPERIMENT, "tolaria=ddp", f"runs={runs}", SHORT]), listeners=listeners)
+    summary = run.run()
+    return {**summary, "done": done, "digest": digest(run.trainer.model)}

@@ -134,3 +134,11 @@ def test_the_first_alone_writes(found: Found) -> None:
     assert names.count("run_started") == names.count("run_finished") == 1
     assert names.count("epoch") == 7
     assert found[0]["plain"]["folder"] == found[1]["plain"]["folder"]
+
+
+def test_processes_pause_go_back_and_go_on_together(found: Found) -> None:
+    first, second = (each["asked"] for each in found)
+    assert first["done"] == [["pause", "done", 4], ["rollback", "done", 3], ["resume", "done", 3]]
+    assert first["digest"] == second["digest"]
+    assert first["epochs"] == second["epochs"] == 7
+    assert first["steps"] == first["epochs"] * found[0]["plain"]["steps"] // 7

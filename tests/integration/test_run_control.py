@@ -1,0 +1,220 @@
+"""A run that is asked to pause, to go on and to go back while it trains."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from esper.assembly.training import build_training
+from esper.errors import RunError
+from esper.nissa.control import CONTROL_NAME, Action, ask
+from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.run_records import RunStatus
+from esper.nissa.runs import RunStore
+from esper.tolaria.run import Run
+from esper_cli.config import compose
+from esper_cli.progress import describe
+
+GROWING = (
+    "tamiyo=eager",
+    "tamiyo.first_epoch=2",
+    "karn.paths=[blueprints/low_rank.yaml]",
+    "tamiyo.min_confidence=0.0",
+    "tamiyo.detector.window=3",
+)
+
+
+def config(runs: Path, *overrides: str) -> DictConfig:
+    base = ["+experiment=smoke", "urza=memory", "tamiyo=never", "tolaria.epochs=4", f"runs={runs}"]
+    return compose([*base, *overrides])
+
+
+class Asking:
+    """A listener that asks something of the run when an event happens for the n-th time."""
+
+    def __init__(self, event: str, times: int, act: Callable[[Path], object]) -> None:
+        self.event, self.left, self.act = event, times, act
+        self.folder = Path()
+
+    def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
+        if event == self.event:
+            self.left -= 1
+            if self.left == 0:
+                self.act(self.folder)
+
+
+def run_with(cfg: DictConfig, *asking: Asking) -> tuple[Run, dict[str, Any]]:
+    run = build_training(cfg, listeners=asking)
+    for each in asking:
+        each.folder = run.info.folder
+    return run, run.run()
+
+
+def events_of(run: Run, *names: str) -> list[dict[str, Any]]:
+    events, _ = read_journal(run.info.folder / JOURNAL_NAME)
+    return [event for event in events if event["event"] in names]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def asks(action: Action, **bounds: int) -> Callable[[Path], object]:
+    return lambda folder: ask(folder, action, **bounds)
+
+
+def test_a_paused_run_waits_and_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    whole = build_training(config(tmp_path / "whole")).run()
+    seen: dict[str, Any] = {}
+
+    def later(folder: Path) -> None:
+        store = RunStore(folder.parent)
+        wait_until(lambda: store.open(folder.name).status is RunStatus.PAUSED)
+        view = store.open(folder.name)
+        before = len(view.epochs), view.seconds
+        time.sleep(0.6)
+        view = store.open(folder.name)
+        seen["still"] = view.status is RunStatus.PAUSED and (len(view.epochs), view.seconds) == before
+        with pytest.raises(RunError, match="does not go on"):
+            ask(tmp_path / "nothing", "resume")
+        ask(folder, "resume")
+
+    def pause(folder: Path) -> None:
+        ask(folder, "pause")
+        threading.Thread(target=later, args=(folder,)).start()
+
+    run, summary = run_with(config(tmp_path), Asking("step", 4, pause))
+    assert seen["still"]
+    assert summary["weights_sha256"] == whole["weights_sha256"]
+    paused, resumed = events_of(run, "control")
+    assert (paused["action"], paused["outcome"]) == ("pause", "done")
+    assert (resumed["action"], resumed["outcome"]) == ("resume", "done")
+    assert paused["step"] == resumed["step"] > 0
+    # It can go on from where it was paused, whatever becomes of the process meanwhile.
+    assert paused["step"] in [event["step"] for event in events_of(run, "checkpoint")]
+    view = RunStore(tmp_path).open(run.info.run_id)
+    assert view.status is RunStatus.FINISHED
+    assert view.started_at is not None
+    assert view.updated_at is not None
+    # What it waited is time that it has not worked.
+    assert view.seconds < (view.updated_at - view.started_at).total_seconds() - 0.5
+    assert summary["seconds"] < view.seconds
+    assert "paused, as was asked for" in str(describe("control", paused))
+
+
+def test_a_run_goes_back_to_an_epoch_and_what_grew_since_rests(tmp_path: Path) -> None:
+    growing = (*GROWING, "tolaria.epochs=8", "tolaria.keep_checkpoints=100")
+    run, summary = run_with(config(tmp_path, *growing), Asking("epoch", 5, asks("rollback", epoch=1)))
+    (asked,) = events_of(run, "control")
+    (rollback,) = events_of(run, "rollback")
+    assert (asked["outcome"], asked["epoch"]) == ("done", 1)
+    assert (rollback["cause"], rollback["to_epoch"]) == ("request", 1)
+    assert rollback["to_step"] == len(run.trainer.batches) == asked["step"]
+    assert summary["epochs"] == 8
+    before = [e for e in events_of(run, "decision") if e["at"] < rollback["at"]]
+    assert any(e["outcome"]["status"] == "grafted" for e in before), (
+        "nothing had grown: the test shows nothing"
+    )
+    assert rollback["seeds"]
+    view = RunStore(tmp_path).open(run.info.run_id)
+    assert [epoch.epoch for epoch in view.epochs] == list(range(8))
+    after = [e for e in events_of(run, "decision") if e["at"] >= rollback["at"]]
+    grafted = [e for e in after if e["outcome"]["status"] == "grafted"]
+    first = min((e["epoch"] for e in grafted), default=99)
+    assert first > 1, "it grew at once what had just been undone"
+    assert "caused by request" in str(describe("rollback", rollback))
+
+
+def test_a_run_goes_back_to_the_newest_checkpoint_or_to_a_step_while_it_is_paused(tmp_path: Path) -> None:
+    def while_paused(folder: Path) -> None:
+        ask(folder, "pause")
+        ask(folder, "rollback")
+        ask(folder, "rollback", step=0)
+        ask(folder, "resume")
+
+    cfg = config(tmp_path, "tolaria.keep_checkpoints=100", "tolaria.epochs=3")
+    run, summary = run_with(cfg, Asking("epoch", 2, while_paused))
+    done = events_of(run, "control")
+    assert [(e["action"], e["outcome"]) for e in done] == [
+        ("pause", "done"),
+        ("rollback", "done"),
+        ("rollback", "done"),
+        ("resume", "done"),
+    ]
+    steps = len(run.trainer.batches)
+    assert [e["step"] for e in done] == [2 * steps, steps, 0, 0]
+    assert (summary["epochs"], summary["steps"]) == (3, 3 * steps)
+
+
+def test_what_cannot_be_done_is_refused_with_the_reason(tmp_path: Path) -> None:
+    def impossible(folder: Path) -> None:
+        ask(folder, "resume")
+        ask(folder, "rollback", epoch=0)
+        with (folder / CONTROL_NAME).open("ab") as file:
+            file.write(b'{"request": 1}\nnonsense\n[]\n')
+        ask(folder, "pause")
+        ask(folder, "pause")
+        ask(folder, "resume")
+
+    cfg = config(tmp_path, "tolaria.keep_checkpoints=1")
+    run, summary = run_with(cfg, Asking("epoch", 3, impossible), Asking("epoch", 4, asks("rollback")))
+    assert summary["epochs"] == 4
+    refused = [e for e in events_of(run, "control") if e["outcome"] == "refused"]
+    assert [(e["action"], e["reason"].partition(";")[0]) for e in refused] == [
+        ("resume", "the run is not paused"),
+        ("rollback", "there is no such checkpoint"),
+        ("pause", "the run is paused already"),
+        ("rollback", "the training has ended"),
+    ]
+    assert f"there are: step {3 * len(run.trainer.batches)} (epoch 3)" in refused[1]["reason"]
+    with pytest.raises(RunError, match="does not go on"):
+        ask(run.info.folder, "pause")
+
+
+def test_a_paused_run_takes_ctrl_c_and_resumes_from_where_it_was(tmp_path: Path) -> None:
+    whole = build_training(config(tmp_path / "whole")).run()
+
+    def pause(folder: Path) -> None:
+        def later() -> None:
+            wait_until(lambda: RunStore(tmp_path).open(folder.name).status is RunStatus.PAUSED)
+            time.sleep(0.2)
+            signal.raise_signal(signal.SIGINT)
+
+        ask(folder, "pause")
+        threading.Thread(target=later).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_with(config(tmp_path), Asking("step", 4, pause))
+    store = RunStore(tmp_path)
+    (view,) = store.views()
+    assert view.status is RunStatus.INTERRUPTED
+    paused = next(iter(view.controls.values()))
+    resumed = build_training(config(tmp_path), resume=view.run_id)
+    assert resumed.trainer.progress.global_step == paused.step
+    ask(view.folder, "resume")  # of the process that is there now, which is not paused
+    summary = resumed.run()
+    assert summary["weights_sha256"] == whole["weights_sha256"]
+    assert store.open(view.run_id).status is RunStatus.FINISHED
+    assert [c.reason for c in view.refresh().controls.values()][-1] == "the run is not paused"
+
+
+def test_requests_at_once_are_each_whole(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def many(folder: Path) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            asked.extend(r.request for r in pool.map(lambda _: ask(folder, "resume"), range(40)))
+
+    run, _ = run_with(config(tmp_path), Asking("epoch", 1, many))
+    assert sorted(e["request"] for e in events_of(run, "control")) == sorted(asked)

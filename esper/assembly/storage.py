@@ -92,9 +92,9 @@ def broker_url(cfg: DictConfig) -> str:
     return _place(cfg.tezzeret.engine.broker, "tezzeret.engine.broker") or ""
 
 
-def telemetry_url(cfg: DictConfig) -> str:
-    """The URL of the Redis server of telemetry, read from where ``cfg.nissa.sinks.redis.url`` says."""
-    return _place(cfg.nissa.sinks.redis.url, "nissa.sinks.redis.url") or ""
+def telemetry_url(cfg: DictConfig, sink: str, key: str) -> str:
+    """Where a sink of telemetry writes, read from where ``cfg.nissa.sinks`` says."""
+    return _place(cfg.nissa.sinks[sink][key], f"nissa.sinks.{sink}.{key}") or ""
 
 
 def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -53,6 +54,11 @@ def prepare_sink(cfg: DictConfig, name: str) -> SinkOf:
     prepare = _SINKS.get(name)
     if prepare is None:
         raise ConfigError(f"nissa.sinks.{name}: there is no such sink", hint=f"there are {', '.join(_SINKS)}")
+    if name in _EXTRAS and find_spec(_EXTRAS[name]) is None:
+        raise ConfigError(
+            f"the sink {name} needs a package that is not installed",
+            hint=f"pip install 'esper-morph[{name}]'",
+        )
     return prepare(cfg)
 
 
@@ -60,7 +66,7 @@ def _redis(cfg: DictConfig) -> SinkOf:
     from esper.nissa.telemetry.redis_stream import RedisStreams
     from esper.urza.redis_client import BoundedRedis
 
-    server = BoundedRedis(telemetry_url(cfg), what="Redis server of telemetry")
+    server = BoundedRedis(telemetry_url(cfg, "redis", "url"), what="Redis server of telemetry")
     prefix: str = cfg.nissa.sinks.redis.prefix
     return lambda folder: RedisStreams(server, folder.name, prefix)
 
@@ -72,4 +78,34 @@ def _jsonl(cfg: DictConfig) -> SinkOf:
     return lambda folder: JsonLines(None if path == "-" else folder / path, folder.name)
 
 
-_SINKS: dict[str, Callable[[DictConfig], SinkOf]] = {"redis": _redis, "jsonl": _jsonl}
+def _tensorboard(cfg: DictConfig) -> SinkOf:
+    from esper.nissa.telemetry.tensorboard import TensorBoard
+
+    path: str = cfg.nissa.sinks.tensorboard.path
+    return lambda folder: TensorBoard(folder / path)
+
+
+def _mlflow(cfg: DictConfig) -> SinkOf:
+    from esper.nissa.telemetry.mlflow import Mlflow
+
+    uri, experiment = telemetry_url(cfg, "mlflow", "uri"), str(cfg.nissa.sinks.mlflow.experiment)
+    return lambda folder: Mlflow(uri, experiment, folder.name)
+
+
+def _otlp(cfg: DictConfig) -> SinkOf:
+    from esper.nissa.telemetry.otlp import Otlp
+
+    endpoint: str | None = cfg.nissa.sinks.otlp.endpoint
+    return lambda folder: Otlp(endpoint, folder.name)
+
+
+_EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "otlp": "opentelemetry"}
+"""The package that an extra of the sink's name installs."""
+
+_SINKS: dict[str, Callable[[DictConfig], SinkOf]] = {
+    "redis": _redis,
+    "jsonl": _jsonl,
+    "tensorboard": _tensorboard,
+    "mlflow": _mlflow,
+    "otlp": _otlp,
+}

@@ -111,7 +111,7 @@ def test_a_sink_that_is_down_gets_every_event_later_and_holds_up_nobody(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     down, well = Collecting(), Collecting()
-    down.error = SinkUnavailable("gone")
+    down.error = SinkUnavailable("redis://user:secret@host/0 is gone")
     well.name = "well"
     with telemetry_of(tmp_path, down, well) as (journal, telemetry):
         for n in range(5):
@@ -127,7 +127,7 @@ def test_a_sink_that_is_down_gets_every_event_later_and_holds_up_nobody(
         assert telemetry.counts()["collecting"].state == "up"
     assert down.events() == well.events() == list(range(5))
     assert [record.getMessage() for record in caplog.records] == [
-        "telemetry sink collecting: SinkUnavailable: gone",
+        "telemetry sink collecting: SinkUnavailable: redis://host/0 is gone",
         "telemetry sink collecting: takes messages again",
     ]
 

@@ -15,8 +15,8 @@ from esper.nissa.telemetry.writer import Allow, SinkWriter
 CAPACITY = 2**16
 """Signals that the buffer holds unless told otherwise: of a layer of 4 seeds about 20 MB."""
 
-CLOSE_SECONDS = 2.0
-"""How long the end of a run waits for all sinks together."""
+CLOSE_SECONDS = 10.0
+"""How long the end of a run waits for its sinks, all together, while they take what is left."""
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 import logging
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 2.0
 
 Allow = Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]
 """Given an event's name and fields, what of them may leave the run's folder; None for nothing."""
+
+_CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +167,8 @@ class SinkWriter:
 
     def _failed(self, error: Exception) -> bool:
         self._counts.errors += 1
-        self._counts.reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = _CREDENTIALS.sub("://", " ".join(f"{type(error).__name__}: {error}".split()))
+        self._counts.reason = reason[:200]
         self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
         self._placed = False  # of a batch that failed a part may have arrived
         if self._counts.state == "up":

@@ -1,0 +1,56 @@
+"""A sink of event files for TensorBoard, written by its own library."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from esper.nissa.journal import dumps
+from esper.nissa.telemetry.messages import Message
+from esper.nissa.telemetry.scalars import NOTED, Scalars
+
+FLUSH_SECONDS = 2.0
+"""How long what was written may wait before others can see it."""
+
+
+class TensorBoard:
+    """Scalars under their names, and as text the events that change a run.
+
+    A run that goes on adds a file to the same folder, as TensorBoard expects.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path) -> None:
+        """Writes below ``folder``, which is made."""
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+        self._scalars = Scalars()
+        self._step = 0
+        self._next_flush = 0.0
+
+    def position(self) -> None:
+        """It keeps none."""
+
+    def write(self, batch: Sequence[Message]) -> None:
+        """Add the scalars and texts of ``batch``."""
+        for message in batch:
+            for scalar in self._scalars.of(message):
+                self._step = scalar.step
+                self._writer.add_scalar(scalar.path, scalar.value, scalar.step, message.at)
+            if message.kind == "event" and message.name in NOTED:
+                text = f"    {dumps(message.fields)}"
+                self._writer.add_text(f"events/{message.name}", text, self._step, message.at)
+        self.idle()
+
+    def idle(self) -> None:
+        """Let others see what was written, now and then."""
+        if time.monotonic() >= self._next_flush:
+            self._writer.flush()
+            self._next_flush = time.monotonic() + FLUSH_SECONDS
+
+    def close(self) -> None:
+        """End the file."""
+        self._writer.close()

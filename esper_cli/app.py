@@ -27,7 +27,7 @@ from esper_cli import (
     processes,
     prove,
     reports,
-    runs,
+    runs_control,
     serve,
     token,
     train,
@@ -59,7 +59,7 @@ app.add_typer(kernels_files.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(token.app, name="token")
-app.add_typer(runs.app, name="runs")
+app.add_typer(runs_control.app, name="runs")
 app.command("watch", epilog=watch.EPILOG)(watch.watch)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(reports.app, name="reports")

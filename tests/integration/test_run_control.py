@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import threading
 import time
@@ -20,6 +22,7 @@ from esper.nissa.journal import JOURNAL_NAME, read_journal
 from esper.nissa.run_records import RunStatus
 from esper.nissa.runs import RunStore
 from esper.tolaria.run import Run
+from esper_cli.app import run as command
 from esper_cli.config import compose
 from esper_cli.progress import describe
 
@@ -207,6 +210,55 @@ def test_a_paused_run_takes_ctrl_c_and_resumes_from_where_it_was(tmp_path: Path)
     assert summary["weights_sha256"] == whole["weights_sha256"]
     assert store.open(view.run_id).status is RunStatus.FINISHED
     assert [c.reason for c in view.refresh().controls.values()][-1] == "the run is not paused"
+
+
+def test_the_command_line_asks_and_says_what_became_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+
+    def later(run_id: str) -> None:
+        for arguments in (["pause", run_id, "--json"], ["resume", run_id], ["resume", "latest"]):
+            codes.append(command(["runs", *arguments, f"runs={tmp_path}"]))
+            if arguments[0] == "pause":
+                codes.append(command(["runs", "ls", f"runs={tmp_path}"]))
+
+    threads: list[threading.Thread] = []
+
+    def start(folder: Path) -> None:
+        threads.append(threading.Thread(target=later, args=(folder.name,)))
+        threads[0].start()
+
+    # The run ends once it was asked everything.
+    cfg = config(tmp_path, "tolaria.epochs=300", "tolaria.flops=null")
+    run = build_training(cfg, listeners=[asking := Asking("epoch", 1, start)])
+    asking.folder = run.info.folder
+    training = threading.Thread(target=lambda: stop_when(run, lambda: bool(threads) and len(codes) == 4))
+    training.start()
+    training.join()
+    threads[0].join()
+    captured = capsys.readouterr()
+    assert codes == [0, 0, 0, 7]
+    asked = json.loads(captured.out[: captured.out.index("}\n}") + 3])
+    assert asked["outcome"]["action"] == "pause"
+    assert "paused" in captured.out[len(json.dumps(asked)) :]
+    assert f"{run.info.run_id} goes on, after" in captured.out
+    assert "refused: the run is not paused" in captured.err
+    assert command(["runs", "rollback", "latest", "--epoch", "1", "--step", "1"]) == 2
+
+
+class Enough(Exception):
+    """Ends a run from within."""
+
+
+def stop_when(run: Run, holds: Callable[[], bool]) -> None:
+    def look(event: str, fields: Mapping[str, Any]) -> None:
+        if event == "epoch" and holds():
+            raise Enough
+
+    run.trainer.recorder.listeners += (look,)
+    with contextlib.suppress(Enough):
+        run.run()
 
 
 def test_requests_at_once_are_each_whole(tmp_path: Path) -> None:

@@ -25,10 +25,14 @@ def serve_metrics(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Listen on this port; 0 takes any.")
     ] = None,
+    tls_self_signed: Annotated[
+        bool, typer.Option("--tls-self-signed", help="To try TLS: with a certificate that is made now.")
+    ] = False,
 ) -> None:
-    """Serve /health, /metrics, /api/v1/status and /api/v1/adaptations until Ctrl-C.
+    """Serve the page, /health, /metrics and the API until Ctrl-C.
 
-    Reads what training runs wrote, while they run and after. There is no authentication yet.
+    Reads what training runs wrote, while they run and after. On loopback whoever is on this machine may read;
+    anything else needs a token (esper token), and any other address TLS.
     """
     from esper.assembly.serving import serve
     from esper_cli.config import compose
@@ -36,4 +40,4 @@ def serve_metrics(
     cfg = compose(list(overrides or ()))
     cfg.nissa.host = host or cfg.nissa.host
     cfg.nissa.port = cfg.nissa.port if port is None else port
-    serve(cfg, say=typer.echo)
+    serve(cfg, say=typer.echo, self_signed=tls_self_signed)

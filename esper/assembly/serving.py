@@ -7,28 +7,40 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from esper.assembly.admission import access_notice, build_admission, build_connection_limit, build_tls
 from esper.assembly.catalogue import LibraryCatalogue, redis_check
 from esper.assembly.storage import build_library
 from esper.nissa.api import create_app
-from esper.nissa.monitor import Monitor
+from esper.nissa.guard import Guard
+from esper.nissa.kept_metrics import KeptMetrics
 from esper.nissa.runs import RunStore
-from esper.nissa.server import MetricsServer, access_notice
+from esper.nissa.server import MetricsServer
 
 
-def serve(cfg: DictConfig, *, say: Callable[[str], None]) -> None:
-    """Serve metrics, health and the API over ``cfg.runs`` until SIGINT or SIGTERM.
+def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = False) -> None:
+    """Serve metrics, health, the API and the page over ``cfg.runs`` until SIGINT or SIGTERM.
 
-    ``say`` is told where it listens and who can read it. Raises ServerError when the port is taken.
+    ``say`` is told where it listens and who is let in. Raises ServerError when the port is taken, or others
+    than this machine could come in without TLS and tokens.
     """
+    tls = build_tls(cfg, self_signed=self_signed, say=say)
+    admission = build_admission(cfg, tls=tls is not None)
     with build_library(cfg) as library:
         catalogue = LibraryCatalogue(library)
-        monitor = Monitor(
+        monitor = KeptMetrics(
             RunStore(Path(cfg.runs), keep_packets=False),
             catalogue.compilations,
             components=redis_check(cfg),
             tiers=catalogue.tiers,
         )
         app = create_app(monitor, catalogue)
-        server = MetricsServer(app, host=cfg.nissa.host, port=cfg.nissa.port, on_stop=app.state.hub.stop)
-        say(access_notice(cfg.nissa.host))
+        server = MetricsServer(
+            Guard(app, admission),
+            host=cfg.nissa.host,
+            port=cfg.nissa.port,
+            tls=tls,
+            connections=build_connection_limit(cfg),
+            on_stop=app.state.hub.stop,
+        )
+        say(access_notice(admission))
         server.run(on_ready=lambda url: say(f"serving {cfg.runs} at {url}"))

@@ -1,67 +1,47 @@
 """Serves the HTTP API until it is told to stop.
 
-Connections that are no use are dropped: no whole request head within ``HEAD_SECONDS``, an idle connection
-after the same time, a client that does not take its answer for ``STALLED_SECONDS`` (on Linux).
+Connections that are no use are dropped: no whole request head or TLS handshake within ``HEAD_SECONDS``, an
+idle one after the same time, a client that does not take its answer for ``STALLED_SECONDS`` (on Linux).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import logging
 import signal
-import socket
+import ssl
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, cast
 
-from hypercorn.asyncio.run import worker_serve
-from hypercorn.config import Config, Sockets
-from hypercorn.typing import ASGIFramework
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from hypercorn.typing import ASGIFramework, LifespanState
 from hypercorn.utils import wrap_app
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from esper.errors import ConfigError, ServerError
+from esper.nissa.bodies import BoundedRequests
+from esper.nissa.limits import ConnectionLimit
+from esper.nissa.listener import BACKLOG, DEFAULT_HOST, Listener, bind
+from esper.nissa.tls import with_certificate
 
-DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 9464
 """The port that OpenTelemetry's Prometheus exporters use."""
 
 HEAD_SECONDS = 3
-STALLED_SECONDS = 10
 GRACE_SECONDS = 0.8
 """How long requests under way may go on once the server is told to stop."""
 
 MAX_HEAD_BYTES = 16 * 1024
-MAX_BODY_BYTES = 1024 * 1024
 
 log = logging.getLogger(__name__)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def access_notice(host: str) -> str:
-    """What to tell the user who listens on ``host``: there is no authentication yet."""
-    if is_loopback(host):
-        return "no authentication yet: every user of this machine can read these pages"
-    return (
-        f"WARNING: listening on {host} with no authentication: everyone who can reach this machine can read "
-        f"your runs. Use --host {DEFAULT_HOST}, or a proxy that asks who is there."
-    )
-
-
 class MetricsServer:
-    """One server on one address, for an application that reads no request bodies.
+    """One server on one address.
 
     Binding happens here, so that a port in use is known before anything else starts; port 0 takes a free one.
     ``on_stop`` is called in the event loop once it is told to stop, and ends answers that have no end of
@@ -74,11 +54,14 @@ class MetricsServer:
         *,
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
+        tls: ssl.SSLContext | None = None,
+        connections: ConnectionLimit | None = None,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        self._app = app
+        self._app = BoundedRequests(app)
+        self._tls = tls
         self._on_stop = on_stop
-        self._listener = _bind(host, port)
+        self._listener = bind(host, port, connections or ConnectionLimit())
         self._stop: Callable[[], object] | None = None
         self._stopped = threading.Event()
 
@@ -86,7 +69,7 @@ class MetricsServer:
     def url(self) -> str:
         """Where it listens: ``http://127.0.0.1:9464``."""
         host, port = self._listener.address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def run(self, on_ready: Callable[[str], None] | None = None) -> None:
         """Serve until ``stop``, or SIGINT or SIGTERM in the main thread; returns within 2 s of it.
@@ -113,82 +96,57 @@ class MetricsServer:
         self._stop = lambda: loop.call_soon_threadsafe(stopping.set)
         if self._stopped.is_set():
             return
-        config = _hypercorn_config()
-        serving = asyncio.create_task(
-            worker_serve(
-                wrap_app(cast(ASGIFramework, _without_bodies(self._app)), config.wsgi_max_body_size, "asgi"),
-                config,
-                sockets=Sockets([], [self._listener], []),
-                shutdown_trigger=stopping.wait,
-            )
+        connections = _Connections(self._app)
+        server = await asyncio.start_server(
+            connections.serve,
+            sock=self._listener,
+            backlog=BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=HEAD_SECONDS if self._tls else None,
+            ssl_shutdown_timeout=1 if self._tls else None,
         )
         if on_ready is not None:
             on_ready(self.url)
-        await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when="FIRST_COMPLETED")
+        await stopping.wait()
+        loop.remove_reader(self._listener)
+        await asyncio.sleep(0)  # a connection accepted just now would never be closed by a closed server
+        await asyncio.sleep(0)
+        server.close()
         self._on_stop()
-        await asyncio.wait({serving}, timeout=GRACE_SECONDS)
-        if not serving.done():
+        await connections.end(self._listener)
+
+
+class _Connections:
+    """Those that are open, each of them Hypercorn's to serve."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._config = _hypercorn_config()
+        self._context = WorkerContext(None)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one until it ends."""
+        app = cast(ASGIFramework, with_certificate(self._app, writer.get_extra_info("peercert")))
+        wrapped = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
+        loop = asyncio.get_running_loop()
+        await TCPServer(wrapped, loop, self._config, self._context, LifespanState(), reader, writer)
+
+    async def end(self, listener: Listener) -> None:
+        """Let requests under way end for ``GRACE_SECONDS``, then drop what is left."""
+        await self._context.terminated.set()
+        if not await _closed(listener):
             # Closing a connection waits until its client has taken all data; a stalled one never does.
-            self._listener.drop_connections()
-        await serving
+            listener.drop_connections()
+            await _closed(listener)
 
 
-class _Listener(socket.socket):
-    """A listening socket that knows the connections it accepted."""
-
-    def __init__(self, family: int) -> None:
-        # With the protocol named, asyncio sets TCP_NODELAY; without it each answer takes 40 ms more.
-        super().__init__(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._accepted: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self.address = ("", 0)
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        connection, address = super().accept()
-        self._accepted.add(connection)
-        return connection, address
-
-    def drop_connections(self) -> None:
-        for connection in list(self._accepted):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-def _bind(host: str, port: int) -> _Listener:
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"port {port} is none", hint="choose one from 1024 to 65535, or 0 for any free one")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise ServerError(
-            f"cannot find the address of host {host!r}", hint=f"try --host {DEFAULT_HOST}"
-        ) from error
-    listener = _Listener(family)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_SECONDS * 1000)
-        listener.bind(address)
-        listener.listen()  # only now is the port ours: two sockets can be bound to it, one can listen
-        listener.setblocking(False)
-        listener.address = listener.getsockname()[:2]
-    except OSError as error:
-        listener.close()
-        raise _bind_error(error, host, port) from error
-    return listener
-
-
-def _bind_error(error: OSError, host: str, port: int) -> ServerError:
-    if error.errno == errno.EADDRINUSE:
-        return ServerError(
-            f"port {port} on {host} is in use",
-            hint=f"see by whom: ss -ltnp 'sport = :{port}'; or choose another: --port {port + 1}",
-        )
-    hints = {
-        errno.EACCES: "ports below 1024 need rights; choose a higher one with --port",
-        errno.EADDRNOTAVAIL: f"this machine has no such address; try --host {DEFAULT_HOST}",
-    }
-    reason = error.strerror or str(error)
-    return ServerError(f"cannot listen on {host} port {port}: {reason}", hint=hints.get(error.errno or 0))
+async def _closed(listener: Listener) -> bool:
+    """Whether all connections were closed within ``GRACE_SECONDS``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_SECONDS):
+            while listener.has_connections:
+                await asyncio.sleep(0.01)
+    return not listener.has_connections
 
 
 def _hypercorn_config() -> Config:
@@ -199,48 +157,13 @@ def _hypercorn_config() -> Config:
     config.read_timeout = HEAD_SECONDS
     config.h11_max_incomplete_size = MAX_HEAD_BYTES
     config.h2_max_header_list_size = MAX_HEAD_BYTES
-    config.graceful_timeout = 2 * GRACE_SECONDS
     config.include_server_header = False
     config.errorlog = None
     return config
 
 
-def _without_bodies(app: ASGIApp) -> ASGIApp:
-    """``app``, with request bodies read and thrown away before it answers.
-
-    Hypercorn queues a few pieces of a body and, when nobody takes them, can neither answer nor close: the
-    connection would be held for ever. A body that is too large or too slow is not waited for; the answer
-    then ends the connection.
-    """
-
-    async def nothing() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def discard(receive: Receive, enough: asyncio.Event) -> None:
-        size = 0
-        while (message := await receive())["type"] == "http.request":
-            size += len(message.get("body", b""))
-            if not message.get("more_body", False) or size > MAX_BODY_BYTES:
-                enough.set()
-        enough.set()
-
-    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await app(scope, receive, send)
-        enough = asyncio.Event()
-        discarding = asyncio.create_task(discard(receive, enough))
-        try:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(enough.wait(), HEAD_SECONDS)
-            return await app(scope, nothing, send)
-        finally:
-            discarding.cancel()
-
-    return wrapped
-
-
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    if isinstance(context.get("exception"), OSError):
+    if isinstance(context.get("exception"), OSError):  # and ssl.SSLError, which is one
         log.debug("connection lost: %s", context["exception"])
     else:
         loop.default_exception_handler(context)

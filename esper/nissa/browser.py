@@ -1,0 +1,78 @@
+"""What a browser must not be made to do for somebody else's page, and the cookie that it keeps a token in."""
+
+from __future__ import annotations
+
+import re
+from http.cookies import SimpleCookie
+from typing import Final
+from urllib.parse import urlencode, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import Message, Send
+
+from esper.nissa.refusal import Refusal
+
+COOKIE: Final = "esper_token"
+LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+_HEADERS: Final = {
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
+
+
+def check_host(request: Request, hosts: frozenset[str] | None) -> None:
+    """Refuse what is asked of this machine under the name of a stranger, who made that name lead here."""
+    given = request.headers.getlist("host")
+    if len(given) != 1:
+        raise Refusal(400, "one header Host is wanted")
+    if hosts is not None and re.sub(r":\d*$", "", given[0]).lower() not in hosts:
+        raise Refusal(421, "this server has another name", hint="allow more with nissa.hosts=[NAME]")
+
+
+def check_origin(request: Request, *, by_cookie: bool) -> None:
+    """Refuse what a page of somebody else asks for; programs send none of these headers, and no cookie."""
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if origin is not None:
+        same = urlsplit(origin).netloc == request.headers["host"]
+    else:
+        same = site == "same-origin" or (site is None and not by_cookie)
+    if not same:
+        raise Refusal(403, "a page from elsewhere asks for this")
+
+
+def cookie(request: Request, token: str) -> str:
+    """Has a browser keep ``token`` out of reach of scripts and of other pages; "" has it forgotten."""
+    made: SimpleCookie = SimpleCookie()
+    made[COOKIE] = token
+    attributes = {
+        "path": "/",
+        "httponly": True,
+        "samesite": "Strict",
+        "secure": request.url.scheme == "https",
+    }
+    for name, value in {**attributes, "max-age": "" if token else 0}.items():
+        made[COOKIE][name] = value
+    return made[COOKIE].OutputString()
+
+
+def with_cookie(request: Request, token: str) -> Response:
+    """The answer to a page that was asked for with its token: the cookie, and the address without it."""
+    others = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
+    headers = {"Cache-Control": "no-store", "Set-Cookie": cookie(request, token)}
+    return RedirectResponse("/" + ("?" + urlencode(others) if others else ""), 303, headers)
+
+
+def with_headers(send: Send) -> Send:
+    """``send``, with the headers of every answer that it lacks."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            present = {name.lower() for name, _ in message["headers"]}
+            more = [(name, value) for name, value in _HEADERS.items() if name not in present]
+            message = {**message, "headers": [*message["headers"], *more]}
+        await send(message)
+
+    return sending

@@ -1,0 +1,152 @@
+"""TLS for the HTTP API: what the server shows, and what it makes of the certificate of a client."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+import stat
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from esper.errors import ConfigError, ServerError
+
+CERTIFICATE: Final = "esper.certificate"
+"""Where the scope has the names in the certificate that the client has shown, if it has."""
+
+SELF_SIGNED_HOURS: Final = 24
+_MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+def server_tls(
+    certificate: Path, key: Path, *, minimum: str = "1.3", client_authority: Path | None = None
+) -> ssl.SSLContext:
+    """TLS with the certificate and key in these PEM files.
+
+    A client may show a certificate that one in ``client_authority`` has signed, and no other. Raises
+    ConfigError, or ServerError for files that cannot be used.
+    """
+    if minimum not in _MINIMUM:
+        raise ConfigError(f"nissa.tls_minimum is {minimum!r}", hint='it is "1.3" or "1.2"')
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _MINIMUM[minimum]
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # of 1.2; those of 1.3 are all good
+    context.set_alpn_protocols(["http/1.1"])
+    _check_key_file(key)
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+        _check_dates(certificate)
+        if client_authority is not None:
+            context.load_verify_locations(client_authority)
+            context.verify_mode = ssl.CERT_OPTIONAL
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ServerError(
+            f"the TLS certificate {certificate} with the key {key} cannot be used: {_reason(error)}",
+            hint="PEM files are wanted, the certificate with its chain, the key without a password",
+        ) from None
+    return context
+
+
+def self_signed_tls(host: str, names: Sequence[str], *, minimum: str = "1.3") -> tuple[ssl.SSLContext, str]:
+    """TLS with a key and certificate of this moment; and the certificate's SHA-256 fingerprint."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _self_signed(key, host, names)
+    with tempfile.TemporaryDirectory(prefix="esper-") as folder:  # which its owner alone can enter
+        files = Path(folder, "certificate.pem"), Path(folder, "key.pem")
+        for path, data in zip(
+            files,
+            (
+                certificate.public_bytes(Encoding.PEM),
+                key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            ),
+            strict=True,
+        ):
+            path.touch(mode=0o600)
+            path.write_bytes(data)
+        context = server_tls(*files, minimum=minimum)
+    return context, certificate.fingerprint(SHA256()).hex(":").upper()
+
+
+def with_certificate(app: ASGIApp, certificate: Mapping[str, Any] | None) -> ASGIApp:
+    """``app``, which is told the names in the ``certificate`` of the connection, as ``ssl`` describes it."""
+    if not certificate:
+        return app
+    names = certificate_names(certificate)
+
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, CERTIFICATE: names}, receive, send)
+
+    return told
+
+
+def certificate_names(certificate: Mapping[str, Any]) -> tuple[str, ...]:
+    """Its alternative names; where it has none, its common names (RFC 6125)."""
+    alternative = tuple(name for kind, name in certificate.get("subjectAltName", ()) if kind != "DirName")
+    if alternative:
+        return alternative
+    parts = (part for parts in certificate.get("subject", ()) for part in parts)
+    return tuple(value for kind, value in parts if kind == "commonName")
+
+
+def _check_key_file(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # said when it is read
+    if mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IRGRP:
+        raise ServerError(
+            f"the TLS key {path} can be used by others (mode {stat.S_IMODE(mode):04o})",
+            hint=f"if nobody has seen it: chmod 600 {path}",
+        )
+
+
+def _check_dates(path: Path) -> None:
+    certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+    now = datetime.now(UTC)
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise ValueError(
+            f"it is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
+            f"{certificate.not_valid_after_utc:%Y-%m-%d}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _self_signed(key: ec.EllipticCurvePrivateKey, host: str, names: Sequence[str]) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Esper, for trying")])
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(hours=SELF_SIGNED_HOURS))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([_general_name(name) for name in dict.fromkeys((host, *names))]),
+            critical=False,
+        )
+        .sign(key, SHA256())
+    )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

@@ -62,7 +62,9 @@ def why_it_ended(view: RunView) -> list[str]:
     """Why a run did not finish, and how to go on."""
     if view.error:
         return [f"it failed: {view.error}"]
-    saved = _has_checkpoint(view.folder / "checkpoints")
+    # Of a run on another machine there is no folder here, only its word.
+    here = view.folder.exists()
+    saved = _has_checkpoint(view.folder / "checkpoints") if here else view.checkpoint is not None
     go_on = f"go on with: esper train --resume {view.run_id}" if saved else "nothing was saved"
     words = {
         "interrupted": "it was interrupted, by Ctrl-C or SIGTERM",

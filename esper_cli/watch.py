@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esper.errors import RunError
+from esper.errors import ConfigError, RunError
 from esper_cli.completion import complete_names, complete_overrides
 from esper_cli.runs import open_store, run_ids
 from esper_cli.terminal import console, print_lines
@@ -41,6 +43,14 @@ def watch(
         int | None,
         typer.Option(min=1, metavar="N", help="Show the run as it was at the end of epoch N, and leave."),
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A run of the esper serve-metrics there, with the token in ESPER_TOKEN.",
+            show_default=False,
+        ),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show the run as it is now, and leave.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's events as JSON lines.")] = False,
 ) -> None:
@@ -49,9 +59,7 @@ def watch(
     Where there is no terminal it prints a line an event, from the first on. Ends with 1 if the run did not
     finish.
     """
-    from esper_cli.watch_source import JournalSource
-
-    source = JournalSource(open_store(overrides or ()).open(run).folder)
+    source = _source(run, overrides or [], url)
     if epoch is not None:
         _show_epoch(source, epoch, as_json)
         return
@@ -64,6 +72,18 @@ def watch(
         print_lines(f"run {told.run_id}: {told.status.value}", *why_it_ended(told))
     if told.status != "finished":
         raise typer.Exit(1)
+
+
+def _source(run: str, overrides: Sequence[str], url: str | None) -> Source:
+    if url is None:
+        from esper_cli.watch_source import JournalSource
+
+        return JournalSource(open_store(overrides).open(run).folder)
+    if overrides:
+        raise ConfigError(f"{overrides[0]} is about runs on this machine", hint="leave it out, or --url")
+    from esper_cli.watch_remote import ServerSource
+
+    return ServerSource(url, run, os.environ.get("ESPER_TOKEN"))
 
 
 def _viewer(as_json: bool, once: bool) -> Viewer:

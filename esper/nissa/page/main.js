@@ -99,8 +99,8 @@ async function refresh(which) {
     if (error.status === undefined) throw error;
     trouble(error);
   } finally {
-    const again = asking.get(id) === "again";
     setTimeout(() => {
+      const again = asking.get(id) === "again";
       asking.delete(id);
       if (again) refresh(which);
     }, REFRESH);

@@ -1,0 +1,346 @@
+"""The page in a real Chromium: what a run shows, live, beside another, by keyboard, on a phone; how fast."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from page_support import MadeRun
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from esper.nissa.journal import JOURNAL_NAME
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+]
+GROWN, STOPPED, DEEP = (
+    "20260101-100000-grown-0001",
+    "20260101-110000-stopped-0002",
+    "20260101-120000-deep-0003",
+)
+FAILED = "20260101-130000-failed-0004"
+SIZE = {"width": 1360, "height": 1000}
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was really trained, with its kernels, and several that were made."""
+    place = tmp_path_factory.mktemp("page")
+    environment = {**os.environ, "ESPER_HOME": str(place / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "esper_cli", "train", "+experiment=smoke"]
+    subprocess.run(command, cwd=place, env=environment, check=True, capture_output=True, timeout=120)
+    (trained,) = (place / "runs").glob("*-smoke-*")
+    kernels = re.findall(r"kernel_[0-9a-f]{16}", (trained / JOURNAL_NAME).read_text())
+    grown = MadeRun(place / "runs", GROWN, layers=9, total=60, every=5, kernels=kernels)
+    grown.epochs(47)
+    grown.rollback(44)
+    grown.epochs(16)
+    grown.finish()
+    stopped = MadeRun(place / "runs", STOPPED, layers=9, total=60, every=9, seed=3)
+    stopped.epochs(40)
+    stopped.close()
+    deep = MadeRun(place / "runs", DEEP, layers=500, total=10_000, every=60)
+    deep.epochs(10_000)
+    deep.finish()
+    failed = MadeRun(place / "runs", FAILED, layers=3, total=60)
+    failed.epochs(9)
+    failed.fail("the loss is not finite after 3 rollbacks")
+    return place
+
+
+@pytest.fixture(scope="module")
+def url(place: Path) -> Iterator[str]:
+    """The address of ``esper serve-metrics`` over them."""
+    command = [sys.executable, "-m", "esper_cli", "serve-metrics", "--port", "0"]
+    environment = {**os.environ, "ESPER_HOME": str(place / "home"), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        found = next((each for line in server.stdout if (each := re.search(r"http://[\d.:]+", line))), None)
+        assert found is not None, "the server does not say where it is"
+        yield found[0]
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Open]:
+    """Opens the page; whatever a test does, nothing leaves the origin and the console tells of no error."""
+    wrong: list[str] = []
+    contexts = []
+    host = urlsplit(url).netloc
+
+    def open_page(fragment: str = "", **options: Any) -> Page:
+        context = browser.new_context(**{"viewport": SIZE, "reduced_motion": "reduce", **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("request", lambda each: wrong.append(each.url) if urlsplit(each.url).netloc != host else None)
+        page.on(
+            "console", lambda each: wrong.append(each.text) if each.type in ("error", "warning") else None
+        )
+        page.on("pageerror", lambda each: wrong.append(str(each)))
+        page.goto(f"{url}/{fragment}")
+        return page
+
+    yield open_page
+    keep = os.environ.get("ESPER_ARTEFACTS")
+    for number, context in enumerate(contexts):
+        if keep:
+            name = f"{request.node.name.removeprefix('test_')}-{number}.png"
+            context.pages[0].screenshot(path=Path(keep) / name)
+        context.close()
+    assert wrong == []
+
+
+def scrub(page: Page, epoch: int) -> None:
+    page.locator("#scrub").fill(str(epoch - 1))
+    expect(page.locator("#at")).to_have_text(re.compile(rf"^{epoch:,} /"))
+
+
+def states(page: Page) -> dict[str, int]:
+    found = page.locator(".census").first.locator("li").all_inner_texts()
+    return {text.split(maxsplit=1)[1]: int(text.split()[0].replace(",", "")) for text in found}
+
+
+def test_the_first_paint_is_soon_and_all_of_it_is_small(open_page: Open, browser: Browser, url: str) -> None:
+    page = open_page(f"#run={GROWN}")
+    expect(page.locator(".layer").first).to_be_visible()
+    sizes: list[int] = []
+    session = page.context.new_cdp_session(page)
+    session.send("Network.enable")
+    session.send("Network.setCacheDisabled", {"cacheDisabled": True})
+    session.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
+    page.reload()
+    expect(page.locator(".layer").first).to_be_visible()
+    expect(page.locator("#queue li").first).to_be_visible()
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    print(f"first paint after {paint:.0f} ms, {sum(sizes) / 1000:.0f} kB in {len(sizes)} answers")
+    assert paint < 1000
+    assert 20_000 < sum(sizes) < 200_000
+
+
+def test_a_run_that_was_trained_shows_what_it_did_and_why(open_page: Open, place: Path) -> None:
+    (run,) = (place / "runs").glob("*-smoke-*")
+    page = open_page(f"#run={run.name}")
+    expect(page.locator("h1")).to_have_text("smoke")
+    expect(page.locator(".status")).to_have_text("finished")
+    expect(page.locator(".head-of")).to_contain_text("12 of 12 epochs")
+    decision = page.locator(".decisions > li").first
+    decision.get_by_role("button").click()
+    for text in ("Evidence", "gradient share", "Alternatives", "expected", "realised", "held-out loss"):
+        expect(decision.locator(".panel")).to_contain_text(text)
+    expect(decision.locator(".panel dd code").first).to_contain_text("kernel_")
+    expect(decision.locator(".panel")).to_contain_text("kept in trials")  # from the library's record
+    expect(decision.locator(".steps li").first).to_contain_text("germinated")
+    expect(page.locator("#library table").first).to_contain_text("hit rate")
+    expect(page.locator("#library table").nth(1).locator("tbody tr").first).to_be_visible()
+    expect(page.locator("#queue-sub")).to_contain_text("0 failed")
+
+
+def test_the_network_is_drawn_as_it_was_at_the_epoch_that_is_looked_at(open_page: Open) -> None:
+    page = open_page(f"#run={GROWN}")
+    layer = page.locator("#layer-0-3")
+    scrub(page, 1)
+    assert states(page) == {"dormant": 36}
+    small = layer.locator(".size").inner_text()
+    width = layer.locator(".strip").bounding_box()
+    scrub(page, 6)
+    assert states(page) == {"dormant": 35, "training": 1}
+    scrub(page, 60)
+    assert states(page)["fossilized"] == 6
+    assert layer.locator(".size").inner_text() != small
+    grown = layer.locator(".strip").bounding_box()
+    assert width is not None
+    assert grown is not None
+    assert grown["width"] > 1.3 * width["width"]
+    scrub(page, 20)
+    assert page.locator(".decisions > li.later").count() == 7
+    expect(page.locator(".numbers .value").nth(2)).to_have_text("20")
+
+
+def test_everything_can_be_done_without_a_mouse(open_page: Open) -> None:
+    page = open_page(f"#run={GROWN}")
+    expect(page.locator("#at")).to_have_text("60 / 60")
+    press = page.keyboard.press
+    press("[")
+    expect(page.locator("#at")).to_have_text("55 / 60")
+    press("[")
+    press("Shift+ArrowLeft")
+    press("ArrowRight")
+    expect(page.locator("#at")).to_have_text("41 / 60")
+    press("[")
+    press("Enter")
+    opened = page.locator(".decisions > li.now button.head")
+    expect(opened).to_be_focused()
+    expect(opened).to_have_attribute("aria-expanded", "true")
+    expect(page.locator(".decisions > li.now .panel")).to_contain_text("16 → 32")
+    press("Enter")
+    expect(opened).to_have_attribute("aria-expanded", "false")
+    press("Home")
+    expect(page.locator("#at")).to_have_text("1 / 60")
+    page.locator(".layers").focus()
+    press("ArrowDown")
+    press("ArrowDown")
+    expect(page.locator("#layer-0-2")).to_have_attribute("aria-selected", "true")
+    expect(page.locator(".told")).to_contain_text("stage1.2")
+    press("?")
+    expect(page.locator("#keymap")).to_be_visible()
+    press("Escape")
+    expect(page.locator("#keymap")).to_be_hidden()
+    page.locator("#scrub").focus()
+    press("End")
+    expect(page.locator("#follow")).to_have_attribute("aria-pressed", "true")
+    reached = set()
+    for _ in range(40):
+        press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.className"))
+    assert {"run", "with", "log", "head", "scrub", "play", "follow", "layers", "theme"} <= reached
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", (
+        "where the keyboard is cannot be seen"
+    )
+
+
+def test_a_run_is_followed_while_it_goes_on(open_page: Open, place: Path) -> None:
+    page = open_page()
+    run = MadeRun(place / "runs", "20990101-100000-live-0009", layers=4, total=30, every=6)
+    try:
+        run.epochs(5)
+        expect(page.locator("h1")).to_have_text("live")  # the newest, which nobody chose
+        expect(page.locator(".status")).to_have_text("running")
+        expect(page.locator("#link")).to_have_text("live")
+        expect(page.locator("#at")).to_have_text("5 / 5")
+        expect(page.locator("#decisions .empty")).to_contain_text("No decision yet")
+        run.epochs(3)
+        expect(page.locator("#at")).to_have_text("8 / 8")
+        expect(page.locator(".decisions > li")).to_have_count(1)
+        assert states(page)["blending"] == 1
+        page.keyboard.press("Home")  # who looks back is left there
+        run.epochs(4)
+        expect(page.locator("#at")).to_have_text("1 / 12")
+        page.keyboard.press("End")
+        run.rollback(10)
+        run.epochs(1)
+        expect(page.locator("#at")).to_have_text("11 / 11")
+        expect(page.locator("#alert-list")).to_contain_text("Rolled back: non-finite loss")
+        run.epochs(19)
+        run.finish()
+        expect(page.locator(".status")).to_have_text("finished")
+        expect(page.locator("#at")).to_have_text("30 / 30")
+    finally:
+        run.close()
+        shutil.rmtree(place / "runs" / run.run_id)
+
+
+def test_two_runs_stand_side_by_side_at_an_address_that_can_be_shared(open_page: Open) -> None:
+    page = open_page(f"#run={GROWN}")
+    page.locator("#with").select_option(STOPPED)
+    expect(page.locator("h1")).to_have_text(["Agrown", "Bstopped"])
+    assert page.url.endswith(f"#run={GROWN}&with={STOPPED}")
+    again = open_page(urlsplit(page.url).fragment.join(("#", "")))
+    expect(again.locator(".status")).to_have_text(["finished", "stopped"])
+    expect(again.locator(".head-of.second")).to_contain_text(f"esper train --resume {STOPPED}")
+    expect(again.locator(".network")).to_have_count(2)
+    scrub(again, 50)
+    expect(again.locator("#read-accuracy")).to_have_text(re.compile(r"epoch 50\b.*\|\s+\u2013$"))
+    expect(again.locator(".head-of.second .value").nth(2)).to_have_text("40")
+    again.locator("#with").select_option("")
+    expect(again.locator(".network")).to_have_count(1)
+
+
+def test_ten_thousand_epochs_of_five_hundred_layers_are_smooth(open_page: Open) -> None:
+    page = open_page(f"#run={DEEP}")
+    expect(page.locator("#at")).to_have_text("10,000 / 10,000")
+    assert page.locator(".layer").count() < 30
+    assert page.locator(".decisions > li").count() <= 60
+    session = page.context.new_cdp_session(page)
+    session.send(
+        "Performance.enable", {"timeDomain": "threadTicks"}
+    )  # what others make it wait is not its own
+
+    def spent() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+
+    before = spent()
+    frames = page.evaluate(
+        """async () => {
+          const bar = document.getElementById("scrub"), times = [];
+          const frame = () => new Promise(requestAnimationFrame);
+          for (let i = 0, last = await frame(); i < 90; i += 1) {
+            bar.value = Math.round((bar.max * i) / 90);
+            bar.dispatchEvent(new Event("input", { bubbles: true }));
+            const now = await frame();
+            times.push(now - last);
+            last = now;
+          }
+          return times.sort((a, b) => a - b);
+        }"""
+    )
+    each = 1000 * (spent() - before) / len(frames)
+    rate = 1000 * len(frames) / sum(frames)
+    print(
+        f"scrubbing: {rate:.0f} frames a second, {each:.1f} ms of work for each, longest {frames[-1]:.0f} ms"
+    )
+    assert rate >= 30
+    assert each < 25
+    page.locator(".layers").evaluate("node => node.scrollTo(0, 34 * 400)")
+    expect(page.locator("#layer-0-402")).to_be_visible()
+    assert page.locator(".layer").count() < 30
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_reads_well_on_a_phone_and_for_who_cannot_see_it(open_page: Open, scheme: str) -> None:
+    page = open_page(
+        f"#run={GROWN}&with={FAILED}", viewport={"width": 360, "height": 740}, color_scheme=scheme
+    )
+    expect(page.locator(".network")).to_have_count(2)
+    expect(page.locator(".head-of.second")).to_contain_text("the loss is not finite after 3 rollbacks")
+    page.locator(".decisions > li").nth(2).get_by_role("button").click()
+    scrub(page, 30)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    for at in (360, 1360):
+        page.set_viewport_size({"width": at, "height": 900})
+        found = Axe().run(page, options={"resultTypes": ["violations"]})
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_colours_are_the_readers_choice(open_page: Open) -> None:
+    page = open_page(f"#run={GROWN}", color_scheme="dark")
+    background = "getComputedStyle(document.documentElement).backgroundColor"
+    dark = page.evaluate(background)
+    page.locator("#theme").click()
+    expect(page.locator("#theme")).to_have_text("Light")
+    light = page.evaluate(background)
+    assert light != dark
+    page.reload()
+    assert page.evaluate(background) == light

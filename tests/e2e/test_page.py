@@ -29,7 +29,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-]
 GROWN, STOPPED, DEEP = (
     "20260101-100000-grown-0001",
     "20260101-110000-stopped-0002",

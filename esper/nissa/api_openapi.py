@@ -1,7 +1,11 @@
-"""The API in OpenAPI 3.1, made from the table of endpoints and the models of what they take and answer."""
+"""The API in OpenAPI 3.1, made from the table of endpoints and the models of what they take and answer.
+
+``python -m esper.nissa.api_openapi > docs/openapi.json`` writes it for people who have no server.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -170,6 +174,7 @@ def _parameter(name: str, schema: dict[str, Any], shared: Mapping[str, Any]) -> 
     choices = [choice for choice in schema.pop("anyOf", ()) if choice.get("type") != "null"]
     for choice in choices[:1]:
         schema.update(choice)
+    description = schema.pop("description", description)
     if reference := schema.pop("$ref", None):
         schema.update(
             {key: value for key, value in shared[reference.rpartition("/")[2]].items() if key != "title"}
@@ -179,3 +184,7 @@ def _parameter(name: str, schema: dict[str, Any], shared: Mapping[str, Any]) -> 
         schema["default"] = default
     parameter = {"name": name, "in": "query", "required": False, "schema": schema}
     return parameter if description is None else {**parameter, "description": description}
+
+
+if __name__ == "__main__":
+    print(json.dumps(openapi(), indent=1))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from esper.messages import Layout
+from esper.nissa.event_places import EVENT_ID
 from esper.nissa.run_records import RunStatus
 
 MAX_LIMIT = 1000
@@ -29,6 +30,11 @@ def _whole(value: Any) -> Any:
     return value
 
 
+def _integral(value: Any) -> Any:
+    # To JSON 3.0 is a whole number.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _time(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -39,13 +45,14 @@ def _time(value: Any) -> Any:
     return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
 Time = Annotated[
     datetime, BeforeValidator(_time), Field(description="ISO 8601; UTC unless it says otherwise")
 ]
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
-Tag = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]{1,100}$")]
-Limit = Annotated[Whole, Field(ge=1, le=MAX_LIMIT, description="how many at most")]
+Tag = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f-\xa0]{1,100}$")]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="how many at most"), BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=0, le=2**53, strict=True), BeforeValidator(_integral)]
+Size = Annotated[int, Field(ge=1, le=2**31 - 1, description="features or channels"), BeforeValidator(_whole)]
 Cursor = Annotated[
     str,
     StringConstraints(min_length=1, max_length=500),
@@ -93,8 +100,8 @@ class KernelsQuery(Model):
     tag: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS, description="repeated: with all of them")] = ()
     any_tag: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS, description="with one of them")] = ()
     no_tag: Annotated[tuple[Tag, ...], Field(max_length=MAX_TAGS, description="with none of them")] = ()
-    input: Annotated[Whole | None, Field(ge=1, le=2**31 - 1, description="features or channels")] = None
-    output: Annotated[Whole | None, Field(ge=1, le=2**31 - 1, description="features or channels")] = None
+    input: Size | None = None
+    output: Size | None = None
     layout: Layout | None = None
     status: Literal["validated", "retired"] | None = None
     name: Annotated[Word | None, Field(description="a part of the name")] = None
@@ -117,13 +124,11 @@ class EventsQuery(Model):
 
     run: Annotated[Word | None, Field(description="a run's id, the start of one, or latest")] = None
     types: Annotated[
-        str | None,
-        StringConstraints(pattern=r"^[a-z_]{1,40}(,[a-z_]{1,40}){0,30}$"),
+        Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}(,[a-z_]{1,40}){0,30}$")] | None,
         Field(description="names of events, with commas between"),
     ] = None
     after: Annotated[
-        str | None,
-        StringConstraints(max_length=4000),
+        Annotated[str, StringConstraints(pattern=rf"^(start|{EVENT_ID})$")] | None,
         Field(description="the id of the last event that was seen; or start"),
     ] = None
 
@@ -131,18 +136,23 @@ class EventsQuery(Model):
 class WaitQuery(Model):
     """How long the answer may wait until the run has done what it was asked."""
 
-    wait: Annotated[Whole, Field(ge=0, le=MAX_WAIT_SECONDS, description="seconds")] = 0
+    wait: Annotated[int, Field(ge=0, le=MAX_WAIT_SECONDS, description="seconds"), BeforeValidator(_whole)] = 0
 
 
 class RollbackBody(Model):
-    """Where to go back to: the newest checkpoint of at most so many epochs or steps; else the newest."""
+    """Where to go back to: the newest checkpoint of at most so many whole epochs, or optimizer steps.
 
-    epoch: Annotated[int | None, Field(ge=0, le=2**53, strict=True, description="whole epochs done")] = None
-    step: Annotated[int | None, Field(ge=0, le=2**53, strict=True, description="optimizer steps")] = None
+    With neither the newest from before where the run is.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"maxProperties": 1})
+
+    epoch: Count | None = None
+    step: Count | None = None
 
     @model_validator(mode="after")
     def _one(self) -> RollbackBody:
-        if self.epoch is not None and self.step is not None:
+        if len(self.model_fields_set) > 1:
             raise ValueError("give epoch or step, not both")
         return self
 

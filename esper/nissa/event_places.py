@@ -15,9 +15,9 @@ LATE_SECONDS = 10.0
 """From the time that an event bears to its being told it takes less than this."""
 
 MAX_PLACES = 128
-MAX_ID = 30 + MAX_PLACES * 29
 
-_ID = re.compile(rf"(\d{{1,15}})((?:\.[0-9a-f]{{12}}-\d{{1,15}}){{0,{MAX_PLACES}}})")
+EVENT_ID = rf"[0-9]{{1,15}}(\.[0-9a-f]{{12}}-[0-9]{{1,15}}){{0,{MAX_PLACES}}}"
+"""What an id looks like, as a regular expression."""
 
 
 @dataclass(slots=True)
@@ -30,11 +30,11 @@ class Places:
     @classmethod
     def parse(cls, text: str) -> Places | None:
         """The places that ``text`` was written of; None when it is no id."""
-        found = _ID.fullmatch(text)
-        if found is None:
+        if re.fullmatch(EVENT_ID, text) is None:
             return None
-        at = int(found[1]) / 1000
-        pairs = (part.split("-") for part in found[2].split(".")[1:])
+        milliseconds, *ends = text.split(".")
+        at = int(milliseconds) / 1000
+        pairs = (end.split("-") for end in ends)
         return cls(at, {key: (int(end), at) for key, end in pairs})
 
     def text(self) -> str:

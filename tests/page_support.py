@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +46,7 @@ class MadeRun:
         self.epoch = 0
         self.tried: list[tuple[int, str, int, str]] = []
         self.changed = set(self.names)
+        self.past: deque[tuple[dict[str, int], dict[str, list[str]], list[Any]]] = deque(maxlen=20)
         self.journal.write(
             "run_started",
             run_id=run_id,
@@ -65,6 +67,7 @@ class MadeRun:
             self._epoch()
             if self.epoch % self.every == 0 and self.epoch < self.total:
                 self._decide()
+            self.past.append((dict(self.sizes), dict(self.states), list(self.tried)))
 
     def _epoch(self) -> None:
         share = self.epoch / self.total
@@ -255,7 +258,12 @@ class MadeRun:
             seeds=[],
             skipped=[self.epoch, 4],
         )
-        self.epoch = to_epoch
+        while self.epoch > to_epoch:
+            self.epoch -= 1
+            self.past.pop()
+        sizes, states, tried = self.past[-1]
+        self.sizes, self.states, self.tried = dict(sizes), dict(states), list(tried)
+        self.changed = set(self.names)
 
     def finish(self) -> None:
         """The run's last word."""

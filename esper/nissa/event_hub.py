@@ -62,7 +62,8 @@ class EventHub:
         """The number of the oldest that is kept; they are numbered from the hub's beginning."""
         self._news = asyncio.Event()
         self._stopped = False
-        self._followers = 0
+        self.followers = 0
+        """How many follow now."""
         self._beginning = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
 
@@ -74,7 +75,7 @@ class EventHub:
     @property
     def full(self) -> bool:
         """Whether as many follow as may."""
-        return self._followers >= MAX_FOLLOWERS
+        return self.followers >= MAX_FOLLOWERS
 
     async def follow(
         self, places: Places | None, *, run_id: str | None = None, kinds: Collection[str] = ()
@@ -86,7 +87,7 @@ class EventHub:
         """
         if self.full:
             return
-        self._followers += 1
+        self.followers += 1
         try:
             await self._begin()
             number = self._first + len(self._kept)
@@ -110,8 +111,8 @@ class EventHub:
                     mine.all_read(time.time())
                     yield told, mine.text()
         finally:
-            self._followers -= 1
-            if self._followers == 0 and self._reading is not None:
+            self.followers -= 1
+            if self.followers == 0 and self._reading is not None:
                 self._reading.cancel()
                 self._reading = None
 

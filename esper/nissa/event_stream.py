@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from typing import Final
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from esper.nissa.event_hub import Told
 
-CONNECTED = "esper.connected"
-"""Where in a request's scope the server may say whether its client is still there."""
+CONNECTED: Final = "esper.connected"
+"""Where in a request's scope the server may say whether its client is still there.
+
+Hypercorn says that a client has left once it has been silent for as long as a request may take to arrive.
+"""
 
 _LOOK_SECONDS = 1.0
 
@@ -56,6 +60,15 @@ class EventStream(Response):
                 else:
                     told, place = event
                     await body(f"id: {place}\nevent: {told.kind}\ndata: {told.data}\n\n")
+
+
+def with_connection(app: ASGIApp, connected: Callable[[], bool]) -> ASGIApp:
+    """``app``, which can ask with ``connected`` whether the client of a request is still there."""
+
+    async def told(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, CONNECTED: connected}, receive, send)
+
+    return told
 
 
 async def _gone(connected: Callable[[], bool] | None, receive: Receive) -> None:

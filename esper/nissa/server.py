@@ -24,6 +24,7 @@ from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp
 
 from esper.nissa.bodies import BoundedRequests
+from esper.nissa.event_stream import with_connection
 from esper.nissa.limits import ConnectionLimit
 from esper.nissa.listener import BACKLOG, DEFAULT_HOST, Listener, bind
 from esper.nissa.tls import with_certificate
@@ -126,8 +127,9 @@ class _Connections:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one until it ends."""
-        app = cast(ASGIFramework, with_certificate(self._app, writer.get_extra_info("peercert")))
-        wrapped = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
+        app = with_certificate(self._app, writer.get_extra_info("peercert"))
+        told = with_connection(app, lambda: not (writer.is_closing() or reader.at_eof()))
+        wrapped = wrap_app(cast(ASGIFramework, told), self._config.wsgi_max_body_size, "asgi")
         loop = asyncio.get_running_loop()
         await TCPServer(wrapped, loop, self._config, self._context, LifespanState(), reader, writer)
 

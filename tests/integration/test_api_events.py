@@ -1,0 +1,242 @@
+"""Events of runs as they come, over real connections: nothing missed, nothing twice, whoever stops and begins."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from esper.nissa import event_hub
+from esper.nissa.api import create_app
+from esper.nissa.journal import JOURNAL_NAME, Journal
+from esper.nissa.monitor import Monitor
+from esper.nissa.runs import RunStore
+from esper.nissa.server import MetricsServer
+
+
+@dataclass
+class Serving:
+    """A server, and the hub that reads the journals for it."""
+
+    url: str
+    hub: event_hub.EventHub
+    server: MetricsServer
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[Serving]:
+    app = create_app(Monitor(RunStore(root), lambda: []))
+    server = MetricsServer(app, port=0, on_stop=app.state.hub.stop)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield Serving(server.url, app.state.hub, server)
+    finally:
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def journal(root: Path, run_id: str) -> Journal:
+    (root / run_id).mkdir(parents=True, exist_ok=True)
+    return Journal(root / run_id / JOURNAL_NAME, fsync=False)
+
+
+@dataclass
+class Event:
+    id: str
+    kind: str
+    data: dict[str, Any]
+
+
+def events(lines: Iterator[str]) -> Iterator[Event]:
+    """As a browser reads them."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if not line and "data" in fields:
+            yield Event(fields["id"], fields["event"], json.loads(fields["data"]))
+        if not line:
+            fields = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            fields[name] = value
+
+
+@contextmanager
+def following(url: str, after: str | None = None, **query: str) -> Iterator[Iterator[Event]]:
+    headers = {} if after is None else {"Last-Event-ID": after}
+    address = f"{url}/api/v1/events"
+    with httpx.stream("GET", address, params=query, headers=headers, timeout=15) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert "content-encoding" not in answer.headers
+        yield events(answer.iter_lines())
+
+
+def wait_for_follower(there: Serving, followers: int = 1) -> None:
+    deadline = time.monotonic() + 10
+    while there.hub.followers != followers:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(2 * event_hub.POLL_SECONDS)
+
+
+def test_events_come_as_they_are_written_with_the_run_and_without_places(tmp_path: Path) -> None:
+    with journal(tmp_path, "a") as a, serving(tmp_path) as there:
+        a.write("message", n=0)
+        with following(there.url) as told:
+            wait_for_follower(there)
+            a.write("checkpoint", path="/home/alice/runs/a/checkpoints/step-1", step=1)
+            with journal(tmp_path, "b") as b:
+                b.write("run_started", n=2)
+                seen = [next(told), next(told)]
+        assert {each.kind for each in seen} == {"checkpoint", "run_started"}
+        assert {each.data["run_id"] for each in seen} == {"a", "b"}
+        assert "alice" not in str(seen)
+        began = time.monotonic()
+        wait_for_follower(there, 0)
+        assert time.monotonic() - began < 5, "a client that has left is not noticed"
+
+
+def test_a_stream_goes_on_after_any_event_of_it_exactly(tmp_path: Path) -> None:
+    """Three runs write; a client leaves at any event, the server is another one, and nothing is lost or twice."""
+    over = threading.Event()
+
+    def write(name: str) -> None:
+        with journal(tmp_path, name) as run:
+            for number in range(150):
+                run.write("step", n=number)
+                time.sleep(0.004)
+            over.wait(30)
+
+    with journal(tmp_path, "ended") as ended:
+        ended.write("step", n=-1)
+    writers = [threading.Thread(target=write, args=(name,)) for name in ("a", "b", "c")]
+    seen: list[tuple[str, int]] = []
+    last = "start"
+    for writer in writers:
+        writer.start()
+    try:
+        for stay in (3, 40, 1, 100, 7, 150, 10**6):
+            with serving(tmp_path) as there, following(there.url, after=last) as told:
+                for number, event in enumerate(told, 1):
+                    seen.append((event.data["run_id"], event.data["n"]))
+                    last = event.id
+                    if number == stay or len(seen) >= 451:
+                        break
+            if len(seen) >= 451:
+                break
+    finally:
+        over.set()
+        for writer in writers:
+            writer.join()
+    assert seen[:1] == [("a", 0)] or ("ended", -1) in seen
+    for name in ("a", "b", "c"):
+        assert [n for run, n in seen if run == name] == list(range(150))
+    assert seen.count(("ended", -1)) == 1
+    assert len(last) < 200
+
+
+def test_one_run_and_some_kinds_alone(tmp_path: Path) -> None:
+    with (
+        journal(tmp_path, "20261128-a") as a,
+        journal(tmp_path, "20261128-b") as b,
+        serving(tmp_path) as there,
+    ):
+        for number in range(5):
+            a.write("epoch", n=number)
+            a.write("cache", n=number)
+            b.write("epoch", n=100 + number)
+        query = {"run": "20261128-a", "types": "epoch,decision", "after": "start"}
+        with following(there.url, **query) as told:
+            first = [next(told) for _ in range(5)]
+            a.write("cache", n=5)
+            b.write("epoch", n=105)
+            a.write("epoch", n=5)
+            assert [each.data["n"] for each in (*first, next(told))] == list(range(6))
+        for query, status in {"run=none": 404, "types=A": 400, "after=x": 400, "what=1": 400}.items():
+            assert httpx.get(f"{there.url}/api/v1/events?{query}").status_code == status
+        bad = httpx.get(f"{there.url}/api/v1/events", headers={"Last-Event-ID": "nonsense"})
+        assert bad.status_code == 400
+        assert httpx.head(f"{there.url}/api/v1/events", timeout=5).status_code == 200
+
+
+def test_a_quiet_stream_stays_and_ends_at_once_with_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_hub, "HEARTBEAT_SECONDS", 0.5)
+    with serving(tmp_path) as there:
+        address = f"{there.url}/api/v1/events"
+        with httpx.stream("GET", address, timeout=15) as answer:
+            began = time.monotonic()
+            beats = 0
+            for line in answer.iter_lines():
+                beats += line.startswith(":")
+                if beats == 8:  # longer than a silent client is waited for
+                    there.server.stop()
+                    stopped = time.monotonic()
+        assert beats >= 8
+        assert time.monotonic() - began > 3.5
+        assert time.monotonic() - stopped < 1
+
+
+def test_followers_share_the_reading_and_are_so_many_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_hub, "MAX_FOLLOWERS", 5)
+    read: list[Path] = []
+    begin = event_hub.JournalReader.read
+    monkeypatch.setattr(
+        event_hub.JournalReader, "read", lambda reader: read.append(reader.path) or begin(reader)
+    )
+    with journal(tmp_path, "a") as a, serving(tmp_path) as there:
+        got: list[list[int]] = []
+
+        def follow() -> None:
+            with following(there.url) as told:
+                got.append([next(told).data["n"] for _ in range(20)])
+
+        clients = [threading.Thread(target=follow) for _ in range(5)]
+        for client in clients:
+            client.start()
+        wait_for_follower(there, 5)
+        refused = httpx.get(f"{there.url}/api/v1/events")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        for number in range(20):
+            a.write("step", n=number)
+        for client in clients:
+            client.join(10)
+    assert got == [list(range(20))] * 5
+    assert len(read) < 8, "each follower read the journal for itself"
+
+
+def test_a_follower_that_is_too_slow_is_let_go_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_hub, "MAX_KEPT", 50)
+    text = "x" * 200_000  # more than the buffers between server and client hold
+    with journal(tmp_path, "a") as a, serving(tmp_path) as there:
+        seen: list[int] = []
+        with following(there.url, after="start") as told:
+            a.write("step", n=0, text=text)
+            first = next(told)
+            seen.append(first.data["n"])
+            for number in range(1, 300):
+                a.write("step", n=number, text=text)
+            time.sleep(1.5)
+            for last in told:
+                seen.append(last.data["n"])
+        assert len(seen) < 300
+        with following(there.url, after=last.id) as told:
+            while len(seen) < 300:
+                seen.append(next(told).data["n"])
+    assert seen == list(range(300))

@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import hiredis
 from redis import ConnectionPool, Redis
 from redis.backoff import NoBackoff
 from redis.client import PubSub
 from redis.connection import Connection, UnixDomainSocketConnection, parse_url
-from redis.exceptions import RedisError, TimeoutError
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
 from redis.retry import Retry
 
 from esper.errors import ConfigError, TierUnavailable
@@ -121,6 +122,20 @@ class BoundedRedis:
         self._idle.append(connection)
         return replies
 
+    def send(self, commands: bytes, replies: int) -> None:
+        """Send packed ``commands`` and wait for as many ``replies``; to be used inside :meth:`call`.
+
+        Raises the first reply that is an error. Costs a tenth of :meth:`ask_all`, and gives no replies.
+        """
+        connection = self._connection()
+        try:
+            connection._sock.sendall(commands)
+            _await_replies(connection._sock, replies)
+        except BaseException:
+            connection.disconnect()
+            raise
+        self._idle.append(connection)
+
     def _connection(self) -> Any:
         """One that nobody uses: the pool's own way to it takes as long as a third of a call."""
         if self._owner != os.getpid():  # a forked child, whose parent uses those
@@ -158,6 +173,24 @@ class BoundedRedis:
         while self._idle:
             self._idle.pop().disconnect()
         self._pool.close()
+
+
+def _await_replies(connected: _BoundedSocket, replies: int) -> None:
+    reader, buffer = hiredis.Reader(replyError=ResponseError), bytearray(READ_BYTES)
+    failed: ResponseError | None = None
+    while replies:
+        received = connected.recv_into(buffer)
+        if not received:
+            raise ConnectionError("the server closed the connection")
+        reader.feed(buffer, 0, received)  # type: ignore[arg-type]  # its stubs know no buffers
+        while (reply := reader.gets()) is not False:
+            replies -= 1
+            if failed is None and isinstance(reply, ResponseError):
+                failed = reply
+    if reader.has_data() or replies < 0:
+        raise ConnectionError("the server replied to what it was not asked")
+    if failed is not None:
+        raise failed
 
 
 def _has_gone_wrong(connection: Any) -> bool:

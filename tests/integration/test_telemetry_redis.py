@@ -116,3 +116,16 @@ def test_a_run_that_goes_on_adds_only_what_is_new(redis_server: RedisServer, tmp
         with telemetry_to(redis_server, tmp_path) as (journal, _):
             journal.write("seed", n=n)
     assert counted(redis_server) == [0, 1, 2]
+
+
+def test_a_server_that_refuses_is_told_of_and_tried_again(redis_server: RedisServer, tmp_path: Path) -> None:
+    with redis_server.client() as client, telemetry_to(redis_server, tmp_path) as (journal, telemetry):
+        client.set(SIGNALS, "not a stream")
+        telemetry.health(RECORD)
+        journal.write("seed", n=0)
+        within(2.0, lambda: telemetry.counts()["redis"].state == "down")
+        assert "WRONGTYPE" in telemetry.counts()["redis"].reason
+        client.delete(SIGNALS)
+        within(BACK_WITHIN, lambda: telemetry.counts()["redis"].state == "up")
+        within(2.0, lambda: len(entries(redis_server, SIGNALS)) == 1)
+    assert counted(redis_server) == [0]

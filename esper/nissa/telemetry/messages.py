@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 Kind = Literal["event", "step", "health"]
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+_NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
+
+
+class Message(NamedTuple):
     """One message of a run.
 
     ``at`` is Unix time in seconds. ``place`` orders the messages of a run: for an event the byte of the
@@ -22,7 +25,7 @@ class Message:
     name: str
     at: float
     place: int
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = _NO_FIELDS
     record: bytes = b""
 
 

@@ -138,9 +138,9 @@ class SinkWriter:
         if len(signals) == MOST_SIGNALS:
             end = min(end, signals[-1].place)
         events, read = self._read_events(end)
-        signals = [message for message in signals if message.place <= read]
-        merged = heapq.merge(events, signals, key=lambda message: message.place)
-        return list(merged), read, self._signals_done + len(signals)
+        if signals and signals[-1].place > read:
+            signals = [message for message in signals if message.place <= read]
+        return _merged(events, signals), read, self._signals_done + len(signals)
 
     def _read_events(self, end: int) -> tuple[list[Message], int]:
         """Events before byte ``end`` of the journal, and the byte after the last of them."""
@@ -175,6 +175,12 @@ class SinkWriter:
             self._counts.state = "down"
             log.warning("telemetry sink %s: %s", self.name, self._counts.reason)
         return False
+
+
+def _merged(events: list[Message], signals: list[Message]) -> list[Message]:
+    if not events or not signals:  # most often: a step has signals, and events are few
+        return events or signals
+    return list(heapq.merge(events, signals, key=lambda message: message.place))
 
 
 def _time(event: Event) -> float:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from esper.assembly.background import check_background
 from esper.assembly.keys import build_key_source
 from esper.assembly.network import build_data, build_host, device_of
+from esper.assembly.server_check import check_server
 from esper.assembly.storage import build_library, library_url, redis_url
 from esper.errors import ConfigError, EsperError, LibraryError, SecurityError, StorageError
 from esper.kasmina import seeded_layers
@@ -51,6 +52,7 @@ def examine(cfg: DictConfig) -> Iterator[Finding]:
         "kernel library": _library,
         "compile workers": _workers,
         **({"redis": _redis} if cfg.urza.redis else {}),
+        "metrics server": check_server,
         "data and network": _network,
         **({"inventing": _inventing} if cfg.karn.get("background") else {}),
     }

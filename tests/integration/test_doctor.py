@@ -37,11 +37,12 @@ def findings(capsys: Output, *overrides: str) -> tuple[int, dict[str, dict[str, 
 
 
 def test_a_fresh_machine_is_well_and_nothing_is_made(home: Path, capsys: Output) -> None:
-    code, found = findings(capsys)
+    code, found = findings(capsys, f"nissa.port={free_port()}")
     assert code == 0
+    assert str(found["metrics server"]["detail"]).endswith("it is started by: esper serve-metrics")
     assert all(finding["good"] for finding in found.values())
-    parts = ["python", "runs folder", "keys", "kernel library", "compile workers", "data and network"]
-    assert list(found) == parts
+    parts = ["python", "runs folder", "keys", "kernel library", "compile workers", "metrics server"]
+    assert list(found) == [*parts, "data and network"]
     assert str(found["compile workers"]["detail"]).startswith("their system calls are filtered")
     assert str(found["kernel library"]["detail"]).startswith("none yet in ")
     assert list(home.iterdir()) == []

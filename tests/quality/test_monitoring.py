@@ -18,7 +18,9 @@ import pytest
 import yaml
 from servers.redis import free_port
 
+from esper.assembly.server_check import check_server
 from esper_cli.app import run
+from esper_cli.config import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -131,6 +133,12 @@ def test_every_metric_that_is_asked_for_is_one_of_a_real_run(server: str) -> Non
     asked = set(NAME.findall(" ".join([*(rule["expr"] for rule in RULES), *expressions().values()])))
     assert asked <= exposed
     assert len(asked) > 20
+
+
+def test_esper_doctor_reads_the_same_metrics(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ESPER_TOKEN", raising=False)
+    found = check_server(compose([f"nissa.port={httpx.URL(server).port}"]))
+    assert re.fullmatch(rf"{server} answers in \d+ ms; \d\d metrics in \d+ series, of 1 run", found)
 
 
 def test_the_dashboard_is_what_grafanas_own_types_read() -> None:

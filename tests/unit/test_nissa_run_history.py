@@ -59,11 +59,12 @@ def test_whoever_asks_for_what_came_since_knows_as_much_as_who_asks_for_all(
 ) -> None:
     known = plain(histories.history(RUN))
     told = 0
-    for epochs in (1, 1, 3, 4, 1, 0, 7, -3, 2, 5, -9, 1, 6):
-        if epochs < 0:
-            run.rollback(run.epoch + epochs)
-        else:
-            run.epochs(epochs)
+    for steps in ((1,), (1,), (3,), (4,), (1,), (0,), (7,), (-3,), (2,), (5,), (-9, 11), (1,), (6,)):
+        for epochs in steps:
+            if epochs < 0:
+                run.rollback(run.epoch + epochs)
+            else:
+                run.epochs(epochs)
         since = plain(histories.history(RUN, known["cursor"]))
         known = merged(known, since)
         whole = plain(histories.history(RUN))
@@ -72,6 +73,19 @@ def test_whoever_asks_for_what_came_since_knows_as_much_as_who_asks_for_all(
     assert told >= 6  # the pieces are pieces
     assert len(known["rollbacks"]) == 2
     assert known["epochs"]["epoch"] == list(range(run.epoch))
+
+
+def test_what_is_decided_after_an_epoch_is_told_to_who_knows_the_epoch(
+    run: MadeRun, histories: RunHistories
+) -> None:
+    run.epochs(3)
+    run._epoch()
+    known = plain(histories.history(RUN))
+    assert known["adaptations"] == known["states"] == []
+    run._decide()
+    known = merged(known, plain(histories.history(RUN, known["cursor"])))
+    assert [each["epoch"] for each in known["adaptations"]] == [3]
+    assert [each[3] for each in known["states"]] == ["GERMINATED"]
 
 
 def test_what_the_network_was_is_told_as_what_changed(run: MadeRun, histories: RunHistories) -> None:

@@ -237,7 +237,7 @@ def _claims(forge: Forge) -> dict[str, str]:
 def _encodings(forge: Forge) -> dict[str, str]:
     head, claims, signature = forge.good.split(".")
     return {
-        "too long": forge.signed(claims=forge.claims(sub="a" * 9000)),
+        "too long": forge.signed(claims=as_json(forge.claims()) + b" " * 6000),
         "a space before": " " + forge.good,
         "a space behind": forge.good + " ",
         "a line behind": forge.good + "\n",

@@ -6,18 +6,24 @@ files and talk to its own server only. ``page/uPlot.*`` is uPlot, as its authors
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+import html
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import PurePosixPath
+from string import Template
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 INDEX = "index.html"
+REFUSED = "refused.html"
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -55,6 +61,12 @@ _HEADERS = {
 }
 
 
+_SIGN_IN = """<p>Whoever runs this server can issue one:</p>
+<pre>esper token issue --role viewer --for NAME</pre>
+<p>Then open this page with it, once:</p>
+<pre>/?token=TOKEN</pre>"""
+
+
 @dataclass(frozen=True, slots=True)
 class PageFile:
     """A file of the page, plain and compressed, and the digest of what is in it."""
@@ -69,13 +81,17 @@ class PageFile:
 def page_files() -> dict[str, PageFile]:
     """Every file of the page, by name."""
     found = {}
-    for entry in files("esper.nissa").joinpath("page").iterdir():
+    for entry in _folder().iterdir():
         media_type = _TYPES.get(PurePosixPath(entry.name).suffix)
-        if media_type is not None:
+        if media_type is not None and entry.name != REFUSED:
             body = entry.read_bytes()
             digest = hashlib.sha256(body).hexdigest()[:32]
             found[entry.name] = PageFile(media_type, body, gzip.compress(body, mtime=0), digest)
     return found
+
+
+def _folder() -> Traversable:
+    return files("esper.nissa").joinpath("page")
 
 
 async def index(request: Request) -> Response:
@@ -89,6 +105,27 @@ async def page_file(request: Request) -> Response:
     if file is None:
         raise HTTPException(404, "the page has no such file")
     return _send(file, request)
+
+
+@cache
+def _refusal() -> tuple[Template, str]:
+    template = _folder().joinpath(REFUSED).read_text("utf-8")
+    style = template[template.index("<style>") + len("<style>") : template.index("</style>")]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; frame-ancestors 'none'"
+    return Template(template), policy
+
+
+def refused(status: int, detail: str, headers: Mapping[str, str]) -> Response:
+    """The page of who is not let in: in words what is wrong, and how to sign in. It needs no other file."""
+    template, policy = _refusal()
+    text = template.substitute(
+        title={401: "Not signed in", 403: "Not allowed"}.get(status, "Not now"),
+        detail=html.escape(detail[:1].upper() + detail[1:]),
+        advice=_SIGN_IN if status == 401 else "",
+    )
+    kept = {**_HEADERS, **headers, "Cache-Control": "no-store", "Content-Security-Policy": policy}
+    return Response(text, status, kept, media_type=_TYPES[".html"])
 
 
 def _send(file: PageFile, request: Request) -> Response:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from esper.nissa.answers import problem
+from esper.nissa.page import refused
 
 
 class Refusal(Exception):
@@ -30,5 +31,7 @@ class Refusal(Exception):
             self.headers["WWW-Authenticate"] = ", ".join(filter(None, ('Bearer realm="esper"', challenge)))
 
     def answer(self, request: Request) -> Response:
-        """Problem details."""
+        """Problem details; words for a person who opens the page."""
+        if request.url.path == "/" and "text/html" in request.headers.get("accept", ""):
+            return refused(self.status, str(self), self.headers)
         return problem(request, self.status, str(self), hint=self.hint, headers=self.headers)

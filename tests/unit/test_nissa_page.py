@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from esper.messages import SeedState
-from esper.nissa.page import CONTENT_SECURITY_POLICY, index, page_file, page_files
+from esper.nissa.page import CONTENT_SECURITY_POLICY, index, page_file, page_files, refused
 
 UPLOT_1_6_32 = {
     "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
@@ -141,3 +141,17 @@ def test_each_state_of_a_seed_has_a_shape_as_well_as_a_colour() -> None:
     )
     assert {name for name, _ in shapes} == {state.value for state in SeedState}
     assert len({drawing for _, drawing in shapes}) == len(shapes)
+
+
+# Who is not let in
+
+
+def test_who_is_not_let_in_is_told_so_in_words_and_how_to_sign_in() -> None:
+    answer = refused(401, "the token <b>has expired</b>", {"WWW-Authenticate": "Bearer"})
+    text = bytes(answer.body).decode()
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert "The token &lt;b&gt;has expired&lt;/b&gt;." in text
+    assert "esper token issue --role viewer" in text
+    assert "esper token issue" not in bytes(refused(403, "no", {}).body).decode()
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert "refused.html" not in page_files()

@@ -323,7 +323,7 @@ async function quietly(ask) {
 }
 
 function onEvent(type, run) {
-  if (type === null || type === "run_started") quietly(async () => {
+  if (type === null || type.startsWith("run_") || type === "control") quietly(async () => {
     const before = wantedIds()[0];
     await askList();
     if (wantedIds()[0] !== before) await choose();

@@ -131,7 +131,7 @@ class _Connections:
         told = with_connection(app, lambda: not (writer.is_closing() or reader.at_eof()))
         wrapped = wrap_app(cast(ASGIFramework, told), self._config.wsgi_max_body_size, "asgi")
         loop = asyncio.get_running_loop()
-        await TCPServer(wrapped, loop, self._config, self._context, LifespanState(), reader, writer)
+        await _Connection(wrapped, loop, self._config, self._context, LifespanState(), reader, writer)
 
     async def end(self, listener: Listener) -> None:
         """Let requests under way end for ``GRACE_SECONDS``, then drop what is left."""
@@ -140,6 +140,14 @@ class _Connections:
             # Closing a connection waits until its client has taken all data; a stalled one never does.
             listener.drop_connections()
             await _closed(listener)
+
+
+class _Connection(TCPServer):
+    """One that ends with its client; Hypercorn's waits for the end of the idle time as well."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
 
 
 async def _closed(listener: Listener) -> bool:

@@ -1,0 +1,294 @@
+"""What a server holds out against, with and without TLS, and who comes in by a certificate."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from servers.tls import Certificates, make_certificates
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from esper.errors import ConfigError, ServerError
+from esper.nissa.bodies import BODY_SECONDS, MOST_BODY_BYTES
+from esper.nissa.limits import ConnectionLimit, RateLimit
+from esper.nissa.server import HEAD_SECONDS, MetricsServer
+from esper.nissa.tls import CERTIFICATE, self_signed_tls, server_tls
+
+HALF_OPEN = 300
+MIB = 2**20
+
+
+async def health(request: Request) -> Response:
+    body = await request.body()
+    return JSONResponse({"size": len(body), "names": request.scope.get(CERTIFICATE)})
+
+
+APP = Starlette(routes=[Route("/health", health, methods=["GET", "POST"])])
+
+
+@contextlib.contextmanager
+def serving(
+    tls: ssl.SSLContext | None = None, connections: ConnectionLimit | None = None, host: str = "127.0.0.1"
+) -> Iterator[MetricsServer]:
+    server = MetricsServer(APP, host=host, port=0, tls=tls, connections=connections)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def address(server: MetricsServer) -> tuple[str, int]:
+    url = httpx.URL(server.url)
+    return url.host, url.port or 0
+
+
+def trusting(certificates: Certificates) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=certificates.authority)
+
+
+# Half-open connections
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_half_open_connections_are_gone_soon_and_hold_nobody_up(
+    certificates: Certificates, secure: bool
+) -> None:
+    """Half of them say nothing, the others half of a request or of a handshake."""
+    tls = server_tls(certificates.certificate, certificates.key) if secure else None
+    with serving(tls) as server, contextlib.ExitStack() as opened:
+        beginning = b"\x16\x03\x01\x02\x00\x01\x00" if secure else b"GET /health HTTP/1.1\r\nHost: a\r\nX: "
+        client = opened.enter_context(httpx.Client(base_url=server.url, verify=trusting(certificates)))
+        client.get("/health")
+        began = time.monotonic()
+        half = [opened.enter_context(socket.create_connection(address(server))) for _ in range(HALF_OPEN)]
+        for connection in half[::2]:
+            connection.sendall(beginning)
+        waits = []
+        while time.monotonic() - began < 2:
+            asked = time.monotonic()
+            assert httpx.get(f"{server.url}/health", verify=trusting(certificates)).status_code == 200
+            waits.append(time.monotonic() - asked)
+        # The goal is 0.1 s (tests/drills/api_load.py); here others use the machine as well.
+        assert sorted(waits)[len(waits) // 2] < 0.5
+        with ThreadPoolExecutor(HALF_OPEN) as pool:
+            ended = list(pool.map(lambda connection: until_closed(connection, began), half))
+        assert max(ended) < HEAD_SECONDS + 2
+
+
+def until_closed(connection: socket.socket, began: float) -> float:
+    connection.settimeout(15)
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(65536):
+            pass
+    return time.monotonic() - began
+
+
+def test_there_are_so_many_connections_and_no_more() -> None:
+    with serving(connections=ConnectionLimit(most=5)) as server, contextlib.ExitStack() as opened:
+        held = [opened.enter_context(socket.create_connection(address(server))) for _ in range(5)]
+        time.sleep(0.2)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{server.url}/health")
+        held[0].close()
+        time.sleep(0.2)
+        assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_connections_of_an_address_are_counted_and_those_of_loopback_are_not() -> None:
+    limit = ConnectionLimit(most=6, most_per_address=2)
+    keys = [limit.admit(address) for address in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "2001:db8::1")]
+    assert [key is not None for key in keys] == [True, True, False, True]
+    assert [limit.admit(a) is not None for a in ("2001:db8::2", "2001:db8::3")] == [True, False]
+    limit.release(str(keys[0]))
+    assert limit.admit("::ffff:192.0.2.1") is not None
+    assert [limit.admit("127.0.0.1") is not None for _ in range(3)] == [True, True, False]
+
+
+def test_a_rate_is_a_burst_and_then_so_many_a_second() -> None:
+    now = 0.0
+    limit = RateLimit(2, 3, clock=lambda: now)
+    assert [limit.wait("a") for _ in range(4)] == [0, 0, 0, 0.5]
+    assert limit.wait("b") == 0
+    now = 0.5
+    assert [limit.wait("a"), limit.wait("a")] == [0, 0.5]
+    for number in range(20_000):
+        limit.wait(str(number))
+    assert len(limit._buckets) <= 10_000
+
+
+# Bodies
+
+
+SERVER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from integration.test_nissa_limits import APP
+from esper.nissa.server import MetricsServer
+MetricsServer(APP, port=0).run(lambda url: print(url, flush=True))
+"""
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: %d" % (400 * MIB), b"Transfer-Encoding: chunked"])
+def test_400_mib_are_refused_and_cost_no_memory(length: bytes) -> None:
+    folder = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", SERVER, folder]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = httpx.URL(process.stdout.readline().strip())
+            httpx.post(url.join("/health"), content=b"x" * MOST_BODY_BYTES)
+            before = memory(process.pid)
+            answer, sent = upload((url.host, url.port or 0), length)
+            assert b" 413 " in answer.split(b"\r\n")[0]
+            assert sent < 400 * MIB
+            assert memory(process.pid) - before < 20 * MIB
+        finally:
+            process.terminate()
+
+
+def memory(pid: int) -> int:
+    """The most bytes that a process has held."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def upload(to: tuple[str, int], length: bytes) -> tuple[bytes, int]:
+    """Send 400 MiB as fast as may be; what was answered, and how much was sent before the end."""
+    piece = b"x" * 65536 if b"Length" in length else b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    with socket.create_connection(to, timeout=15) as connection:
+        connection.sendall(b"POST /health HTTP/1.1\r\nHost: a\r\n" + length + b"\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 400 * MIB:
+                connection.sendall(piece)
+                sent += 65536
+        return connection.recv(65536), sent
+
+
+def test_a_body_comes_whole_and_small_or_not_at_all() -> None:
+    with serving() as server, httpx.Client(base_url=server.url) as client:
+        for size in (0, 1, MOST_BODY_BYTES):
+            assert client.post("/health", content=b"x" * size).json()["size"] == size
+        chunks = (b"x" * 1000 for _ in range(60))
+        assert client.post("/health", content=chunks).json()["size"] == 60_000
+        assert client.post("/health", content=b"x" * (MOST_BODY_BYTES + 1)).status_code == 413
+        with socket.create_connection(address(server), timeout=15) as connection:
+            began = time.monotonic()
+            connection.sendall(b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+            assert b" 408 " in connection.recv(1000).split(b"\r\n")[0]
+            assert time.monotonic() - began < BODY_SECONDS + 2
+
+
+def test_an_answer_has_to_begin_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esper.nissa.bodies.ANSWER_SECONDS", 0.3)
+    release = threading.Event()
+
+    def hang(request: Request) -> Response:
+        release.wait(10)
+        return Response("late")
+
+    server = MetricsServer(Starlette(routes=[Route("/", hang)]), port=0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        response = httpx.get(server.url)
+        assert (response.status_code, response.json()["detail"]) == (503, "this took too long")
+    finally:
+        release.set()
+        server.stop()
+        thread.join(10)
+
+
+# TLS
+
+
+def test_tls_is_1_3_and_1_2_where_that_is_asked_for(certificates: Certificates) -> None:
+    older = trusting(certificates)
+    older.maximum_version = ssl.TLSVersion.TLSv1_2
+    for minimum, accepted in (("1.3", False), ("1.2", True)):
+        tls = server_tls(certificates.certificate, certificates.key, minimum=minimum)
+        with serving(tls) as server:
+            assert server.url.startswith("https://")
+            assert httpx.get(f"{server.url}/health", verify=trusting(certificates)).status_code == 200
+            if accepted:
+                assert httpx.get(f"{server.url}/health", verify=older).status_code == 200
+            else:
+                with pytest.raises(httpx.TransportError):
+                    httpx.get(f"{server.url}/health", verify=older)
+            with pytest.raises(httpx.TransportError):
+                httpx.get(f"{server.url}/health")  # nobody it trusts has signed that certificate
+            with pytest.raises(httpx.TransportError):
+                httpx.get(server.url.replace("https", "http"))
+
+
+def test_a_certificate_that_is_made_now_is_the_one_of_its_fingerprint() -> None:
+    tls, fingerprint = self_signed_tls("127.0.0.1", ["esper.internal"])
+    with serving(tls) as server:
+        shown = ssl.get_server_certificate(address(server))
+    from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    certificate = x509.load_pem_x509_certificate(shown.encode())
+    assert certificate.fingerprint(SHA256()).hex(":").upper() == fingerprint
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["esper.internal"]
+    lasts = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    assert lasts.total_seconds() < 25 * 3600
+
+
+def test_a_client_is_known_by_its_certificate(certificates: Certificates, tmp_path: Path) -> None:
+    stranger = make_certificates(tmp_path)
+    tls = server_tls(certificates.certificate, certificates.key, client_authority=certificates.authority)
+    with serving(tls) as server:
+        url = f"{server.url}/health"
+        assert httpx.get(url, verify=trusting(certificates)).json()["names"] is None
+        known = trusting(certificates)
+        known.load_cert_chain(certificates.certificate, certificates.key)
+        assert httpx.get(url, verify=known).json()["names"] == ["localhost", "127.0.0.1"]
+        unknown = trusting(certificates)
+        unknown.load_cert_chain(stranger.certificate, stranger.key)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(url, verify=unknown)
+
+
+def test_files_that_cannot_be_used_are_one_clear_error(certificates: Certificates, tmp_path: Path) -> None:
+    stranger = make_certificates(tmp_path)
+    open_key = tmp_path / "open.key"
+    open_key.write_bytes(certificates.key.read_bytes())
+    open_key.chmod(0o644)
+    empty = tmp_path / "empty.pem"
+    empty.touch(mode=0o600)
+    for certificate, key, said in (
+        (certificates.certificate, stranger.key, "cannot be used"),
+        (certificates.certificate, tmp_path / "none", "No such file"),
+        (tmp_path / "none", certificates.key, "No such file"),
+        (empty, certificates.key, "cannot be used"),
+        (certificates.certificate, empty, "cannot be used"),
+        (certificates.certificate, open_key, "can be used by others"),
+    ):
+        with pytest.raises(ServerError, match=said):
+            server_tls(certificate, key)
+    with pytest.raises(ConfigError, match="tls_minimum"):
+        server_tls(certificates.certificate, certificates.key, minimum="1.1")

@@ -14,6 +14,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
+from esper.security.logs import install
+from esper.security.redaction import register_environment
 from esper_cli import (
     audit,
     blueprints,
@@ -88,6 +90,8 @@ def root(
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code (see ``esper.errors``)."""
+    register_environment(os.environ)
+    install(os.environ.get("ESPER_LOG", "text"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without Unicode shows ? and goes on

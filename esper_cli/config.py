@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from esper.errors import ConfigError, RunError, StorageError
+from esper.security.logs import choose
 from esper_cli import config_source
 from esper_cli.config_errors import check, explain, keys
+from esper_cli.config_secrets import redacted_output, refuse_in, refuse_in_overrides
 from esper_cli.folders import shipped
 
 NAME = "config"
@@ -51,6 +53,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override or a file that cannot be composed, an unknown key, a value of a wrong type.
     """
+    refuse_in_overrides(overrides)
     with _explained(overrides), loader() as config_loader:
         cfg = config_loader.load_configuration(NAME, list(overrides), RunMode.RUN)
         return _checked(cfg, cfg.hydra.runtime.choices, overrides, config_loader)
@@ -66,6 +69,7 @@ def compose_from(saved: Path, overrides: Sequence[str]) -> DictConfig:
     if not saved.is_file():
         raise RunError(f"the run has no {saved.name} in {saved.parent}", hint="choose another run")
     config_source.register()
+    refuse_in_overrides(overrides)
     with (
         _explained(overrides),
         hydra.initialize_config_dir(str(saved.parent.resolve()), version_base=VERSION_BASE),
@@ -74,6 +78,7 @@ def compose_from(saved: Path, overrides: Sequence[str]) -> DictConfig:
         base = config_loader.load_configuration(saved.stem, [], RunMode.RUN)
         cfg = config_loader.load_configuration(saved.stem, list(overrides), RunMode.RUN)
         check(_without_hydra(cfg), _without_hydra(base), _added(overrides))
+        _heed(cfg)
         return cfg
 
 
@@ -90,8 +95,9 @@ def run(task: Callable[[DictConfig], None], flags: Sequence[str], overrides: Seq
         StorageError: the folder of the runs, or of the sweep, cannot be made.
     """
     config_source.register()
+    refuse_in_overrides(overrides)
     entry = hydra.main(config_path=str(shipped("conf")), config_name=NAME, version_base=VERSION_BASE)(task)
-    with _explained(overrides), _argv(["esper train", *flags, *overrides]), _raising():
+    with _explained(overrides), _argv(["esper train", *flags, *overrides]), _raising(), _shown(flags):
         try:
             entry()
         except HydraException:  # some of these are an OSError, too
@@ -138,6 +144,7 @@ def _checked(
             raise ConfigError(f"{group} must be given", hint=f"choose one: {group}=OPTION")
     base = _without_hydra(config_loader.load_configuration(NAME, selected, RunMode.RUN))
     check(_without_hydra(cfg), base, _added(overrides))
+    _heed(cfg)
     with open_dict(cfg):
         cfg.experiment = cfg.experiment or choices.get(config_source.GROUP)
     return cfg
@@ -147,6 +154,18 @@ def _without_hydra(cfg: DictConfig) -> DictConfig:
     with read_write(cfg), open_dict(cfg):
         cfg.pop("hydra", None)
     return cfg
+
+
+def _heed(cfg: DictConfig) -> None:
+    """What holds for every command: no secret in ``cfg``, and logs as it says."""
+    refuse_in(cfg)
+    if "log" in cfg:  # not in runs from before there was a choice
+        choose(cfg.log.format, cfg.log.level)
+
+
+def _shown(flags: Sequence[str]) -> AbstractContextManager[None]:
+    """Around what prints a configuration: a file of the user's may hold what no configuration may."""
+    return redacted_output() if {"--cfg", "--info", "--hydra-help"} & set(flags) else nullcontext()
 
 
 def _added(overrides: Sequence[str]) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,11 +43,11 @@ def tell_key_made(place: str) -> None:
 
 @app.command("ls", epilog="Example: esper keys ls")
 def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
-    """List the keys, and how many stored blobs and records each is needed for."""
+    """List the keys, and how many blobs and records, and entries of the audit trail, each is needed for."""
     cfg, source = _configured(overrides or ())
     ring = source.load()
     with _library(cfg) as library:
-        needed = library.sealed_by()
+        needed, entries = library.sealed_by(), library.trail.signed_by()
     rows = [
         {
             "id": key_id,
@@ -54,20 +55,23 @@ def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
             "primary": key_id == ring.primary.id,
             "origin": origin,
             "needed_for": needed.get(key_id, 0),
+            "audit_entries": entries.get(key_id, 0),
         }
         for key_id, made, origin in [
             *((key.id, key.made, ring.origin) for key in ring.keys),
-            *((key_id, None, None) for key_id in sorted(_missing(needed, ring))),
+            *((key_id, None, None) for key_id in sorted(_missing({**needed, **entries}, ring))),
         ]
     ]
     if as_json:
         print_json(rows)
         return
-    shown = table(["key", "made", "", "needed for", "from"], right=["needed for"], whole=["key", "made"])
+    columns = ["key", "made", "", "needed for", "entries", "from"]
+    shown = table(columns, right=["needed for", "entries"], whole=["key", "made"])
     for row in rows:
         what = "seals" if row["primary"] else "" if row["origin"] else "missing"
         made = str(row["made"] or "").replace("+00:00", "Z")
-        shown.add_row(str(row["id"]), made, what, str(row["needed_for"]), str(row["origin"] or ""))
+        numbers = str(row["needed_for"]), str(row["audit_entries"])
+        shown.add_row(str(row["id"]), made, what, *numbers, str(row["origin"] or ""))
     print_lines(shown)
     if needed.get(""):
         print_lines(f"{needed['']} blobs and records are not sealed; seal them with: esper keys adopt")
@@ -76,8 +80,9 @@ def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
 @app.command("add", epilog="Example: esper keys add")
 def add_key(as_json: AsJson = False, overrides: Overrides = None) -> None:
     """Make a key that seals from now on. What the older ones sealed can still be read."""
-    _, source = _configured(overrides or ())
-    ring = _added(source)
+    cfg, source = _configured(overrides or ())
+    with _library(cfg) as library:
+        ring = _added(source, library)
     if as_json:
         print_json({"id": ring.primary.id, "made": ring.primary.made, "origin": ring.origin})
     else:
@@ -94,17 +99,17 @@ def rotate_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
     cfg, source = _configured(overrides or ())
     ring = source.load()
     with _library(cfg) as library:
-        needed = library.sealed_by()
-    for key_id in _missing(needed, ring):
-        raise UnknownKey(key_id, ring.origin)
-    if not any(needed.get(key.id) for key in ring.keys[1:]):
-        ring = _added(source)
-        if not as_json:
-            _print_added(ring)
+        needed = _needed(library)
+        for key_id in _missing(needed, ring):
+            raise UnknownKey(key_id, ring.origin)
+        if not any(needed.get(key.id) for key in ring.keys[1:]):
+            ring = _added(source, library)
+            if not as_json:
+                _print_added(ring)
     try:
         with _library(cfg) as library, _shown("moving to the new key") as progress:
             moved = library.reseal(progress)
-            left = library.sealed_by()
+            left = _needed(library)
     except KeyboardInterrupt:
         print_lines("stopped; the library is whole. Go on with: esper keys rotate", stderr=True)
         raise
@@ -130,21 +135,25 @@ def remove_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], overrides: Overrides = None
 ) -> None:
     """Remove a key that seals nothing in the library of this configuration."""
+    from esper.security.audit import Action
+
     cfg, source = _configured(overrides or ())
 
     def without(ring: KeyRing) -> KeyRing:
         if key_id == ring.primary.id:
             raise SecurityError(f"key {key_id} is the one that seals", hint="esper keys rotate")
         smaller = ring.without(key_id)
-        with _library(cfg) as library:
-            number = library.sealed_by().get(key_id, 0)
-        if number:
+        if number := _needed(library).get(key_id, 0):
             raise SecurityError(
-                f"key {key_id} is needed for {number} blobs and records", hint="esper keys rotate"
+                f"key {key_id} is needed for {number} blobs, records and audit entries",
+                hint="esper keys rotate",
             )
+        library.note(Action("key.removing", key_id))
         return smaller
 
-    source.change(without)
+    with _library(cfg) as library:
+        source.change(without)
+        library.note(Action("key.removed", key_id))
     print_lines(f"removed key {key_id}")
 
 
@@ -177,18 +186,31 @@ def _library(cfg: DictConfig) -> KernelLibrary:
     return build_library(cfg, adopt_later=True)
 
 
-def _added(source: KeySource) -> KeyRing:
+def _needed(library: KernelLibrary) -> Counter[str]:
+    """How many blobs, records and audit entries each key is needed for."""
+    return Counter(library.sealed_by()) + Counter(library.trail.signed_by())
+
+
+def _added(source: KeySource, library: KernelLibrary) -> KeyRing:
     from esper.security import new_key
+    from esper.security.audit import Action
 
     ring, made = source.load_or_make()
-    return ring if made else source.change(lambda ring: ring.with_primary(new_key()))
+    if made:
+        return ring  # which the trail says when it signs for the first time
+    key = new_key()
+    # Keys lie outside the library: what is begun is entered before, what is done after.
+    library.note(Action("key.adding", key.id))
+    ring = source.change(lambda ring: ring.with_primary(key))
+    library.note(Action("key.added", key.id))
+    return ring
 
 
 def _print_added(ring: KeyRing) -> None:
     print_lines(f"made key {ring.primary.id} in {ring.origin}, which seals from now on; keep a copy of it")
 
 
-def _missing(needed: dict[str, int], ring: KeyRing) -> set[str]:
+def _missing(needed: Mapping[str, int], ring: KeyRing) -> set[str]:
     return set(needed) - {"", *(key.id for key in ring.keys)}
 
 

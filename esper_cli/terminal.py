@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.errors import EsperError
+from esper.security.redaction import redact
 
 UNBOUNDED = 10_000
 """Columns when nobody looks: whoever reads a pipe wants whole ids, one record a line."""
@@ -109,11 +110,11 @@ def percent(share: float) -> str:
 
 
 def error_line(error: EsperError) -> str:
-    """``esper: error: MESSAGE. HINT`` in one line."""
-    message = " ".join(error.message.split()).removesuffix(".")
+    """``esper: error: MESSAGE. HINT`` in one line, without secrets."""
+    message = redact(" ".join(error.message.split())).removesuffix(".")
     if not error.hint:
         return f"esper: error: {message}"
-    hint = " ".join(error.hint.split())
+    hint = redact(" ".join(error.hint.split()))
     if not hint.startswith(("esper ", "pip ")):
         hint = hint[0].upper() + hint[1:]
     return f"esper: error: {message}{'' if message.endswith('?') else '.'} {hint}"

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.inventing import Inventing, build_inventor
 from esper.assembly.kernels import build_pipeline, build_workers
-from esper.assembly.storage import build_library
+from esper.assembly.storage import build_library, place_of
 from esper.errors import EsperError
 from esper.karn.invention import Place
 from esper.messages import InventionRecord, Slot
@@ -49,7 +49,7 @@ def _serve(cfg: DictConfig, run_id: str, asked: queue.SimpleQueue[list[Place]]) 
             build_inventor(cfg),
             [Path(path) for path in cfg.karn.paths],
             workers=workers,
-            on_failure=FailureAlert(cfg.tezzeret.get("alert_url"), _say),
+            on_failure=FailureAlert(place_of(cfg.tezzeret.get("alert_url"), "tezzeret.alert_url"), _say),
             run_id=run_id,
             only_new=True,
         )

@@ -14,6 +14,7 @@ from torch import nn
 
 from esper.assembly.configured import configured
 from esper.assembly.network import usable_device
+from esper.assembly.storage import place_of
 from esper.assembly.workers import build_workers as build_workers
 from esper.blueprint import Blueprint, from_json
 from esper.errors import BlueprintError, ConfigError
@@ -80,7 +81,7 @@ def compile_pairs(
 
     ``tell`` gets lines for the user; see ``compile_missing`` for the rest.
     """
-    alert = FailureAlert(cfg.tezzeret.get("alert_url"), tell)
+    alert = FailureAlert(place_of(cfg.tezzeret.get("alert_url"), "tezzeret.alert_url"), tell)
     pairs = list(pairs)
     if not pairs:
         return []  # no worker need be started

@@ -17,6 +17,7 @@ from esper.assembly.keys import build_keys
 from esper.errors import ConfigError
 from esper.messages import KernelMetadata
 from esper.security import Envelope
+from esper.security.redaction import redact, secrets_of_url
 from esper.urza.breaker import CircuitBroken
 from esper.urza.encrypted import Encrypted
 from esper.urza.library import Changes, KernelLibrary
@@ -79,22 +80,22 @@ def build_library(
 
 def library_url(cfg: DictConfig) -> str:
     """The URL of the record, read from where ``cfg.urza.url`` says; ConfigError if it is not there."""
-    return _place(cfg.urza.url, "urza.url") or ""
+    return place_of(cfg.urza.url, "urza.url") or ""
 
 
 def redis_url(cfg: DictConfig) -> str | None:
     """The URL of the Redis server, None for none, read from where ``cfg.urza.redis`` says; ConfigError."""
-    return _place(cfg.urza.redis, "urza.redis")
+    return place_of(cfg.urza.redis, "urza.redis")
 
 
 def broker_url(cfg: DictConfig) -> str:
     """The URL of the broker of compile workers, read from where ``cfg.tezzeret.engine.broker`` says."""
-    return _place(cfg.tezzeret.engine.broker, "tezzeret.engine.broker") or ""
+    return place_of(cfg.tezzeret.engine.broker, "tezzeret.engine.broker") or ""
 
 
 def telemetry_url(cfg: DictConfig, sink: str, key: str) -> str:
     """Where a sink of telemetry writes, read from where ``cfg.nissa.sinks`` says."""
-    return _place(cfg.nissa.sinks[sink][key], f"nissa.sinks.{sink}.{key}") or ""
+    return place_of(cfg.nissa.sinks[sink][key], f"nissa.sinks.{sink}.{key}") or ""
 
 
 def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:
@@ -110,8 +111,14 @@ def _changes(url: str) -> Changes:
     return Invalidation(url)
 
 
-def _place(value: str | None, key: str) -> str | None:
+def place_of(value: str | None, key: str) -> str | None:
     """``value``, or the URL in the environment variable or file that it names: no configuration holds it."""
+    found = _found(value, key)
+    redact.register(*secrets_of_url(found or ""))
+    return found
+
+
+def _found(value: str | None, key: str) -> str | None:
     kind, _, name = (value or "").partition(":")
     if kind == "env":
         found = os.environ.get(name, "").strip()

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from esper.errors import SecurityError
 from esper.security.keys import KEY_BYTES, Key, KeyRing
+from esper.security.redaction import redact
 
 _VERSION: Final = 1
 
@@ -51,6 +52,7 @@ def damaged(origin: str) -> SecurityError:
 
 
 def _key(entry: dict[str, Any]) -> Key:
+    redact.register(entry["key"])
     key = Key(secret_of(entry["key"]), None if entry["made"] is None else str(entry["made"]))
     if key.id != entry["id"]:
         raise ValueError

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from esper.errors import SecurityError
 from esper.security.encoding import secret_of
 from esper.security.keys import Key, KeyRing
+from esper.security.redaction import redact
 
 
 class EnvironmentKeys:
@@ -31,6 +32,7 @@ class EnvironmentKeys:
         if not text:
             raise SecurityError(f"{self.origin} is not set, or empty", hint=hint)
         try:
+            redact.register(text, *text.split(","))
             return KeyRing(tuple(Key(secret_of(part.strip())) for part in text.split(",")), self.origin)
         except ValueError:
             raise SecurityError(f"{self.origin} does not hold 32 bytes in base64", hint=hint) from None

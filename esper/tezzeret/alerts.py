@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from esper.errors import ConfigError
 from esper.messages import CompilationRecord
+from esper.security.privacy import without_places
 
 SECONDS = 2.0
 """How long a webhook may take, from the connection to the last byte that it answers."""
@@ -45,7 +46,8 @@ class FailureAlert:
         )
         if self._url is None:
             return
-        body = json.dumps({"event": "compilation_failed", **asdict(record)}).encode()
+        reason = None if record.reason is None else without_places(record.reason)
+        body = json.dumps({"event": "compilation_failed", **asdict(record), "reason": reason}).encode()
         failure: list[str] = ["it takes longer than 2 s"]
         # In a thread: a time-out of a socket is for each read, and a slow server sends a byte at a time.
         sender = threading.Thread(target=_post, args=(self._url, body, failure), daemon=True)

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, exists, func, selec
 from esper.errors import CorruptKernel, LibraryError, SealBroken
 from esper.urza.database import Database
 from esper.urza.entries import KernelEntry, entries
-from esper.urza.schema import AuditHeadRow, AuditRow, BlobRow, KernelRow
+from esper.urza.schema import BlobRow, KernelRow
 from esper.urza.seals import Seals
 from esper.urza.tiers import digest_of
 from esper.urza.trail import LibraryTrail
@@ -96,17 +96,18 @@ class Sealing:
                 ids = _next(connection, KernelRow.kernel_id, after, other_records, _KERNELS)
                 changed += self._sign(connection, KernelRow.kernel_id.in_(ids), check=True)
             if not ids:
-                return changed + self._trail.resign()
+                self._trail.resign()
+                return changed
             after = ids[-1]
             done += len(ids)
             progress(done, total)
 
     def sealed_by(self) -> dict[str, int]:
-        """How many blobs, records and audit entries each key is needed for; under ``""`` what is not sealed."""
+        """How many blobs and records each key is needed for; under ``""`` those that are not sealed."""
         by_key: Counter[str] = Counter()
         signer = func.substr(KernelRow.signature, 1, 16)
         with self._database.reading() as connection:
-            for column in (BlobRow.key_id, signer, AuditRow.key_id, AuditHeadRow.key_id):
+            for column in (BlobRow.key_id, signer):
                 for key_id, count in connection.execute(select(column, func.count()).group_by(column)):
                     by_key[key_id] += count
         return dict(by_key)

@@ -154,10 +154,21 @@ class LibraryTrail:
             found.append(Finding("head", count, f"the library has no head, and {count} entries"))
         return Verdict(place, trail, began, count, tuple(found))
 
+    def signed_by(self) -> dict[str, int]:
+        """How many entries each key is needed for, by its id."""
+        counted = select(_ENTRIES.c.key_id, func.count()).group_by(_ENTRIES.c.key_id)
+        with self._database.reading() as connection:
+            found = {str(key_id): int(number) for key_id, number in connection.execute(counted)}
+            head = _read_head(connection)
+        return found if head is None else {head.key_id: 0, **found}
+
     def resign(self) -> int:
         """Sign anew, with the key that signs now, what is good under an older one; how many entries."""
         if self._auditor is None:
             return 0
+        head = self.head()
+        if head is not None and head.key_id != self._auditor.signer.key_id:
+            self.note(Action("trail.signed_anew", self._auditor.signer.key_id))
         changed, after = 0, _BEFORE_ALL
         while True:
             with self._database.writing() as connection:

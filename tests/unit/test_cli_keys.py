@@ -76,7 +76,7 @@ def test_an_added_key_seals_and_the_older_one_still_opens(capsys: Output) -> Non
     assert code == 0
     assert str(new["id"]) in out
     assert (new["primary"], still["primary"]) == (True, False)
-    assert (new["needed_for"], still) == (0, {**old, "primary": False})
+    assert (new["needed_for"], still) == (0, {**old, "primary": False, "audit_entries": 3})
     fill(KERNELS + 1)
     assert listed(capsys)[0]["needed_for"] == 2
     whole(KERNELS + 1)
@@ -113,7 +113,7 @@ def test_a_key_that_is_needed_or_seals_or_is_not_there_stays(capsys: Output, hom
     new, old = listed(capsys)
     before = (home / "keys.json").read_bytes()
     for key_id, reason in (
-        (str(old["id"]), f"needed for {old['needed_for']}"),
+        (str(old["id"]), f"needed for {old['needed_for'] + old['audit_entries']} blobs, records and audit"),
         (str(new["id"]), "the one that seals"),
         ("0" * 16, "no key 0000000000000000"),
     ):

@@ -62,7 +62,7 @@ _HEADERS = {
 
 
 _SIGN_IN = """<p>Whoever runs this server can issue one:</p>
-<pre>esper token issue --role viewer --for NAME</pre>
+<pre>esper token issue --person --role viewer --for NAME</pre>
 <p>Then open this page with it, once:</p>
 <pre>/?token=TOKEN</pre>"""
 

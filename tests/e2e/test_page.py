@@ -35,18 +35,26 @@ GROWN, STOPPED, DEEP = (
     "20260101-120000-deep-0003",
 )
 FAILED = "20260101-130000-failed-0004"
-SIZE = {"width": 1360, "height": 1000}
+ESPER = (sys.executable, "-m", "esper_cli")
+WINDOW = {
+    "viewport": {"width": 1360, "height": 1000},
+    "reduced_motion": "reduce",
+    "ignore_https_errors": True,
+}
 
 Open = Callable[..., Page]
+
+
+def environment(place: Path) -> dict[str, str]:
+    return {**os.environ, "ESPER_HOME": str(place / "home"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that was really trained, with its kernels, and several that were made."""
     place = tmp_path_factory.mktemp("page")
-    environment = {**os.environ, "ESPER_HOME": str(place / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "esper_cli", "train", "+experiment=smoke"]
-    subprocess.run(command, cwd=place, env=environment, check=True, capture_output=True, timeout=120)
+    command = [*ESPER, "train", "+experiment=smoke"]
+    subprocess.run(command, cwd=place, env=environment(place), check=True, capture_output=True, timeout=120)
     (trained,) = (place / "runs").glob("*-smoke-*")
     kernels = re.findall(r"kernel_[0-9a-f]{16}", (trained / JOURNAL_NAME).read_text())
     grown = MadeRun(place / "runs", GROWN, layers=9, total=60, every=5, kernels=kernels)
@@ -67,13 +75,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(place: Path) -> Iterator[str]:
-    """The address of ``esper serve-metrics`` over them."""
-    command = [sys.executable, "-m", "esper_cli", "serve-metrics", "--port", "0"]
-    environment = {**os.environ, "ESPER_HOME": str(place / "home"), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, cwd=place, env=environment, stdout=subprocess.PIPE, text=True) as server:
+def token(place: Path) -> str:
+    command = [*ESPER, "token", "issue", "--role", "viewer", "--for", "reader"]
+    issued = subprocess.run(command, cwd=place, env=environment(place), check=True, capture_output=True)
+    return issued.stdout.decode().strip()
+
+
+@pytest.fixture(scope="module")
+def url(place: Path, token: str) -> Iterator[str]:
+    """The address of ``esper serve-metrics`` over them, with TLS and for those alone who have a token."""
+    command = [*ESPER, "serve-metrics", "--port", "0", "--tls-self-signed", "nissa.anonymous=none"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=place, env=environment(place), stdout=pipe, text=True) as server:
         assert server.stdout is not None
-        found = next((each for line in server.stdout if (each := re.search(r"http://[\d.:]+", line))), None)
+        found = next((each for line in server.stdout if (each := re.search(r"https://[\d.:]+", line))), None)
         assert found is not None, "the server does not say where it is"
         yield found[0]
         server.send_signal(signal.SIGTERM)
@@ -91,15 +106,27 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def signed_in(browser: Browser, url: str, token: str) -> Any:
+    """What a browser keeps of a visit with a token."""
+    context = browser.new_context(ignore_https_errors=True)
+    page = context.new_page()
+    page.goto(f"{url}/?token={token}")
+    assert page.url == f"{url}/"
+    state = context.storage_state()
+    context.close()
+    return state
+
+
 @pytest.fixture
-def open_page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Open]:
+def open_page(browser: Browser, url: str, signed_in: Any, request: pytest.FixtureRequest) -> Iterator[Open]:
     """Opens the page; whatever a test does, nothing leaves the origin and the console tells of no error."""
     wrong: list[str] = []
     contexts = []
     host = urlsplit(url).netloc
 
     def open_page(fragment: str = "", **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": SIZE, "reduced_motion": "reduce", **options})
+        context = browser.new_context(**{**WINDOW, "storage_state": signed_in, **options})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
@@ -176,7 +203,7 @@ def test_the_network_is_drawn_as_it_was_at_the_epoch_that_is_looked_at(open_page
     scrub(page, 6)
     assert states(page) == {"dormant": 35, "training": 1}
     scrub(page, 60)
-    assert states(page)["fossilized"] == 6
+    assert states(page)["fossilized"] == 5
     assert layer.locator(".size").inner_text() != small
     grown = layer.locator(".strip").bounding_box()
     assert width is not None
@@ -343,3 +370,18 @@ def test_the_colours_are_the_readers_choice(open_page: Open) -> None:
     assert light != dark
     page.reload()
     assert page.evaluate(background) == light
+
+
+def test_who_is_not_signed_in_is_told_so_at_once_and_later(browser: Browser, url: str, token: str) -> None:
+    context = browser.new_context(**WINDOW)
+    page = context.new_page()
+    assert page.goto(url).status == 401  # type: ignore[union-attr]
+    expect(page.locator("h1")).to_have_text("Not signed in")
+    expect(page.locator("body")).to_contain_text("esper token issue")
+    page.goto(f"{url}/?token={token}#run={GROWN}&with={STOPPED}")
+    expect(page.locator("h1")).to_have_text(["Agrown", "Bstopped"])
+    assert token not in page.url
+    context.clear_cookies()
+    expect(page.locator("#notice h1")).to_have_text("Not signed in", timeout=15_000)
+    expect(page.locator("#content")).to_be_hidden()
+    context.close()

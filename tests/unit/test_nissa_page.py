@@ -151,7 +151,7 @@ def test_who_is_not_let_in_is_told_so_in_words_and_how_to_sign_in() -> None:
     text = bytes(answer.body).decode()
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert "The token &lt;b&gt;has expired&lt;/b&gt;." in text
-    assert "esper token issue --role viewer" in text
+    assert "esper token issue --person --role viewer" in text
     assert "esper token issue" not in bytes(refused(403, "no", {}).body).decode()
     assert "unsafe" not in answer.headers["content-security-policy"]
     assert "refused.html" not in page_files()

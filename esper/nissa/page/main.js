@@ -284,7 +284,7 @@ function trouble(error) {
   state.lost = error;
   if (error.status === 401) {
     hide();
-    notice("Not signed in", el("p", {}, "This server asks for a token, and yours is missing or has run out. Issue one, then open this page with ", el("code", {}, "/?token=TOKEN"), "."), el("pre", {}, el("code", {}, "esper token issue --role viewer --for NAME")));
+    notice("Not signed in", el("p", {}, "This server asks for a token, and yours is missing or has run out. Issue one, then open this page with ", el("code", {}, "/?token=TOKEN"), "."), el("pre", {}, el("code", {}, "esper token issue --person --role viewer --for NAME")));
   } else if (error.status === 403) {
     hide();
     notice("Not allowed", el("p", {}, "Your token is good, but its role may not read this. Ask for the role viewer."), el("p", { class: "sub" }, error.message));

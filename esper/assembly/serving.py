@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from esper.assembly.admission import access_notice, build_admission, build_connection_limit, build_tls
 from esper.assembly.catalogue import LibraryCatalogue, redis_check
 from esper.assembly.storage import build_library
+from esper.assembly.telemetry import mirrored
 from esper.nissa.api import create_app
 from esper.nissa.guard import Guard
 from esper.nissa.kept_metrics import KeptMetrics
@@ -25,12 +26,12 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
     """
     tls = build_tls(cfg, self_signed=self_signed, say=say)
     admission = build_admission(cfg, tls=tls is not None)
-    with build_library(cfg) as library:
+    with build_library(cfg) as library, mirrored(cfg) as mirror:
         catalogue = LibraryCatalogue(library)
         monitor = KeptMetrics(
             RunStore(Path(cfg.runs), keep_packets=False),
             catalogue.compilations,
-            components=redis_check(cfg),
+            components={**redis_check(cfg), **mirror},
             tiers=catalogue.tiers,
         )
         app = create_app(monitor, catalogue)

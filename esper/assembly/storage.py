@@ -93,11 +93,6 @@ def broker_url(cfg: DictConfig) -> str:
     return place_of(cfg.tezzeret.engine.broker, "tezzeret.engine.broker") or ""
 
 
-def telemetry_url(cfg: DictConfig, sink: str, key: str) -> str:
-    """Where a sink of telemetry writes, read from where ``cfg.nissa.sinks`` says."""
-    return place_of(cfg.nissa.sinks[sink][key], f"nissa.sinks.{sink}.{key}") or ""
-
-
 def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:
     """A Redis server that holds sealed bytes only, and is left alone while it fails."""
     from esper.urza.redis import RedisTier

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from esper.assembly.storage import telemetry_url
+from esper.assembly.storage import place_of
 from esper.errors import ConfigError
 from esper.nissa.journal import Journal
 from esper.nissa.telemetry.messages import Sink
@@ -62,11 +62,30 @@ def prepare_sink(cfg: DictConfig, name: str) -> SinkOf:
     return prepare(cfg)
 
 
+@contextmanager
+def mirrored(cfg: DictConfig) -> Iterator[dict[str, Callable[[], str]]]:
+    """Runs of other hosts come into ``cfg.runs`` meanwhile, if ``cfg.nissa.mirror`` says from where.
+
+    Gives the check of whether they do, by its name, which raises SinkUnavailable; nothing where none come.
+    """
+    url = place_of(cfg.nissa.mirror.url, "nissa.mirror.url")
+    if not url:
+        yield {}
+        return
+    from esper.nissa.telemetry.mirror import RunMirror
+    from esper.urza.redis_client import BoundedRedis
+
+    server = BoundedRedis(url, what="Redis server of runs of other hosts")
+    with closing(RunMirror(server, Path(cfg.runs), cfg.nissa.mirror.prefix)) as mirror:
+        mirror.start()
+        yield {"runs of other hosts": mirror.check}
+
+
 def _redis(cfg: DictConfig) -> SinkOf:
     from esper.nissa.telemetry.redis_stream import RedisStreams
     from esper.urza.redis_client import BoundedRedis
 
-    server = BoundedRedis(telemetry_url(cfg, "redis", "url"), what="Redis server of telemetry")
+    server = BoundedRedis(_url(cfg, "redis", "url"), what="Redis server of telemetry")
     prefix: str = cfg.nissa.sinks.redis.prefix
     return lambda folder: RedisStreams(server, folder.name, prefix)
 
@@ -88,7 +107,7 @@ def _tensorboard(cfg: DictConfig) -> SinkOf:
 def _mlflow(cfg: DictConfig) -> SinkOf:
     from esper.nissa.telemetry.mlflow import Mlflow
 
-    uri, experiment = telemetry_url(cfg, "mlflow", "uri"), str(cfg.nissa.sinks.mlflow.experiment)
+    uri, experiment = _url(cfg, "mlflow", "uri"), str(cfg.nissa.sinks.mlflow.experiment)
     return lambda folder: Mlflow(uri, experiment, folder.name)
 
 
@@ -97,6 +116,10 @@ def _otlp(cfg: DictConfig) -> SinkOf:
 
     endpoint: str | None = cfg.nissa.sinks.otlp.endpoint
     return lambda folder: Otlp(endpoint, folder.name)
+
+
+def _url(cfg: DictConfig, sink: str, key: str) -> str:
+    return place_of(cfg.nissa.sinks[sink][key], f"nissa.sinks.{sink}.{key}") or ""
 
 
 _EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "otlp": "opentelemetry"}

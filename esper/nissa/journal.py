@@ -13,6 +13,8 @@ Events and their fields (each also has ``event``, its name, and ``at``, UTC in I
 ``cache``            tiers {name: {hits, misses, errors, state}}, counted since the process started;
                      state is that of a circuit breaker (closed, open, half-open) or null; older
                      journals have tiers {name: [hits, misses]}
+``telemetry``        sinks {name: {written, dropped, lost, errors, behind, state, reason}}, counted since the
+                     process started
 ``checkpoint``       epoch (how many are done), step, path, seconds to write it, paused (of training)
 ``control``          request, action (pause, resume, rollback), outcome (done, refused), reason, epoch and
                      step (how many are done); after ``pause`` the run waits until ``resume``
@@ -137,6 +139,17 @@ class Journal:
                 raise StorageError.from_os(error, self.path, "cannot write the journal") from error
             if sealed and self._trail is not None:
                 self._trail.written()
+
+    def copy(self, event: Event) -> None:
+        """Append an event that another journal has, with the time that it has there; errors as ``write``."""
+        line = dumps(event).encode("ascii") + b"\n"
+        with self._mutex:
+            if self._fd is None:
+                raise ValueError(f"the journal {self.path} is closed")
+            try:
+                self._append(self._fd, line)
+            except OSError as error:
+                raise StorageError.from_os(error, self.path, "cannot write the journal") from error
 
     def _append(self, fd: int, line: bytes) -> None:
         data = memoryview(b"\n" + line if self._torn else line)

@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 from esper.messages import CompilationRecord
 from esper.nissa.run_records import CheckpointRecord, Epoch, RunStatus
 from esper.nissa.run_view import RunView
+from esper.nissa.sink_metrics import sink_families
 
 LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Upper bounds in seconds: a kernel takes tens of milliseconds, and 5 s is the target for any."""
@@ -98,6 +99,7 @@ class RunCollector(Collector):
         yield from self._growth()
         yield from self._recovery()
         yield from self._cache()
+        yield from sink_families(self._views)
         up = GaugeMetricFamily("esper_library_up", "Whether the kernel library could be read (1) or not (0).")
         up.add_metric([], float(self._compilations is not None))
         yield up

@@ -39,6 +39,7 @@ from esper.nissa.run_records import (
     parse_time,
     parse_transition,
 )
+from esper.nissa.telemetry.messages import SinkCounts
 
 MAX_FAULTS_KEPT = 1000
 """A view keeps this many of the latest faults; ``fault_counts`` counts them all."""
@@ -54,11 +55,11 @@ class RunHistory:
 
     ``seconds`` is the time that the run's processes have worked, without the pauses between them; ``layers``
     are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` what each tier of the kernel
-    library was asked; ``inventions``, by graph and slot, what was invented beside the run, and of what the
-    invented kernels were made that it tried; ``inventing_error`` why inventing ended before the run, if it
-    did; ``checkpoints`` are by their paths, ``checkpoint`` is the one told of last; ``controls``, by request,
-    what became of what was asked of the run; ``paused`` whether it waits; ``ended`` how the run ended by its
-    own word, None when it has given none.
+    library was asked; ``sinks`` how each sink of telemetry fares; ``inventions``, by graph and slot, what was
+    invented beside the run, and of what the invented kernels were made that it tried; ``inventing_error`` why
+    inventing ended before the run, if it did; ``checkpoints`` are by their paths, ``checkpoint`` is the one
+    told of last; ``controls``, by request, what became of what was asked of the run; ``paused`` whether it
+    waits; ``ended`` how the run ended by its own word, None when it has given none.
     """
 
     experiment: str = ""
@@ -85,6 +86,7 @@ class RunHistory:
     controls: dict[str, ControlRecord] = field(default_factory=dict)
     paused: bool = False
     cache: dict[str, CacheTier] = field(default_factory=dict)
+    sinks: dict[str, SinkCounts] = field(default_factory=dict)
     inventions: dict[tuple[str, str], InventionRecord] = field(default_factory=dict)
     inventing_error: str | None = None
     summary: Mapping[str, Any] | None = None
@@ -276,6 +278,9 @@ class RunView(RunHistory):
         for name, tier in parse_cache(event).items():
             self.cache[name] = tier.after(self._cache_base.get(name, CacheTier(0, 0)))
 
+    def _on_telemetry(self, event: Event, _: datetime) -> None:
+        self.sinks = {str(name): SinkCounts.of(counts) for name, counts in event["sinks"].items()}
+
     def _on_invention(self, event: Event, _: datetime) -> None:
         record = parse_invention(event["record"])
         self.inventions[record.graph_id, str(record.slot)] = record
@@ -311,6 +316,7 @@ _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "checkpoint": RunView._on_checkpoint,
     "control": RunView._on_control,
     "cache": RunView._on_cache,
+    "telemetry": RunView._on_telemetry,
     "invention": RunView._on_invention,
     "lineage": RunView._on_invention,
     "inventing_ended": RunView._on_inventing_ended,

@@ -51,6 +51,8 @@ def store(tmp_path: Path) -> RunStore:
         journal.write("checkpoint", epoch=1, path="old")  # of an older Esper
         for seconds in (9.0, 0.5):
             journal.write("checkpoint", epoch=2, step=20, path="new", seconds=seconds, paused=0.01)
+        sink = {"written": 7, "dropped": 2, "lost": 1, "errors": 3, "behind": 10, "state": "down"}
+        journal.write("telemetry", sinks={"redis": sink, "later": {}})
         journal.write("run_finished", summary={})
     return RunStore(tmp_path)
 
@@ -98,6 +100,22 @@ def test_values_are_those_of_the_run(store: RunStore) -> None:
     assert values[("esper_run_state", ("state", "running"))] == 0
     assert values[("esper_run_info", ("experiment", 'odd "name"\\\n'), ("task", "fashion"))] == 1
     assert values[("esper_library_up",)] == 1
+    told = ("written", 7), ("dropped", 2), ("lost", 1), ("errors", 3)
+    for what, count in told:
+        assert values[(f"esper_telemetry_{what}_total", ("sink", "redis"))] == count
+        assert values[(f"esper_telemetry_{what}_total", ("sink", "later"))] == 0
+
+
+@pytest.mark.parametrize(("state", "up"), [("up", 1), ("down", 0)])
+def test_whether_a_sink_takes_messages_is_shown_while_its_run_goes_on(
+    tmp_path: Path, state: str, up: float
+) -> None:
+    names = [(f"esper_telemetry_{what}", ("sink", "redis")) for what in ("sink_up", "behind_bytes")]
+    with RunWriter(tmp_path, RUN) as journal:
+        journal.write("telemetry", sinks={"redis": {"state": state, "behind": 10}})
+        values = samples(scrape(RunStore(tmp_path)))
+    assert [values[name] for name in names] == [up, 10]
+    assert not set(names) & set(samples(scrape(RunStore(tmp_path))))
 
 
 @pytest.mark.parametrize(("state", "shown"), [("closed", 0), ("half-open", 1), ("open", 1)])

@@ -75,3 +75,9 @@ class SinkCounts:
     behind: int = 0
     state: str = "up"
     reason: str = ""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> SinkCounts:
+        """The counts that an event has as ``data``; raises TypeError or ValueError when they are none."""
+        counts = {name: int(data.get(name, 0)) for name in ("written", "dropped", "lost", "errors", "behind")}
+        return cls(**counts, state=str(data.get("state", "up")), reason=str(data.get("reason", "")))

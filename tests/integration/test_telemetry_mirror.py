@@ -1,0 +1,166 @@
+"""Runs of another host, told through a real Redis server, are seen here as they are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from servers.redis import RedisServer
+
+from esper.nissa.journal import JOURNAL_NAME, Journal, read_journal
+from esper.nissa.run_records import RunStatus
+from esper.nissa.runs import RunStore
+from esper.nissa.telemetry.mirror import RunMirror
+from esper.nissa.telemetry.redis_stream import RedisStreams, keys_of
+from esper.nissa.telemetry.telemetry import Telemetry
+from esper.urza.redis_client import BoundedRedis
+
+RUN, OTHER = "20261128-120000-there-0001", "20261128-120000-here-0002"
+
+
+def everything(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    return fields
+
+
+class RunWriter(Journal):
+    """A journal with a method for each event that these runs have."""
+
+    def started(self, resumed_from_epoch: int | None = None) -> None:
+        layers = {"stage1": {"kind": "conv2d", "seeds": 1}}
+        self.write("run_started", experiment="there", layers=layers, resumed_from_epoch=resumed_from_epoch)
+
+    def epoch(self, epoch: int) -> None:
+        metrics = {"stage1": {"seed_states": ["TRAINING"]}}
+        packet = {"epoch": epoch, "loss": float("nan"), "accuracy": 0.5, "layer_metrics": metrics}
+        self.write("epoch", packet=packet, seconds=1.5, samples_per_second=1e3, training_flops=1e9)
+
+    def decision(self, epoch: int) -> None:
+        decision = {
+            "adaptation_type": "add_seed",
+            "target_component": "stage1",
+            "parameters": {"seed_idx": 0},
+        }
+        decision |= {"confidence": 0.5, "expected_impact": 0.1, "reason": "plateau"}
+        outcome = {"status": "grafted", "kernel_id": "kernel_a", "reason": ""}
+        self.write("decision", epoch=epoch, decision=decision, outcome=outcome)
+
+
+@contextmanager
+def told(server: RedisServer, root: Path, run_id: str = RUN) -> Iterator[RunWriter]:
+    """A run below ``root`` that tells ``server`` what it writes."""
+    (root / run_id).mkdir(parents=True, exist_ok=True)
+    with RunWriter(root / run_id / JOURNAL_NAME, fsync=False) as journal:
+        sink = RedisStreams(BoundedRedis(server.url), run_id)
+        telemetry = Telemetry([sink], journal.path, lambda: journal.end, allow=everything)
+        try:
+            yield journal
+        finally:
+            telemetry.close()
+
+
+@contextmanager
+def mirror_into(server: RedisServer, root: Path) -> Iterator[RunStore]:
+    with closing(RunMirror(BoundedRedis(server.url), root)) as mirror:
+        mirror.start()
+        yield RunStore(root)
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def status(store: RunStore, run_id: str = RUN) -> RunStatus | None:
+    return {view.run_id: view.status for view in store.views()}.get(run_id)
+
+
+def epochs(store: RunStore) -> int:
+    return len(store.open(RUN).epochs) if RUN in store.run_ids() else 0
+
+
+def test_a_run_of_another_host_is_seen_live_and_after(redis_server: RedisServer, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    with mirror_into(redis_server, here) as store:
+        with told(redis_server, there) as journal:
+            journal.started()
+            journal.epoch(0)
+            within(5.0, lambda: epochs(store) == 1 and status(store) is RunStatus.RUNNING)
+            journal.decision(0)
+            journal.epoch(1)
+            journal.write("run_finished", summary={"run_id": RUN})
+        within(5.0, lambda: status(store) is RunStatus.FINISHED)
+    seen, lived = RunStore(here).open(RUN), RunStore(there).open(RUN)
+    for what in ("epochs", "adaptations", "seeds", "started_at", "updated_at", "layers", "seconds"):
+        assert repr(getattr(seen, what)) == repr(getattr(lived, what)), what  # a NaN is no other's equal
+    assert len(seen.epochs) == 2
+    assert seen.damaged == 0
+
+
+def test_a_run_whose_process_is_gone_has_stopped(redis_server: RedisServer, tmp_path: Path) -> None:
+    with mirror_into(redis_server, tmp_path / "here") as store:
+        with told(redis_server, tmp_path / "there") as journal:
+            journal.started()
+            within(5.0, lambda: status(store) is RunStatus.RUNNING)
+        within(5.0, lambda: status(store) is RunStatus.STOPPED)
+        with told(redis_server, tmp_path / "there") as journal:  # it is resumed
+            journal.started(resumed_from_epoch=-1)
+            within(5.0, lambda: status(store) is RunStatus.RUNNING)
+
+
+def test_copies_survive_a_restart_and_a_server_that_forgot(own_redis: RedisServer, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    with told(own_redis, tmp_path / "there") as journal:
+        journal.started()
+        journal.epoch(0)
+        with mirror_into(own_redis, here) as store:
+            within(5.0, lambda: epochs(store) == 1)
+        journal.epoch(1)
+        with mirror_into(own_redis, here) as store:
+            within(5.0, lambda: epochs(store) == 2)
+            own_redis.kill()
+            own_redis.start()
+            journal.epoch(2)
+            within(10.0, lambda: epochs(store) == 3)
+    names = [event["event"] for event in read_journal(here / RUN / JOURNAL_NAME)[0]]
+    assert names == ["run_started", "epoch", "epoch", "epoch"]
+
+
+def test_runs_of_this_host_and_names_that_are_none_are_left_alone(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    with told(redis_server, tmp_path, OTHER) as journal:  # told, and mirrored into the very same folder
+        journal.started()
+        written = journal.end
+        with redis_server.client() as client, mirror_into(redis_server, tmp_path) as store:
+            client.zadd("esper:runs", {"../escape": 1, "": 1, "a/b": 1, b"\xff": 1})
+            for name in ("name", "at", "place"):  # entries that are no events
+                client.xadd(keys_of("esper:", RUN)[0], {name: "x", "fields": "["})
+            client.zadd("esper:runs", {RUN: 2})
+            within(5.0, lambda: (tmp_path / RUN).exists())
+            time.sleep(0.6)
+            assert status(store, OTHER) is RunStatus.RUNNING
+            assert journal.end == written == (tmp_path / OTHER / JOURNAL_NAME).stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([OTHER, RUN])
+    assert read_journal(tmp_path / RUN / JOURNAL_NAME)[0] == []
+    assert not (tmp_path.parent / "escape").exists()
+
+
+def test_a_server_that_is_gone_is_said(tmp_path: Path, own_redis: RedisServer) -> None:
+    with closing(RunMirror(BoundedRedis(own_redis.url), tmp_path)) as mirror:
+        mirror.start()
+        within(5.0, lambda: mirror.check() == "0 copied, 0 go on")
+        own_redis.kill()
+
+        def said() -> bool:
+            try:
+                mirror.check()
+            except Exception as error:
+                return "did not answer as it should" in str(error)
+            return False
+
+        within(5.0, said)

@@ -61,10 +61,15 @@ def _ask(
     run: str, overrides: list[str] | None, action: Any, wait: float, as_json: bool, **bounds: Any
 ) -> None:
     """Ask, and say what became of it; RunError when the run refuses or ends before it has read that."""
+    from esper.assembly.audit_trails import note
     from esper.nissa.control import ask
+    from esper.security.audit import Action
+    from esper_cli.config import compose
 
     store = open_store(overrides or ())
     view = store.open(run)
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    note(compose(list(overrides or ())), Action(f"run.{action}.asked", view.run_id, detail=given))
     asked = ask(view.folder, action, **bounds)
     deadline = time.monotonic() + wait
     outcome = view.refresh().controls.get(asked.request)

@@ -11,9 +11,10 @@ from typing import Any, Final
 from omegaconf import DictConfig
 
 from esper.assembly.keys import build_keys
+from esper.assembly.storage import build_library
 from esper.errors import AuditError, ConfigError, StorageError
 from esper.nissa.journal import JOURNAL_NAME
-from esper.security.audit import Entry, Head, Signer
+from esper.security.audit import Action, Entry, Head, Signer
 from esper.security.audit_check import Finding, check_trail
 from esper.security.audit_lines import HEAD_NAME, audited_lines, head_of
 from esper.urza.library import KernelLibrary
@@ -21,6 +22,12 @@ from esper.urza.trail import TrailQuery, Verdict
 
 _MOST_LINE: Final = 2**16
 """Bytes of a line of an export; an entry takes less than 6,000."""
+
+
+def note(cfg: DictConfig, action: Action) -> None:
+    """Enter ``action``, which is no change of the library, in its trail: before it takes effect."""
+    with build_library(cfg, adopt_later=True) as library:
+        library.note(action)
 
 
 def build_signer(cfg: DictConfig) -> Signer:

@@ -14,6 +14,7 @@ from esper.assembly.storage import redis_url
 from esper.messages import CompilationRecord
 from esper.nissa.api_queries import KernelsQuery, TagsBody
 from esper.nissa.run_records import CacheTier
+from esper.security.audit import Action
 from esper.urza.library import KernelLibrary
 from esper.urza.query import KernelQuery
 
@@ -82,6 +83,11 @@ class LibraryCatalogue:
             if now != list(before):
                 self._library.set_tags(kernel_id, now)
         return now
+
+    def note_request(self, action: str, run_id: str, **bounds: int | None) -> None:
+        """Enter in the audit trail what is asked of a run; what became of it stands in that of the run."""
+        given = {name: bound for name, bound in bounds.items() if bound is not None}
+        self._library.note(Action(f"run.{action}.asked", run_id, detail=given))
 
     def compilations(self) -> Sequence[CompilationRecord]:
         """The log of attempts to compile."""

@@ -67,6 +67,11 @@ class Changes:
         """202 once the request is on the disk, 200 once the run has done it, 409 where it does not."""
         wait = read_query(request, WaitQuery).wait
         folder = await run_in_threadpool(self._monitor.folder, name_of(request, "run_id"))
+        if self._library:
+            await run_in_threadpool(
+                self._library,
+                lambda library: library.note_request(action, folder.name, epoch=epoch, step=step),
+            )
         try:
             asked = await run_in_threadpool(lambda: ask(folder, action, epoch=epoch, step=step))
         except RunError as error:

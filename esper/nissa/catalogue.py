@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from esper.errors import LibraryError
@@ -36,6 +38,10 @@ class Library(Protocol):
         """Give and take tags; those that the kernel has now. KernelNotFound."""
         ...
 
+    def note_request(self, action: str, run_id: str, **bounds: int | None) -> None:
+        """Enter in the audit trail what is asked of a run, before it is."""
+        ...
+
     def compilations(self) -> Sequence[CompilationRecord]:
         """The log of attempts to compile, oldest first."""
         ...
@@ -52,6 +58,9 @@ class BoundedLibrary:
         self._library = library
         self._places = threading.Semaphore(MAX_CALLS)
 
+    def __bool__(self) -> bool:
+        return self._library is not None
+
     def __call__(self, ask: Callable[[Library], T]) -> T:
         """What ``ask`` returns or raises; TimeoutError when the library does not answer in time."""
         library = self._library
@@ -67,6 +76,7 @@ class BoundedLibrary:
                 self._places.release()
 
         try:
-            return BoundedCall(call, LIBRARY_SECONDS)()
+            # In another thread, who acts is who acts here.
+            return BoundedCall(partial(copy_context().run, call), LIBRARY_SECONDS)()
         except TimeoutError as error:
             raise TimeoutError(f"the kernel library: {error}") from None

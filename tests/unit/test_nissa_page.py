@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from esper.messages import SeedState
 from esper.nissa.page import CONTENT_SECURITY_POLICY, index, page_file, page_files, refused
+from esper_cli.app import run
 
 UPLOT_1_6_32 = {
     "uPlot.iife.min.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
@@ -155,3 +156,15 @@ def test_who_is_not_let_in_is_told_so_in_words_and_how_to_sign_in() -> None:
     assert "esper token issue" not in bytes(refused(403, "no", {}).body).decode()
     assert "unsafe" not in answer.headers["content-security-policy"]
     assert "refused.html" not in page_files()
+
+
+def test_the_commands_that_the_page_tells_of_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = "".join(file.body.decode() for name, file in page_files().items() if name.endswith(".js"))
+    commands = set(re.findall(r"esper ([a-z][a-z -]*[a-z])(?= \$| NAME|[^a-z -])", texts))
+    assert {"train --resume", "runs resume", "compile --for smoke"} <= commands
+    for command in commands:
+        words = [word for word in command.split() if not word.startswith("--") and word != "smoke"]
+        assert run([*words, "--help"]) == 0, command
+        told = capsys.readouterr().out
+        for option in re.findall(r"--[a-z]+", command):
+            assert option in told, command

@@ -54,7 +54,7 @@ export class Library {
   #kernels() {
     if (this.problem) return el("p", { class: "empty" }, this.problem);
     if (!this.kernels) return el("p", { class: "empty" }, "Asking the library.");
-    if (!this.kernels.length) return el("p", { class: "empty" }, "No kernel yet. Compile what ships: ", el("code", {}, "esper compile --all"));
+    if (!this.kernels.length) return el("p", { class: "empty" }, "No kernel yet. Compile what ships: ", el("code", {}, "esper compile --for smoke"));
     return el("table", {}, el("caption", {}, "Kernels of the library, the best first"),
       el("thead", {}, el("tr", {}, ["kernel", "parameters", "kept", "score"].map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, this.kernels.map(kernelRow)));
@@ -85,6 +85,6 @@ export class Library {
       ? el("ul", { class: "compiled" }, all.map((each) => el("li", { class: each.status === "failed" ? "bad" : "" },
         el("b", {}, each.blueprint_name || short(each.blueprint_id)), el("span", {}, each.status === "failed" ? `failed at ${each.stage ?? "?"}` : `${seconds(number(each.seconds))}`),
         el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)))))
-      : el("p", { class: "empty" }, "Nothing was compiled yet. Compile what ships: ", el("code", {}, "esper compile --all")));
+      : el("p", { class: "empty" }, "Nothing was compiled yet. Compile what ships: ", el("code", {}, "esper compile --for smoke")));
   }
 }

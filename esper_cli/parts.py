@@ -40,7 +40,7 @@ def progress_line(label: str, share: float, left: str, width: int) -> Table:
 def as_many_as_fit(parts: Sequence[str], width: int) -> str:
     """The first of ``parts`` in one line: half a number is worse than none."""
     shown = list(parts)
-    while len("  ".join(shown)) > width:
+    while shown and len("  ".join(shown)) > width:
         shown.pop()
     return "  ".join(shown)
 

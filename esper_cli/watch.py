@@ -64,7 +64,7 @@ def watch(
         _show_epoch(source, epoch, as_json)
         return
     told = _follow(source, _viewer(as_json, once), once)
-    if once:
+    if once or told.status.goes_on:
         return
     if not as_json:
         from esper_cli.history import why_it_ended
@@ -98,8 +98,9 @@ def _viewer(as_json: bool, once: bool) -> Viewer:
 
 
 def _follow(source: Source, viewer: Viewer, once: bool) -> ToldRun:
-    """Show the run until it ends, or once; returns it as it is then."""
+    """Show the run until it ends or the viewer leaves, or once; returns it as it is then."""
     from esper.nissa.replay import ToldRun
+    from esper_cli.watch_source import POLL_SECONDS
 
     told = ToldRun(source.folder)
     with viewer:
@@ -109,7 +110,8 @@ def _follow(source: Source, viewer: Viewer, once: bool) -> ToldRun:
                 told = ToldRun(source.folder)
             told.tell(news.events, alive=news.alive)
             viewer.show(told, news.events)
-            if once or not told.status.goes_on:
+            ended = once or not told.status.goes_on
+            if (ended and not viewer.busy) or not viewer.wait(POLL_SECONDS):
                 return told
 
 

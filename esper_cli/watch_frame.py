@@ -71,8 +71,8 @@ class WatchFrame:
         alerts = cut_to(alerts, max(1, room // 6), width, "alerts")
         room -= len(alerts)
         layers = self._layers(width - _LABEL, max(2, room // 4), unicode)
-        adaptations = self._adaptations(width)
-        lower = min(len(adaptations), max(2, room // 4))
+        adaptations = self._adaptations(width, unicode)
+        lower = min(len(adaptations), max(2, room // 3))
         curve = min(LONGEST_CURVE, room - len(layers) - lower)
         if curve < 4:
             curve = 0
@@ -119,7 +119,8 @@ class WatchFrame:
         epochs = self.view.epochs
         training = Series("training", "dim", {item.epoch: item.loss for item in epochs})
         held_out = Series("held-out", "blue", {item.epoch: item.held_out_loss for item in epochs})
-        marks = [*_adaptation_marks(self.view), *_rollback_marks(self.view)]
+        marks = [mark for item in self.view.adaptations if (mark := _mark(item))]
+        marks += _rollback_marks(self.view)
         loss = Curves("loss", (training, held_out), lines, marks)
         if width < NARROW:
             return loss
@@ -143,11 +144,12 @@ class WatchFrame:
         shown = cut_to(lines, room - 1, width, "layers")
         return [legend(states, width, unicode=unicode, counted=True), *shown]
 
-    def _adaptations(self, width: int) -> list[Text]:
+    def _adaptations(self, width: int, unicode: bool) -> list[Text]:
         """One line each, the latest last; refusals in a row for one reason are one line."""
         losses = {epoch.epoch: epoch.held_out_loss for epoch in self.view.epochs}
         alike = list(grouped(self.view.adaptations))[-MOST_ADAPTATIONS:]
-        return _adaptation_lines([_adaptation_cells(items, losses) for items in alike], width - _LABEL)
+        rows = [_adaptation_cells(items, losses, unicode) for items in alike]
+        return _adaptation_lines(rows, width - _LABEL)
 
     def _caches(self, width: int) -> Iterator[Text]:
         parts = []
@@ -185,44 +187,43 @@ def _labelled(label: str, lines: Sequence[Text]) -> Iterator[Text]:
         yield Text.assemble((f"{'' if place else label:<{_LABEL}}", "dim"), line)
 
 
-def _adaptation_cells(alike: Sequence[Adaptation], losses: Mapping[int, float]) -> list[Text]:
-    """When, where, what became of it, and what it did to the held-out split."""
+def _adaptation_cells(
+    alike: Sequence[Adaptation], losses: Mapping[int, float], unicode: bool
+) -> tuple[list[Text], list[str]]:
+    """When, where and what became of it; and what it did to the held-out split, or why, in parts."""
     first = alike[0]
     epoch, where, verdict, _, _, reason = adaptation_cells(first, "\n")
     if len(alike) > 1:
         epoch = Text("-".join(dict.fromkeys(str(item.epoch + 1) for item in (first, alike[-1]))))
         verdict = Text(f"{len(alike)} refused", VERDICT_STYLES["refused"])
-    impact = reason
+    mark = _mark(first)
+    glyph = Text((mark.glyph if unicode else mark.plain) + " ", mark.style) if mark else Text("  ")
+    impact = [reason.plain]
     if (trial := first.trial) is not None:
         points = 100 * (trial.accuracy_after - trial.accuracy_before)
-        impact = Text(f"{trial.loss_before:.4f} -> {trial.loss_after:.4f}, {points:+.1f} points")
+        impact = [f"{trial.loss_before:.4f} -> {trial.loss_after:.4f}", f"{points:+.1f} points"]
     elif first.status == "grown" and (found := growth_impact(losses, first.epoch)) is not None:
         span = "epoch" if found.epochs == 1 else f"{found.epochs} epochs"
-        impact = Text(f"held-out loss {-100 * found.after:+.1f} % in {span}")
-    return [epoch, where.split("\n")[0], verdict, impact]
+        impact = [f"held-out loss {-100 * found.after:+.1f} % in {span}"]
+    return [epoch, where.split("\n")[0], Text.assemble(glyph, verdict)], impact
 
 
-def _adaptation_lines(rows: Sequence[Sequence[Text]], width: int) -> list[Text]:
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+def _adaptation_lines(rows: Sequence[tuple[Sequence[Text], Sequence[str]]], width: int) -> list[Text]:
+    widths = [max(len(cells[column]) for cells, _ in rows) for column in range(3)] if rows else []
     lines = []
-    for row in rows:
-        line = Text()
-        for column, cell in enumerate(row):
-            padded = cell
-            if column < len(widths):
-                fill = " " * (widths[column] - len(cell))
-                padded = Text.assemble(cell, fill, "  ") if column else Text.assemble(fill, cell, "  ")
-            line.append_text(padded)
+    for (epoch, place, verdict), impact in rows:
+        fills = [" " * (wide - len(cell)) for wide, cell in zip(widths, (epoch, place, verdict), strict=True)]
+        line = Text.assemble(fills[0], epoch, "  ", place, fills[1], "  ", verdict, fills[2], "  ")
+        line.append(as_many_as_fit(impact, width - len(line)) or impact[0])
         line.truncate(width, overflow="ellipsis")
         lines.append(line)
     return lines
 
 
-def _adaptation_marks(view: RunView) -> Iterator[Mark]:
-    for item in view.adaptations:
-        verdict = item.trial.verdict if item.trial else item.status
-        if verdict in _MARKS:
-            yield Mark(item.epoch, *_MARKS[verdict])
+def _mark(item: Adaptation) -> Mark | None:
+    """How it is marked on the axis; None for one that changed nothing."""
+    look = _MARKS.get(item.trial.verdict if item.trial else item.status)
+    return Mark(item.epoch, *look) if look else None
 
 
 def _rollback_marks(view: RunView) -> Iterator[Mark]:

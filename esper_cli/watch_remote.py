@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from esper.errors import ConfigError, EsperError, RunError, SecurityError
 from esper.nissa.journal import Event
-from esper_cli.watch_source import POLL_SECONDS, News
+from esper_cli.watch_source import News
 
 ANSWER_SECONDS = 10.0
 """How long an answer may take to begin."""
@@ -70,7 +70,7 @@ class ServerSource:
             self._began = True
             threading.Thread(target=self._follow, daemon=True).start()
             return News([*self._until_known(), *self._within(QUIET_SECONDS)], self._alive)
-        events = list(self._within(POLL_SECONDS))
+        events = list(self._within(0.0))
         if not events and time.monotonic() - self._asked >= STATUS_SECONDS:
             self._alive = _goes_on(self._server.get(f"/api/v1/runs/{quote(self._run_id, safe='')}"))
             self._asked = time.monotonic()
@@ -88,14 +88,17 @@ class ServerSource:
             wait = MIDST_SECONDS
 
     def _within(self, seconds: float) -> Iterator[Event]:
-        """Events of the next ``seconds``."""
+        """Events of the next ``seconds``, and those that wait."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and (event := self._next(left)) is not None:
+        for _ in range(MAX_WAITING):
+            event = self._next(max(0.0, until - time.monotonic()))
+            if event is None:
+                return
             yield event
 
     def _next(self, seconds: float) -> Event | None:
         try:
-            event = self._events.get(timeout=seconds)
+            event = self._events.get(block=seconds > 0, timeout=seconds or None)
         except queue.Empty:
             return None
         if isinstance(event, EsperError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +32,7 @@ class Source(Protocol):
         """The run's folder, or its id where that is on another machine."""
 
     def read(self) -> News:
-        """What is new, after a short wait unless it is the first call. Raises EsperError."""
+        """What is new; the first time all there is. Does not wait for more. Raises EsperError."""
 
 
 class JournalSource:
@@ -43,13 +42,9 @@ class JournalSource:
         self.folder = folder
         self._path = folder / JOURNAL_NAME
         self._reader = JournalReader(self._path)
-        self._began = False
 
     def read(self) -> News:
         """What was written since."""
-        if self._began:
-            time.sleep(POLL_SECONDS)
-        self._began = True
         restarts = self._reader.restarts
         # Asked before reading: a process that is gone by now has written all that it ever will.
         alive = is_being_written(self._path)

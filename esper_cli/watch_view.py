@@ -5,23 +5,33 @@ from __future__ import annotations
 import math
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Protocol, Self
 
+from rich.console import Group
 from rich.live import Live
+from rich.text import Text
 
 from esper.nissa.journal import Event, dumps
-from esper.nissa.replay import ToldRun, with_numbers
+from esper.nissa.replay import ToldRun, until_epoch, with_numbers
 from esper_cli.display import PlainDisplay
 from esper_cli.terminal import PipeConsole, console
 from esper_cli.watch_frame import WatchFrame
+from esper_cli.watch_keys import Keys
 
 REDRAW_SECONDS = 1.0
 """Ages in the picture are no older than that."""
 
 PAUSE_SECONDS = 0.5
 """The picture is drawn no sooner than that after the last one: of a long run it costs 0.1 s."""
+
+
+STEPS = {"left": -1, "right": 1, "page up": -10, "page down": 10}
+"""How many epochs each key goes."""
+
+KEYS = "left, right: epochs  home: the first  end: live  q: leave"
 
 
 class Viewer(Protocol):
@@ -34,6 +44,13 @@ class Viewer(Protocol):
     def show(self, run: ToldRun, events: Sequence[Event]) -> None:
         """Show ``run``, which ``events`` were told just now."""
 
+    def wait(self, seconds: float) -> bool:
+        """Let so much time pass, or less; whether more is to be shown."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody looks at what was before, and the run's end has to wait."""
+
 
 class JsonViewer:
     """Each event as a line of JSON, as it stands in the journal."""
@@ -43,6 +60,16 @@ class JsonViewer:
 
     def __exit__(self, *exc: object) -> None:
         return None
+
+    @property
+    def busy(self) -> bool:
+        """Never: nobody can look back."""
+        return False
+
+    def wait(self, seconds: float) -> bool:
+        """Let so much time pass."""
+        time.sleep(seconds)
+        return True
 
     def show(self, _run: ToldRun, events: Sequence[Event]) -> None:
         """Print them."""
@@ -88,26 +115,75 @@ class FrameViewer(JsonViewer):
 
 
 class LiveViewer(FrameViewer):
-    """The picture on the whole terminal, drawn anew when something happens; the last one stays."""
+    """The picture on the whole terminal, drawn anew when something happens; the last one stays.
+
+    Keys go back to earlier epochs and forward again, to where it is live.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._live = Live(console=console(), screen=True, auto_refresh=False, redirect_stderr=False)
+        self._keys = Keys()
         self._drawn = -math.inf
         self._news = False
+        self._events: list[Event] = []
+        self._then: tuple[int, ToldRun] | None = None
 
     def __enter__(self) -> Self:
+        self._keys.__enter__()
         self._live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._live.stop()
+        self._keys.__exit__(*exc)
         super().__exit__(*exc)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an earlier epoch is shown."""
+        return self._then is not None
 
     def show(self, run: ToldRun, events: Sequence[Event]) -> None:
         """Draw it, if there is news or the last picture has become old."""
+        if run is not self._run:
+            self._events, self._then = [], None  # it began afresh
         super().show(run, events)
+        self._events += events
         self._news = self._news or bool(events)
         if time.monotonic() - self._drawn >= (PAUSE_SECONDS if self._news else REDRAW_SECONDS):
-            self._live.update(self._frame(run), refresh=True)
-            self._drawn, self._news = time.monotonic(), False
+            self._draw()
+
+    def wait(self, seconds: float) -> bool:
+        """Let so much time pass, or do what a key says."""
+        for key in self._keys.within(seconds):
+            if key == "q":
+                return False
+            self._go(key)
+        return True
+
+    def _go(self, key: str) -> None:
+        """Show another epoch, of those that there are."""
+        assert self._run is not None
+        epochs = [item.epoch for item in self._run.epochs]
+        if not epochs:
+            return
+        last = len(epochs) - 1
+        place = last + 1 if self._then is None else min(bisect_left(epochs, self._then[0]), last)
+        place = {"home": 0, "end": last + 1}.get(key, place + STEPS.get(key, 0))
+        if place > last:
+            self._then = None
+        else:
+            then = ToldRun(self._run.folder)
+            then.tell(until_epoch(self._events, epochs[max(0, place)]), alive=True)
+            self._then = epochs[max(0, place)], then
+        self._draw()
+
+    def _draw(self) -> None:
+        assert self._run is not None
+        frame = self._frame(self._run)
+        if self._then is not None:
+            epoch, then = self._then
+            frame = WatchFrame(then, then.updated_at or datetime.now(UTC), f"after epoch {epoch + 1}")
+        self._live.update(Group(frame, Text(KEYS, style="dim", no_wrap=True)), refresh=True)
+        self._drawn, self._news = time.monotonic(), False

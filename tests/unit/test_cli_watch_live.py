@@ -29,7 +29,10 @@ class Terminal:
     """A command in a terminal of 80 columns and 24 lines."""
 
     def __init__(self, pid: int, terminal: int) -> None:
-        self.pid, self._terminal, self.seen = pid, terminal, b""
+        self.pid, self.terminal, self.seen = pid, terminal, b""
+
+    def press(self, keys: bytes) -> None:
+        os.write(self.terminal, keys)
 
     def read_until(self, *words: bytes, since: int = 0) -> None:
         deadline = time.monotonic() + 30
@@ -38,10 +41,10 @@ class Terminal:
             self._read(0.1)
 
     def _read(self, seconds: float) -> bool:
-        if not select.select([self._terminal], [], [], seconds)[0]:
+        if not select.select([self.terminal], [], [], seconds)[0]:
             return True
         try:
-            data = os.read(self._terminal, 65536)
+            data = os.read(self.terminal, 65536)
         except OSError:  # the other side is closed
             return False
         self.seen += data
@@ -100,6 +103,37 @@ def test_the_picture_follows_the_run_and_stays_when_it_ends(journal: Journal, tm
     assert f"run {RUN_ID}: finished".encode() in left
 
 
+def test_keys_go_back_through_the_epochs_and_hold_the_end_until_they_are_left(
+    journal: Journal, tmp_path: Path
+) -> None:
+    with watching(tmp_path) as terminal:
+        terminal.read_until(b"epoch 3/12", b"home: the first")
+        for keys, words in (
+            (b"\x1b[D", b"after epoch 3"),
+            (b"h\x1b[D", b"after epoch 1"),  # two at once
+            (b"\x1b[D", b"epoch 1/12"),  # there is none before
+            (b"\x1b[C", b"after epoch 2"),
+        ):
+            before = len(terminal.seen)
+            terminal.press(keys)
+            terminal.read_until(words, since=before)
+        write(journal, epochs=range(3, 12))
+        before = len(terminal.seen)
+        terminal.press(b"\x1b[H")
+        terminal.read_until(b"after epoch 1", since=before)
+        terminal.press(b"\x1b[F")
+        assert terminal.exit_code() == 0
+    assert b"epoch 12/12" in terminal.seen[terminal.seen.rindex(NORMAL) :]
+
+
+def test_q_leaves_a_run_that_goes_on(journal: Journal, tmp_path: Path) -> None:
+    with watching(tmp_path) as terminal:
+        terminal.read_until(b"epoch 3/12")
+        terminal.press(b"x\x1b[Zq")  # two that mean nothing, and the one
+        assert terminal.exit_code() == 0
+    assert b"running" in terminal.seen[terminal.seen.rindex(NORMAL) :]
+
+
 def test_ctrl_c_leaves_the_terminal_as_it_was(journal: Journal, tmp_path: Path) -> None:
     with watching(tmp_path) as terminal:
         terminal.read_until(b"epoch 3/12")
@@ -108,11 +142,3 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(journal: Journal, tmp_path: Path) 
     assert terminal.seen.rindex(SHOWN) > terminal.seen.rindex(HIDDEN)
     assert terminal.seen.rindex(NORMAL) > terminal.seen.rindex(ALTERNATE)
     assert b"Traceback" not in terminal.seen
-
-
-def test_a_run_that_is_killed_is_told_of(journal: Journal, tmp_path: Path) -> None:
-    with watching(tmp_path) as terminal:
-        terminal.read_until(b"epoch 3/12", b"running")
-        journal.close()  # the lock goes with the process
-        assert terminal.exit_code() == 1
-    assert b"stopped" in terminal.seen[terminal.seen.rindex(NORMAL) :]

@@ -11,6 +11,7 @@ import typer
 
 from esper.errors import ConfigError
 from esper_cli.completion import complete_overrides
+from esper_cli.keys import tell_key_made
 from esper_cli.terminal import print_json, print_lines, table
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def issue_token(
     token, holder = issue(
         authority, build_token_rules(cfg), name=name, role=role, minutes=minutes, person=person
     )
+    said = _described(holder)
+    _note(cfg, "token.issued", holder.id, name=name, role=role, expires=said["expires"])
     if as_json:
-        print_json({"token": token, **_described(holder)})
+        print_json({"token": token, **said})
         return
     print_lines(f"{_line(holder)}; its id: {holder.id}", stderr=True)
     sys.stdout.write(token + "\n")
@@ -103,12 +106,14 @@ def revoke_token(
     ids = [text for text in given if "=" not in text]
     if len(ids) + (all_of is not None) != 1:
         raise ConfigError("name the id of one token, or --all-of NAME", hint="see: esper token revoke --help")
-    _, authority = _configured([text for text in given if "=" in text])
+    cfg, authority = _configured([text for text in given if "=" in text])
     if all_of is not None:
+        _note(cfg, "token.revoked_all", all_of)
         authority.revoke_all(all_of)
         print_lines(f"revoked all tokens of {all_of}")
     else:
-        authority.revoke(checked_id(ids[0]))
+        _note(cfg, "token.revoked", checked_id(ids[0]))
+        authority.revoke(ids[0])
         print_lines(f"revoked token {ids[0]}")
 
 
@@ -132,8 +137,12 @@ def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
 @keys.command("rotate", epilog="Example: esper token keys rotate")
 def rotate_keys(overrides: Overrides = None) -> None:
     """Sign with a new key. Tokens of the older ones are valid until they expire, or their key is retired."""
-    _, authority = _configured(overrides or ())
-    ring = authority.rotate()
+    from esper.security import new_key
+
+    cfg, authority = _configured(overrides or ())
+    before, key = authority.keys().primary, new_key()
+    _note(cfg, "token_key.added", key.id, before=before.id)
+    ring = authority.rotate(key)
     print_lines(f"key {ring.primary.id} signs from now on; once tokens of the older ones have expired:")
     print_lines(*(f"  esper token keys retire {key.id}" for key in ring.keys[1:]))
 
@@ -143,7 +152,9 @@ def retire_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], overrides: Overrides = None
 ) -> None:
     """Forget a key that does not sign any more: no token of it is valid from now on."""
-    _, authority = _configured(overrides or ())
+    cfg, authority = _configured(overrides or ())
+    authority.keys().key(key_id)
+    _note(cfg, "token_key.retired", key_id)
     authority.retire(key_id)
     print_lines(f"retired key {key_id}: tokens signed with it are refused")
 
@@ -154,6 +165,15 @@ def _configured(overrides: Sequence[str]) -> tuple[DictConfig, TokenAuthority]:
 
     cfg = compose(list(overrides))
     return cfg, build_token_authority(cfg)
+
+
+def _note(cfg: DictConfig, what: str, subject: str, **detail: str) -> None:
+    """Enter it in the audit trail; what cannot be entered there is not done."""
+    from esper.assembly.storage import build_library
+    from esper.security.audit import Action
+
+    with build_library(cfg, on_key_made=tell_key_made, adopt_later=True) as library:
+        library.note(Action(what, subject, detail=detail))
 
 
 def _described(holder: TokenHolder) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from esper.assembly.tokens import build_token_rules, build_trusted
 from esper.errors import ConfigError, SecurityError, ServerError
@@ -110,15 +110,17 @@ def _check_reachable(
 
 
 def _certificates(cfg: DictConfig) -> dict[str, Allowed]:
-    clients = cast(dict[Any, Any], OmegaConf.to_container(cfg.nissa.tls_clients, resolve=True))
-    for name, role in clients.items():
-        if role not in ROLES:
+    clients: dict[str, Allowed] = {}
+    for text in cfg.nissa.tls_clients:
+        name, _, role = str(text).rpartition(":")
+        if not name or role not in ROLES:
             raise ConfigError(
-                f"nissa.tls_clients: {name!r} has the role {role!r}", hint=f"one of: {', '.join(ROLES)}"
+                f"nissa.tls_clients: {text!r} is not NAME:ROLE", hint=f"the roles are: {', '.join(ROLES)}"
             )
+        clients[name] = cast(Allowed, role)
     if clients and not cfg.nissa.tls_client_ca:
         raise ConfigError("nissa.tls_clients needs nissa.tls_client_ca", hint="name who signs them")
-    return {str(name): role for name, role in clients.items()}
+    return clients
 
 
 def _rate(cfg: DictConfig) -> RateLimit:

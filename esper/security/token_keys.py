@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from esper.errors import SecurityError
 from esper.security.file_keys import FileKeys
 from esper.security.kept_files import beside, locked, replace_text
-from esper.security.keys import Key, KeyRing, new_key
+from esper.security.keys import Key, KeyRing
 from esper.security.token_trust import MOST_REVOKED, Trusted, read_trusted
 
 LONGEST_SECONDS: Final = 24 * 3600
@@ -54,10 +54,10 @@ class TokenAuthority:
             )
         return self._source.load()
 
-    def rotate(self) -> KeyRing:
-        """Sign with a new key from now on; tokens of the older ones stay valid."""
+    def rotate(self, key: Key) -> KeyRing:
+        """Sign with ``key``, a new one, from now on; tokens of the older ones stay valid."""
         self.keys()
-        ring = self._source.change(lambda ring: ring.with_primary(new_key()))
+        ring = self._source.change(lambda ring: ring.with_primary(key))
         self._publish(ring)
         return ring
 

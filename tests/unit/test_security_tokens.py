@@ -9,6 +9,7 @@ import pytest
 from token_attacks import RULES, Forge, attacks, part
 
 from esper.errors import ConfigError, SecurityError, TokenRefused
+from esper.security.keys import new_key
 from esper.security.token_keys import LONGEST_SECONDS, TokenAuthority
 from esper.security.token_trust import LOOK_SECONDS, MOST_REVOKED, Trusted, TrustedFile, read_trusted
 from esper.security.tokens import TokenRules, TokenVerifier, issue, verify
@@ -143,7 +144,7 @@ def mutated(token: str, others: list[str], draw: random.Random) -> str:
 
 
 def test_a_rotation_keeps_older_tokens_valid_until_their_key_is_retired(forge: Forge, tmp_path: Path) -> None:
-    forge.authority.rotate()
+    forge.authority.rotate(new_key())
     newer, _ = issue(forge.authority, RULES, name="anna", role="viewer")
     assert accepted(forge.good, trusted_in(tmp_path))
     with pytest.raises(SecurityError, match="is the one that signs"):

@@ -1,11 +1,11 @@
 """Requests a second at /metrics of ``esper serve-metrics``, and their latency, against prometheus_client's.
 
-Both answer with as many families and series, those of some runs. The peer is ``start_http_server`` over gauges
-in its memory, which it writes out for each request; ours reads the journals of the runs, one of which goes on,
-and what it writes out may be a quarter of a second old. Each is a process of its own, asked from here over a
-connection for each request, as the peer knows no others; a further row has ours over connections that are
-kept, as Prometheus does. Goal: not below 1.0x in requests, not above 1.0x in the median latency of one at a
-time.
+Both answer with as many families and series, those of some runs. The peer is ``start_http_server`` over
+gauges in its memory, which it writes out for each request; ours reads the journals of the runs, one of which
+goes on, and what it writes out may be a quarter of a second old. Each is a process of its own, asked from
+here over a connection for each request, as the peer knows no others; a further row has ours over connections
+that are kept, as Prometheus does. Goal: not below 1.0x in requests, not above 1.0x in the median latency of
+one at a time.
 
 Run: python benchmarks/metrics_endpoint.py [--runs N] [--requests N] [--rounds N]
 """

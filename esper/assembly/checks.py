@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from esper.assembly.keys import build_key_source
 from esper.assembly.network import build_data, build_host, device_of
 from esper.assembly.server_check import check_server
 from esper.assembly.storage import build_library, library_url, redis_url
+from esper.assembly.telemetry import check_sink, sink_names
 from esper.errors import ConfigError, EsperError, LibraryError, SecurityError, StorageError
 from esper.kasmina import seeded_layers
 from esper.tezzeret.limits import filter_refusal
@@ -54,6 +56,7 @@ def examine(cfg: DictConfig) -> Iterator[Finding]:
         **({"redis": _redis} if cfg.urza.redis else {}),
         "metrics server": check_server,
         "data and network": _network,
+        **{f"sink {name}": partial(check_sink, name=name) for name in sink_names(cfg)},
         **({"inventing": _inventing} if cfg.karn.get("background") else {}),
     }
     for part, look in parts.items():

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.storage import place_of
-from esper.errors import ConfigError
+from esper.errors import ConfigError, SinkUnavailable
 from esper.nissa.journal import Journal
 from esper.nissa.telemetry.messages import Sink
 from esper.nissa.telemetry.telemetry import Telemetry
 from esper.security.privacy import leaving
+
+REACH_SECONDS = 2.0
+"""How long a server has to accept a connection when it is checked."""
 
 SinkOf = Callable[[Path], Sink]
 """Makes a sink for the run in a folder; raises StorageError when it cannot be written."""
@@ -60,6 +65,31 @@ def prepare_sink(cfg: DictConfig, name: str) -> SinkOf:
             hint=f"pip install 'esper-morph[{name}]'",
         )
     return prepare(cfg)
+
+
+def check_sink(cfg: DictConfig, name: str) -> str:
+    """What is known of the sink ``name`` before a run tells it anything; nothing is written.
+
+    Raises what ``prepare_sink`` raises, and SinkUnavailable where its server cannot be reached.
+    """
+    prepare_sink(cfg, name)
+    chosen = cfg.nissa.sinks[name]
+    place = place_of(chosen.get("url") or chosen.get("uri") or chosen.get("endpoint"), f"nissa.sinks.{name}")
+    if place is None or place.startswith(("sqlite:", "unix:")):
+        return f"writes to {chosen.path}" if "path" in chosen else "can be written"
+    parts = urlsplit(place)
+    host, port = (
+        parts.hostname or "localhost",
+        parts.port or {"https": 443, "http": 80}.get(parts.scheme, 6379),
+    )
+    try:
+        socket.create_connection((host, port), REACH_SECONDS).close()
+    except OSError as error:
+        raise SinkUnavailable(
+            f"{host}:{port} cannot be reached: {error.strerror or error}",
+            hint="training goes on without it; check that it runs and that the URL is right",
+        ) from None
+    return f"{host}:{port} can be reached"
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers.redis import RedisServer
+from servers.redis import RedisServer, free_port
 
+from esper.assembly.checks import examine
+from esper.assembly.telemetry import prepare_telemetry
 from esper.assembly.training import build_training
 from esper.errors import ConfigError
 from esper.nissa.journal import JOURNAL_NAME, read_journal
@@ -106,3 +108,23 @@ def test_a_sink_that_cannot_be_is_said_and_leaves_no_folder(
     with pytest.raises(ConfigError, match=said):
         trained(tmp_path, *override)
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_sinks_are_looked_at_before_a_run_needs_them(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = f"nissa.sinks.otlp.endpoint=http://127.0.0.1:{free_port()}"
+    sinks = ["nissa/sinks=[redis,jsonl,tensorboard,otlp]", nowhere]
+    monkeypatch.setenv("ESPER_REDIS_URL", redis_server.url)
+    found = {each.part: each for each in examine(compose(["+experiment=smoke", *sinks]))}
+    assert found["sink redis"].detail == f"127.0.0.1:{redis_server.port} can be reached"
+    assert found["sink jsonl"].detail == "writes to telemetry.jsonl"
+    assert found["sink tensorboard"].good
+    assert not found["sink otlp"].good
+    assert "cannot be reached" in found["sink otlp"].detail
+
+
+def test_a_sink_whose_package_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esper.assembly.telemetry.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"esper-morph\[mlflow\]"):
+        prepare_telemetry(compose(["nissa/sinks=mlflow"]))

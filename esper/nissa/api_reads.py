@@ -79,7 +79,8 @@ class Reads:
     async def metrics(self, request: Request) -> Response:
         """Prometheus's text, in the format that is asked for."""
         accept = request.headers.get("accept", "")
-        body, content_type = await run_in_threadpool(self._monitor.metrics, accept)
+        kept = self._monitor.kept_metrics(accept)
+        body, content_type = kept or await run_in_threadpool(self._monitor.metrics, accept)
         return Response(body, headers={**HEADERS, "Content-Type": content_type})
 
     async def status(self, request: Request) -> Response:
@@ -116,7 +117,7 @@ class Reads:
         """Attempts to compile a page at a time."""
 
         def read(query: CompilationsQuery) -> dict[str, Any]:
-            return _compilations_page(self._library(lambda library: library.compilations()), query)
+            return _compilations_page(self._monitor.compilations(), query)
 
         return await self._page(request, read, read_query(request, CompilationsQuery))
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from esper.errors import LibraryError
-from esper.messages import CompilationRecord
 from esper.nissa.api_queries import KernelsQuery, TagsBody
 from esper.nissa.health import BoundedCall
-from esper.nissa.run_records import CacheTier
 
 T = TypeVar("T")
 
@@ -40,14 +38,6 @@ class Library(Protocol):
 
     def note_request(self, action: str, run_id: str, **bounds: int | None) -> None:
         """Enter in the audit trail what is asked of a run, before it is."""
-        ...
-
-    def compilations(self) -> Sequence[CompilationRecord]:
-        """The log of attempts to compile, oldest first."""
-        ...
-
-    def tiers(self) -> Mapping[str, CacheTier]:
-        """What this process has asked of each tier."""
         ...
 
 

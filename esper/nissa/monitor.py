@@ -65,6 +65,10 @@ class Monitor:
         """The folder of runs."""
         return self._store.root
 
+    def compilations(self) -> Sequence[CompilationRecord]:
+        """The log of attempts to compile, oldest first; EsperError, or TimeoutError."""
+        return self._compilations()
+
     def health(self) -> HealthReport:
         """The checks of runs folder, journals and library."""
         library = check_library(self._compilations)
@@ -78,6 +82,10 @@ class Monitor:
         with self._mutex:
             newest = check_newest_run(self._store)
         return HealthReport((*health.checks, *others, check_disk(self.root), newest))
+
+    def kept_metrics(self, accept: str) -> tuple[bytes, str] | None:
+        """What ``metrics`` would answer, if that is at hand: this never waits. See ``kept_metrics.py``."""
+        return None
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type; ``esper_library_up`` is 0 when the library cannot be read."""

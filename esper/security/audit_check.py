@@ -76,7 +76,7 @@ def _end(
     if not signer.has(head.key_id):
         yield Finding("unknown key", number, f"{place} is signed with key {head.key_id!r}, not at hand")
     elif not signer.head_is_good(head):
-        yield Finding("head", number, f"{place} was changed: it is not what a holder of the key wrote")
+        yield Finding("head", number, f"{place}, of {number} entries, is not what a holder of a key wrote")
     elif head.trail != trail:
         text = f"{place} is of another trail, of {number} entries: this one was begun anew, or exchanged"
         yield Finding("head", number, text)

@@ -148,7 +148,7 @@ class LibraryTrail:
             if kept:
                 heads.append((f"the head kept in {self._auditor.heads.path(place)}", kept))
             count, began = connection.execute(select(func.count(), func.min(_ENTRIES.c.at))).one()
-            trail = head.trail if head else None
+            trail = head.trail if head else kept.trail if kept else None
             found = list(check_trail(self._auditor.signer, trail or "", _in_order(connection), heads))
         if count and head is None:
             found.append(Finding("head", count, f"the library has no head, and {count} entries"))

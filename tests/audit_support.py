@@ -1,0 +1,135 @@
+"""Libraries with an audit trail, changes of them, and what somebody without the key may do to the trail."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, text
+from urza_support import KEY, artefact, never_load, open_sealed, report
+
+from esper.security import KeyRing, Keys
+from esper.security.audit import Signer
+from esper.security.audit_heads import KeptHeads
+from esper.urza.database import open_database
+from esper.urza.library import KernelLibrary
+from esper.urza.trail import Auditor
+
+KERNELS = 10
+
+
+def auditor(folder: Path, keys: Keys | None = None) -> Auditor:
+    """With the key of the tests, and heads in ``folder``."""
+    return Auditor(
+        Signer(keys or KeyRing((KEY,), "the tests")), lambda: "user-test", KeptHeads(folder / "heads")
+    )
+
+
+def audited(url: str, folder: Path) -> KernelLibrary:
+    return open_sealed(url, never_load, auditor=auditor(folder))
+
+
+def change(library: KernelLibrary, count: int, seed: int = 0) -> None:
+    """Make ``count`` changes of every kind, each of them one modification; the first store kernels."""
+    chance = random.Random(seed)
+    for number in range(min(count, KERNELS)):
+        library.put(artefact(f"{seed}_{number}"))
+    for number in range(KERNELS, count):
+        kernel_id = f"kernel_{seed}_{number % KERNELS}"
+        match chance.randrange(4):
+            case 0:
+                status = library.get(kernel_id).status
+                library.set_status(kernel_id, "retired" if status == "validated" else "validated")
+            case 1:
+                library.remove(kernel_id)
+                library.put(artefact(f"{seed}_{number % KERNELS}"))
+            case 2:
+                library.record_trial(report(kernel_id=kernel_id, started_epoch=number), "run")
+            case _:
+                library.set_tags(kernel_id, [f"tag{number}"])
+
+
+def changes_in(count: int, seed: int = 0) -> int:
+    """How many modifications :func:`change` makes: taking out and putting back are two."""
+    chance = random.Random(seed)
+    return min(count, KERNELS) + sum(1 + (chance.randrange(4) == 1) for _ in range(KERNELS, count))
+
+
+def tamper(url: str, do: Callable[[Connection], Any]) -> None:
+    """Do ``do`` behind the library's back."""
+    with closing(open_database(url)) as database, database.writing() as connection:
+        do(connection)
+
+
+def edit(column: str, number: int) -> Callable[[Connection], Any]:
+    statement = f"UPDATE audit SET {column} = 'x' || substr({column}, 2) WHERE sequence = {number}"
+    return lambda connection: connection.execute(text(statement))
+
+
+def run(*statements: str) -> Callable[[Connection], Any]:
+    return lambda connection: [connection.execute(text(statement)) for statement in statements]
+
+
+def move(one: int, other: int) -> Callable[[Connection], Any]:
+    """Exchange two entries, with all that they have but their numbers."""
+    return run(
+        f"UPDATE audit SET sequence = -1 WHERE sequence = {one}",
+        f"UPDATE audit SET sequence = {one} WHERE sequence = {other}",
+        f"UPDATE audit SET sequence = {other} WHERE sequence = -1",
+    )
+
+
+def insert(number: int) -> Callable[[Connection], Any]:
+    """Put a copy of an entry in behind ``number``, and move on those that follow."""
+    columns = "at, who, action, subject, before, after, detail, link, key_id, mac"
+    return run(
+        f"UPDATE audit SET sequence = -sequence WHERE sequence > {number}",
+        "UPDATE audit SET sequence = 1 - sequence WHERE sequence < 0",
+        f"INSERT INTO audit (sequence, {columns}) "
+        f"SELECT {number + 1}, {columns} FROM audit WHERE sequence = {number}",
+    )
+
+
+def attacks(last: int) -> Iterator[tuple[str, Callable[[Connection], Any], int]]:
+    """What is done to a trail of ``last`` entries, and the first entry that must be named."""
+    middle = last // 2
+    for column in ("at", "who", "action", "subject", "before", "after", "detail", "link", "mac", "key_id"):
+        yield f"edit of {column}", edit(column, middle), middle
+    yield "edit of the first", edit("who", 1), 1
+    yield "edit of the last", edit("who", last), last
+    yield "deletion", run(f"DELETE FROM audit WHERE sequence = {middle}"), middle
+    yield "deletion of the first", run("DELETE FROM audit WHERE sequence = 1"), 1
+    yield (
+        "deletion of many",
+        run(f"DELETE FROM audit WHERE sequence BETWEEN {middle} AND {middle + 5}"),
+        middle,
+    )
+    yield "reorder", move(middle, middle + 1), middle
+    yield "reorder from afar", move(2, last), 2
+    yield "insertion", insert(middle), middle + 1
+    yield "insertion at the end", insert(last), last + 1
+    yield "tail cut", run(f"DELETE FROM audit WHERE sequence > {last - 3}"), last - 2
+    yield "tail cut, head put back", cut_with_head(last - 3), last - 2
+    yield "all gone", run("DELETE FROM audit", "DELETE FROM audit_head"), 1
+    yield "head gone", run("DELETE FROM audit_head"), last
+    yield "head edited", run("UPDATE audit_head SET sequence = sequence - 1"), last - 1
+
+
+def cut_with_head(number: int) -> Callable[[Connection], Any]:
+    """Cut the trail behind ``number``, and put in the head that the library had then."""
+    signer = Signer(KeyRing((KEY,), "the tests"))  # stands for whoever kept a copy of that row
+
+    def do(connection: Connection) -> None:
+        trail = connection.execute(text("SELECT trail FROM audit_head")).scalar_one()
+        link = connection.execute(text(f"SELECT link FROM audit WHERE sequence = {number}")).scalar_one()
+        head = signer.head(trail, number, link)
+        connection.execute(text(f"DELETE FROM audit WHERE sequence > {number}"))
+        values = {"sequence": number, "link": link, "mac": head.mac}
+        connection.execute(
+            text("UPDATE audit_head SET sequence = :sequence, link = :link, mac = :mac"), values
+        )
+
+    return do

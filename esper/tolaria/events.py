@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from esper.errors import StorageError
 from esper.kasmina import signals_so_far
 from esper.nissa.journal import Journal
 from esper.nissa.telemetry.health_record import pack
@@ -55,8 +57,13 @@ class Recorder:
             self.telemetry.health(pack(name, epoch, step, layer.sampled, layer.states, layer.values))
 
     def close(self) -> None:
-        """Let telemetry go, and close the journal."""
-        if self.telemetry is not None:
-            self.telemetry.close()
+        """Let sinks take what is left, journal what some did not, and close the journal."""
+        telemetry, self.telemetry = self.telemetry, None
+        if telemetry is not None:
+            telemetry.close()
+            sinks = telemetry.counts()
+            if self.journal is not None and any(sink.misses_something for sink in sinks.values()):
+                with contextlib.suppress(StorageError):  # on a full disk the run has said so
+                    self.journal.write("telemetry", sinks=sinks)
         if self.journal is not None:
             self.journal.close()

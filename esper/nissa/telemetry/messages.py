@@ -76,6 +76,11 @@ class SinkCounts:
     state: str = "up"
     reason: str = ""
 
+    @property
+    def misses_something(self) -> bool:
+        """Whether not all that was said has arrived."""
+        return bool(self.dropped or self.lost or self.behind)
+
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> SinkCounts:
         """The counts that an event has as ``data``; raises TypeError or ValueError when they are none."""

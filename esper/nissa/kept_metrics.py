@@ -19,13 +19,21 @@ class KeptMetrics(Monitor):
         self._computing = threading.Lock()
         self._kept: dict[bool, tuple[float, tuple[bytes, str]]] = {}
 
+    def kept_metrics(self, accept: str, /) -> tuple[bytes, str] | None:
+        """What was computed within the last moment, if anything."""
+        until, answer = self._kept.get(_format(accept), (0.0, None))
+        return answer if time.monotonic() < until else None
+
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """As :meth:`Monitor.metrics`."""
-        kind = "application/openmetrics-text" in accept
-        kept = self._kept.get(kind)
-        if kept is None or time.monotonic() >= kept[0]:
-            with self._computing:
-                kept = self._kept.get(kind)
-                if kept is None or time.monotonic() >= kept[0]:
-                    kept = self._kept[kind] = (time.monotonic() + KEPT_SECONDS, super().metrics(accept))
-        return kept[1]
+        with self._computing:
+            answer = self.kept_metrics(accept)
+            if answer is None:
+                answer = super().metrics(accept)
+                self._kept[_format(accept)] = (time.monotonic() + KEPT_SECONDS, answer)
+            return answer
+
+
+def _format(accept: str) -> bool:
+    """Which of the two that there are, whatever clients send."""
+    return "application/openmetrics-text" in accept

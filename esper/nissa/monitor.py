@@ -83,7 +83,7 @@ class Monitor:
             newest = check_newest_run(self._store)
         return HealthReport((*health.checks, *others, check_disk(self.root), newest))
 
-    def kept_metrics(self, accept: str) -> tuple[bytes, str] | None:
+    def kept_metrics(self, _accept: str, /) -> tuple[bytes, str] | None:
         """What ``metrics`` would answer, if that is at hand: this never waits. See ``kept_metrics.py``."""
         return None
 

@@ -67,7 +67,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("monitored")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run(["train", "+experiment=smoke", "nissa/sinks=[jsonl]", "-q", "tolaria.epochs=8"]) == 0
+        few = f"karn.paths=[{ROOT / 'blueprints' / 'low_rank.yaml'}]"
+        smoke = ["train", "+experiment=smoke", "-q", "tolaria.epochs=8"]
+        assert run([*smoke, "nissa/sinks=[jsonl]", few]) == 0
         yield folder / "runs"
 
 

@@ -34,7 +34,6 @@ from esper.nissa.control import ask
 from esper.nissa.monitor import Monitor
 from esper.nissa.runs import RunStore
 from esper.nissa.server import MetricsServer
-from esper.urza import KernelQuery
 from esper_cli.config import compose
 
 GROWING = (
@@ -44,7 +43,7 @@ GROWING = (
     "tamiyo.first_epoch=2",
     "tamiyo.min_confidence=0.0",
     "tamiyo.detector.window=3",
-    "tolaria.epochs=5",
+    "tolaria.epochs=8",
 )
 PAGED = tuple(
     f"GET /api/v1/{path}"
@@ -79,8 +78,7 @@ def served(folder: Path) -> Iterator[Served]:
     ended.run()
     endless = compose([*overrides, "tolaria.epochs=1000000"])
     with training(endless) as alive, serving(compose(overrides)) as url:
-        with build_library(compose(overrides)) as library:
-            kernel = library.query(KernelQuery(limit=1))[0].kernel_id
+        kernel = ended.trainer.orchestrator.reports[0].kernel_id
         yield Served(url, ended.info.run_id, alive, kernel)
 
 

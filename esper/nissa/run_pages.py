@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from esper.nissa.api_queries import AdaptationsQuery, RunsQuery
-from esper.nissa.cursors import read_cursor, write_cursor
-from esper.nissa.run_records import Adaptation, RunStatus
+from esper.nissa.cursors import BadCursor, read_cursor, write_cursor
+from esper.nissa.run_records import Adaptation, RunStatus, parse_time
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import start_key, summarize
 
@@ -46,17 +46,27 @@ def run_item(view: RunView) -> dict[str, Any]:
     return item
 
 
-_Entry = tuple[tuple[float, str, int], RunView, Adaptation]
+_Place = tuple[datetime, str, int]
+_Entry = tuple[_Place, RunView, Adaptation]
 
 
 def adaptations_page(views: Sequence[RunView], query: AdaptationsQuery) -> dict[str, Any]:
     """The page of the adaptations of ``views``, the newest first, that ``query`` asks for; BadCursor."""
-    found = [entry for view in views for entry in _adaptations(view, query)]
-    after = None if query.cursor is None else read_cursor(query.cursor, float, str, int)
-    left = [entry for entry in found if after is None or entry[0] < after]
-    shown = heapq.nlargest(query.limit, left, key=lambda entry: entry[0])
+    after = None if query.cursor is None else _read_place(query.cursor)
+    total = 0
+
+    def left() -> Iterator[_Entry]:
+        nonlocal total
+        for view in views:
+            for entry in _adaptations(view, query):
+                total += 1
+                if after is None or entry[0] < after:
+                    yield entry
+
+    found = heapq.nlargest(query.limit + 1, left(), key=lambda entry: entry[0])
+    shown = found[: query.limit]
     return {
-        "total": len(found),
+        "total": total,
         "adaptations": [
             {
                 "run_id": view.run_id,
@@ -66,8 +76,20 @@ def adaptations_page(views: Sequence[RunView], query: AdaptationsQuery) -> dict[
             }
             for _, view, item in shown
         ],
-        "next": write_cursor(*shown[-1][0]) if len(left) > len(shown) else None,
+        "next": _write_place(shown[-1][0]) if len(found) > len(shown) else None,
     }
+
+
+def _read_place(cursor: str) -> _Place:
+    at, run_id, place = read_cursor(cursor, str, str, int)
+    try:
+        return parse_time(at), run_id, place
+    except ValueError as error:
+        raise BadCursor("this cursor is of another list") from error
+
+
+def _write_place(place: _Place) -> str:
+    return write_cursor(place[0].isoformat(), *place[1:])
 
 
 def result_of(item: Adaptation) -> str:
@@ -78,7 +100,9 @@ def result_of(item: Adaptation) -> str:
 
 
 def _adaptations(view: RunView, query: AdaptationsQuery) -> Iterator[_Entry]:
-    for place, item in enumerate(view.adaptations):
+    # The newest first: most of those that come later are passed over at once.
+    for place in range(len(view.adaptations) - 1, -1, -1):
+        item = view.adaptations[place]
         decision = item.decision
         if (
             query.layer in (None, decision.get("target_component"))
@@ -87,7 +111,7 @@ def _adaptations(view: RunView, query: AdaptationsQuery) -> Iterator[_Entry]:
             and (query.since is None or item.at >= query.since)
             and (query.until is None or item.at < query.until)
         ):
-            yield (item.at.timestamp(), view.run_id, place), view, item
+            yield (item.at, view.run_id, place), view, item
 
 
 def _is_outcome(item: Adaptation, wanted: str | None) -> bool:

@@ -44,7 +44,7 @@ def test_a_run_tells_its_sinks_everything_but_places_and_is_the_same_run(
     summary = trained(place, "nissa/sinks=[redis,jsonl]")
     assert summary["weights_sha256"] == without["weights_sha256"]
     folder = Path(summary["folder"])
-    journal = [event for event in read_journal(folder / JOURNAL_NAME)[0] if event["event"] != "lineage"]
+    journal, _ = read_journal(folder / JOURNAL_NAME)
     lines = [json.loads(line) for line in (folder / "telemetry.jsonl").read_text().splitlines()]
     events = [line for line in lines if line["kind"] == "event"]
     told = [event["event"] for event in journal]

@@ -13,6 +13,17 @@ from typing import Any
 from esper.messages import AdaptationDecision, FieldReport, Slot
 from esper.nissa.journal import JOURNAL_NAME, Journal
 
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+"""With which Chromium starts without a screen, and asks nobody for anything by itself."""
+
 KERNELS: Sequence[str] = ("kernel_0f3a51c6d2e84b97", "kernel_bf68d9a368047ba1", "kernel_7e21c09a4d5f1138")
 LIFE = ("GERMINATED", "TRAINING", "BLENDING", "HOLDING")
 

@@ -15,20 +15,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from page_support import MadeRun
+from page_support import FLAGS, MadeRun
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from esper.nissa.journal import JOURNAL_NAME
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 GROWN, STOPPED, DEEP = (
     "20260101-100000-grown-0001",
     "20260101-110000-stopped-0002",

@@ -67,7 +67,9 @@ def main() -> None:
     ratios = sorted(with_one / without for with_one, without in times)
     low, _, high = statistics.quantiles(ratios, n=4)
     steps = len(trainer.batches)
-    print(f"+experiment={arguments.experiment}, {steps} steps an epoch, {os.cpu_count()} cores, load {load:.1f}")
+    print(
+        f"+experiment={arguments.experiment}, {steps} steps an epoch, {os.cpu_count()} cores, load {load:.1f}"
+    )
     print(f"  an epoch without    {statistics.median(each for _, each in times):8.2f} s")
     print(f"  with a checkpoint   {statistics.median(each for each, _ in times):8.2f} s")
     print(f"  ratio               {statistics.median(ratios):8.3f}   middle half {low:.3f} to {high:.3f}")

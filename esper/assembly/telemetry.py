@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
@@ -18,8 +19,18 @@ from esper.nissa.telemetry.messages import Sink
 from esper.nissa.telemetry.telemetry import Telemetry
 from esper.security.privacy import leaving
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from esper.nissa.telemetry.mirror import Source
+
+CALL_SECONDS = 5.0
+"""How long a transaction of a telemetry database waits for a lock; twice as long for an answer."""
+
 REACH_SECONDS = 2.0
 """How long a server has to accept a connection when it is checked."""
+
+_PORTS = {"https": 443, "http": 80, "postgresql": 5432, "postgres": 5432}
 
 SinkOf = Callable[[Path], Sink]
 """Makes a sink for the run in a folder; raises StorageError when it cannot be written."""
@@ -80,7 +91,7 @@ def check_sink(cfg: DictConfig, name: str) -> str:
     parts = urlsplit(place)
     host, port = (
         parts.hostname or "localhost",
-        parts.port or {"https": 443, "http": 80}.get(parts.scheme, 6379),
+        parts.port or _PORTS.get(parts.scheme, 6379),
     )
     try:
         socket.create_connection((host, port), REACH_SECONDS).close()
@@ -103,12 +114,46 @@ def mirrored(cfg: DictConfig) -> Iterator[dict[str, Callable[[], str]]]:
         yield {}
         return
     from esper.nissa.telemetry.mirror import RunMirror
-    from esper.urza.redis_client import BoundedRedis
 
-    server = BoundedRedis(url, what="Redis server of runs of other hosts")
-    with closing(RunMirror(server, Path(cfg.runs), cfg.nissa.mirror.prefix)) as mirror:
+    with closing(RunMirror(_source(url, cfg.nissa.mirror.prefix), Path(cfg.runs))) as mirror:
         mirror.start()
         yield {"runs of other hosts": mirror.check}
+
+
+def _source(url: str, prefix: str) -> Source:
+    if url.startswith(("postgresql:", "postgres:")):
+        from esper.nissa.telemetry.postgres import PostgresRuns
+
+        return PostgresRuns(TelemetryDatabase(url))
+    from esper.nissa.telemetry.redis_runs import RedisRuns
+    from esper.urza.redis_client import BoundedRedis
+
+    return RedisRuns(BoundedRedis(url, what="Redis server of telemetry"), prefix)
+
+
+class TelemetryDatabase:
+    """A PostgreSQL database with the time-outs and the demands on TLS of the kernel library's."""
+
+    def __init__(self, url: str) -> None:
+        """Connects to nothing yet; ConfigError for a URL that is none, or where psycopg is not installed."""
+        from esper.urza.postgres import PostgresBackend
+
+        self._backend = PostgresBackend(url, CALL_SECONDS, what="database of telemetry")
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction; raises an EsperError where the database fails."""
+        from sqlalchemy.exc import DBAPIError
+
+        try:
+            with self._backend.engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise self._backend.as_esper_error(error.orig) from None
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._backend.close()
 
 
 def _redis(cfg: DictConfig) -> SinkOf:
@@ -125,6 +170,13 @@ def _jsonl(cfg: DictConfig) -> SinkOf:
 
     path: str = cfg.nissa.sinks.jsonl.path
     return lambda folder: JsonLines(None if path == "-" else folder / path, folder.name)
+
+
+def _postgres(cfg: DictConfig) -> SinkOf:
+    from esper.nissa.telemetry.postgres import EventTable
+
+    database = TelemetryDatabase(_url(cfg, "postgres", "url"))
+    return lambda folder: EventTable(database, folder.name)
 
 
 def _tensorboard(cfg: DictConfig) -> SinkOf:
@@ -157,6 +209,7 @@ _EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "otlp": "openteleme
 
 _SINKS: dict[str, Callable[[DictConfig], SinkOf]] = {
     "redis": _redis,
+    "postgres": _postgres,
     "jsonl": _jsonl,
     "tensorboard": _tensorboard,
     "mlflow": _mlflow,

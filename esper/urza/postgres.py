@@ -44,8 +44,9 @@ _HINTS: Final = {
 class PostgresBackend:
     """The database that a ``postgresql://`` URL names; ``where`` names it, without user and password."""
 
-    def __init__(self, url: str, seconds: float) -> None:
+    def __init__(self, url: str, seconds: float, *, what: str = "kernel library") -> None:
         """A wait for a lock ends after ``seconds``, a statement after twice as long, silence a little later.
+        Errors call the database ``what``.
 
         Raises ConfigError for a URL that is none, one that would send a password or kernels over a network
         without a verified certificate, and where psycopg is not installed.
@@ -62,6 +63,7 @@ class PostgresBackend:
         self.where = f"postgresql://{host or 'localhost'}:{port}/{name}"
         self.in_memory = False
         self._seconds = seconds
+        self._what = what
         if not all(is_local(each) for each in host.split(",")):
             _demand_tls(info, self.where)
         limits = {"lock_timeout": seconds, "statement_timeout": 2 * seconds}
@@ -128,7 +130,7 @@ class PostgresBackend:
 
     def as_esper_error(self, error: BaseException | None) -> EsperError:
         """What ``error``, raised by the driver, means to the user; by the SQLSTATE where there is one."""
-        where = f"the kernel library {self.where}"
+        where = f"the {self._what} {self.where}"
         state = getattr(error, "sqlstate", None) or _state_of_a_connection(str(error))
         reason = _first_line(error)
         if state == "53100":

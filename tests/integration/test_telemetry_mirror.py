@@ -1,21 +1,29 @@
-"""Runs of another host, told through a real Redis server, are seen here as they are there."""
+"""Runs of another host, told through real Redis and PostgreSQL servers, are seen here as they are there."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+from servers.postgres import PostgresServer
 from servers.redis import RedisServer
 
+from esper.assembly.telemetry import TelemetryDatabase
 from esper.nissa.journal import JOURNAL_NAME, Journal, read_journal
 from esper.nissa.run_records import RunStatus
 from esper.nissa.runs import RunStore
-from esper.nissa.telemetry.mirror import RunMirror
+from esper.nissa.telemetry.messages import Sink
+from esper.nissa.telemetry.mirror import RunMirror, Source
+from esper.nissa.telemetry.postgres import EventTable, PostgresRuns
+from esper.nissa.telemetry.redis_runs import RedisRuns
 from esper.nissa.telemetry.redis_stream import RedisStreams, keys_of
 from esper.nissa.telemetry.telemetry import Telemetry
+from esper.urza.database import open_database
 from esper.urza.redis_client import BoundedRedis
 
 RUN, OTHER = "20261128-120000-there-0001", "20261128-120000-here-0002"
@@ -48,13 +56,45 @@ class RunWriter(Journal):
         self.write("decision", epoch=epoch, decision=decision, outcome=outcome)
 
 
+@dataclass
+class Place:
+    """Where runs are told: how to make a sink for one, and what a mirror reads."""
+
+    sink: Callable[[str], Sink]
+    source: Callable[[], Source]
+
+
+def redis_place(server: RedisServer) -> Place:
+    return Place(
+        lambda run_id: RedisStreams(BoundedRedis(server.url), run_id),
+        lambda: RedisRuns(BoundedRedis(server.url)),
+    )
+
+
+def postgres_place(url: str) -> Place:
+    return Place(
+        lambda run_id: EventTable(TelemetryDatabase(url), run_id),
+        lambda: PostgresRuns(TelemetryDatabase(url)),
+    )
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def place(request: pytest.FixtureRequest) -> Place:
+    if request.param == "redis":
+        return redis_place(request.getfixturevalue("redis_server"))
+    url = request.getfixturevalue("postgres_url")
+    return Place(
+        lambda run_id: EventTable(TelemetryDatabase(url), run_id),
+        lambda: PostgresRuns(TelemetryDatabase(url)),
+    )
+
+
 @contextmanager
-def told(server: RedisServer, root: Path, run_id: str = RUN) -> Iterator[RunWriter]:
-    """A run below ``root`` that tells ``server`` what it writes."""
+def told(place: Place, root: Path, run_id: str = RUN) -> Iterator[RunWriter]:
+    """A run below ``root`` that tells ``place`` what it writes."""
     (root / run_id).mkdir(parents=True, exist_ok=True)
     with RunWriter(root / run_id / JOURNAL_NAME, fsync=False) as journal:
-        sink = RedisStreams(BoundedRedis(server.url), run_id)
-        telemetry = Telemetry([sink], journal.path, lambda: journal.end, allow=everything)
+        telemetry = Telemetry([place.sink(run_id)], journal.path, lambda: journal.end, allow=everything)
         try:
             yield journal
         finally:
@@ -62,8 +102,8 @@ def told(server: RedisServer, root: Path, run_id: str = RUN) -> Iterator[RunWrit
 
 
 @contextmanager
-def mirror_into(server: RedisServer, root: Path) -> Iterator[RunStore]:
-    with closing(RunMirror(BoundedRedis(server.url), root)) as mirror:
+def mirror_into(place: Place, root: Path) -> Iterator[RunStore]:
+    with closing(RunMirror(place.source(), root)) as mirror:
         mirror.start()
         yield RunStore(root)
 
@@ -83,14 +123,15 @@ def epochs(store: RunStore) -> int:
     return len(store.open(RUN).epochs) if RUN in store.run_ids() else 0
 
 
-def test_a_run_of_another_host_is_seen_live_and_after(redis_server: RedisServer, tmp_path: Path) -> None:
+def test_a_run_of_another_host_is_seen_live_and_after(place: Place, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    with mirror_into(redis_server, here) as store:
-        with told(redis_server, there) as journal:
+    with mirror_into(place, here) as store:
+        with told(place, there) as journal:
             journal.started()
             journal.epoch(0)
             within(5.0, lambda: epochs(store) == 1 and status(store) is RunStatus.RUNNING)
             journal.decision(0)
+            journal.write("message_of_a_fault", text="a \0 that no text of PostgreSQL holds")
             journal.epoch(1)
             journal.write("run_finished", summary={"run_id": RUN})
         within(5.0, lambda: status(store) is RunStatus.FINISHED)
@@ -101,26 +142,26 @@ def test_a_run_of_another_host_is_seen_live_and_after(redis_server: RedisServer,
     assert seen.damaged == 0
 
 
-def test_a_run_whose_process_is_gone_has_stopped(redis_server: RedisServer, tmp_path: Path) -> None:
-    with mirror_into(redis_server, tmp_path / "here") as store:
-        with told(redis_server, tmp_path / "there") as journal:
+def test_a_run_whose_process_is_gone_has_stopped(place: Place, tmp_path: Path) -> None:
+    with mirror_into(place, tmp_path / "here") as store:
+        with told(place, tmp_path / "there") as journal:
             journal.started()
             within(5.0, lambda: status(store) is RunStatus.RUNNING)
         within(5.0, lambda: status(store) is RunStatus.STOPPED)
-        with told(redis_server, tmp_path / "there") as journal:  # it is resumed
+        with told(place, tmp_path / "there") as journal:  # it is resumed
             journal.started(resumed_from_epoch=-1)
             within(5.0, lambda: status(store) is RunStatus.RUNNING)
 
 
 def test_copies_survive_a_restart_and_a_server_that_forgot(own_redis: RedisServer, tmp_path: Path) -> None:
     here = tmp_path / "here"
-    with told(own_redis, tmp_path / "there") as journal:
+    with told(redis_place(own_redis), tmp_path / "there") as journal:
         journal.started()
         journal.epoch(0)
-        with mirror_into(own_redis, here) as store:
+        with mirror_into(redis_place(own_redis), here) as store:
             within(5.0, lambda: epochs(store) == 1)
         journal.epoch(1)
-        with mirror_into(own_redis, here) as store:
+        with mirror_into(redis_place(own_redis), here) as store:
             within(5.0, lambda: epochs(store) == 2)
             own_redis.kill()
             own_redis.start()
@@ -133,10 +174,12 @@ def test_copies_survive_a_restart_and_a_server_that_forgot(own_redis: RedisServe
 def test_runs_of_this_host_and_names_that_are_none_are_left_alone(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    with told(redis_server, tmp_path, OTHER) as journal:  # told, and mirrored into the very same folder
+    with told(
+        redis_place(redis_server), tmp_path, OTHER
+    ) as journal:  # told, and mirrored into the very same folder
         journal.started()
         written = journal.end
-        with redis_server.client() as client, mirror_into(redis_server, tmp_path) as store:
+        with redis_server.client() as client, mirror_into(redis_place(redis_server), tmp_path) as store:
             client.zadd("esper:runs", {"../escape": 1, "": 1, "a/b": 1, b"\xff": 1})
             for name in ("name", "at", "place"):  # entries that are no events
                 client.xadd(keys_of("esper:", RUN)[0], {name: "x", "fields": "["})
@@ -151,7 +194,7 @@ def test_runs_of_this_host_and_names_that_are_none_are_left_alone(
 
 
 def test_a_server_that_is_gone_is_said(tmp_path: Path, own_redis: RedisServer) -> None:
-    with closing(RunMirror(BoundedRedis(own_redis.url), tmp_path)) as mirror:
+    with closing(RunMirror(redis_place(own_redis).source(), tmp_path)) as mirror:
         mirror.start()
         within(5.0, lambda: mirror.check() == "0 copied, 0 go on")
         own_redis.kill()
@@ -164,3 +207,42 @@ def test_a_server_that_is_gone_is_said(tmp_path: Path, own_redis: RedisServer) -
             return False
 
         within(5.0, said)
+
+
+def test_events_are_in_the_table_once_and_a_server_that_dies_holds_up_nobody(
+    own_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    url = own_postgres.url()
+    place = Place(
+        lambda run_id: EventTable(TelemetryDatabase(url), run_id),
+        lambda: PostgresRuns(TelemetryDatabase(url)),
+    )
+
+    def rows() -> list[int]:
+        with own_postgres.connect() as connection:
+            found = connection.execute("SELECT place FROM esper_telemetry.events ORDER BY place").fetchall()
+        return [row[0] for row in found]
+
+    with told(place, tmp_path) as journal:
+        places = [(journal.epoch(n), journal.end)[1] for n in range(3)]
+        within(5.0, lambda: _or_none(rows) == places)
+        own_postgres.kill()
+        began = time.monotonic()
+        places += [(journal.epoch(n), journal.end)[1] for n in range(3, 50)]
+        assert time.monotonic() - began < 1.0
+        time.sleep(0.3)  # it is noticed
+        own_postgres.start()
+        within(10.0, lambda: _or_none(rows) == places)
+
+
+def _or_none(call: Callable[[], list[int]]) -> list[int] | None:
+    try:
+        return call()
+    except Exception:  # the table is not there yet, or the server is starting
+        return None
+
+
+def test_the_kernel_library_can_be_in_the_same_database(postgres_url: str) -> None:
+    with closing(postgres_place(postgres_url).sink(RUN)) as sink:
+        assert sink.position() == 0
+    open_database(postgres_url).close()  # which refuses a database of something else

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from esper.errors import ConfigError, EsperError, StorageError
-from esper.security.logs import install
+from esper.security.logs import install, tell_traceback
 from esper.security.redaction import register_environment
 from esper_cli import (
     audit,
@@ -104,7 +104,11 @@ def main() -> NoReturn:
 
     # A cluster that takes its machine back says so with SIGTERM: what goes on ends as with Ctrl-C.
     signal.signal(signal.SIGTERM, terminate)
-    code = run()
+    try:
+        code = run()
+    except Exception as error:  # a defect; left to Python, Typer's own hook would print it with its secrets
+        tell_traceback(error)
+        sys.exit(1)
     sys.exit(interrupted_as if code == INTERRUPTED else code)
 
 

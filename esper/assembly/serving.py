@@ -16,6 +16,7 @@ from esper.nissa.guard import Guard
 from esper.nissa.kept_metrics import KeptMetrics
 from esper.nissa.runs import RunStore
 from esper.nissa.server import MetricsServer
+from esper.security.privacy import hidden, register_own_places
 
 
 def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = False) -> None:
@@ -34,7 +35,8 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
             components={**redis_check(cfg), **mirror},
             tiers=catalogue.tiers,
         )
-        app = create_app(monitor, catalogue)
+        register_own_places(cfg.runs)
+        app = create_app(monitor, catalogue, clean=hidden)
         server = MetricsServer(
             Guard(app, admission),
             host=cfg.nissa.host,

@@ -28,6 +28,7 @@ from esper.errors import ConfigError, StorageError
 from esper.nissa.control import ControlRequests
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.runs import RunStore
+from esper.security.privacy import register_own_places
 from esper.tamiyo.emergency import EmergencyPolicy
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
@@ -121,6 +122,7 @@ def build_training(
         )
         requests = held_by_first(group, lambda: ControlRequests(folder))
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
+        register_own_places(cfg.runs)
         trail = build_run_trail(cfg, tell_key_made)
         journal = held_by_first(
             group, lambda: opened.enter_context(Journal(folder / JOURNAL_NAME, trail=trail))

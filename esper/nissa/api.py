@@ -5,6 +5,8 @@ Every error is a problem of RFC 9457, in JSON. Who may ask what is for the serve
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -26,6 +28,7 @@ from esper.nissa.endpoints import ENDPOINTS
 from esper.nissa.event_hub import EventHub
 from esper.nissa.monitor import Monitor
 from esper.nissa.page import index, page_file
+from esper.nissa.private_bodies import PrivateBodies
 from esper.nissa.run_history import RunHistories
 from esper.nissa.runs import RunStore
 
@@ -33,9 +36,12 @@ _SMALL = 1000
 """Bytes below which nothing is gained by compressing an answer."""
 
 
-def create_app(monitor: Monitor, library: Library | None = None) -> Starlette:
+def create_app(
+    monitor: Monitor, library: Library | None = None, *, clean: Callable[[str], str] = str
+) -> Starlette:
     """The application that answers from ``monitor`` and ``library``; blocking work is off the event loop.
 
+    ``clean`` takes out of an answer what may not leave this machine.
     ``app.state.hub`` ends its streams of events when it is stopped.
     """
     hub = EventHub(RunStore(monitor.root))
@@ -58,7 +64,10 @@ def create_app(monitor: Monitor, library: Library | None = None) -> Starlette:
         routes=[
             Route(each.path, handlers[each.name], methods=[each.method], name=each.name) for each in ENDPOINTS
         ],
-        middleware=[Middleware(GZipMiddleware, minimum_size=_SMALL, compresslevel=5)],
+        middleware=[
+            Middleware(GZipMiddleware, minimum_size=_SMALL, compresslevel=5),
+            Middleware(PrivateBodies, clean=clean),
+        ],
         exception_handlers={
             HTTPException: on_http_error,
             EsperError: on_esper_error,

@@ -115,6 +115,11 @@ def _formatted(
     return redact("".join(traceback.format_exception(kind, error, trace)))
 
 
+def tell_traceback(error: BaseException) -> None:
+    """Print ``error`` on stderr as Python does, without secrets."""
+    sys.stderr.write(_formatted(type(error), error, error.__traceback__))
+
+
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.stderr.write(_formatted(kind, error, trace))
 

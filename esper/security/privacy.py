@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import re
 import socket
@@ -19,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from esper.security.redaction import redact
+from esper.security.redaction import redact, redacted
 
 EVENTS: Final[Mapping[str, frozenset[str]]] = {
     event: frozenset(names.split())
@@ -55,7 +56,11 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = {
 
 PATH: Final = "[path]"
 _ABSOLUTE: Final = re.compile(r"(?<![\w.:/\]])(?:~|[A-Za-z]:)?(?:/[^\s/'\"<>:,;()\[\]]+)+/?|(?<![\w./])~/\S*")
-_RELATIVE: Final = re.compile(r"(?<![\w./-])(?=[\d./]*[A-Za-z_])(?:\.{0,2}/)?(?:[\w.@+=-]+/)+[\w.@+=-]+")
+# Of what has no slash at its begin: two folders or more, one behind dots, or a file by its ending.
+_RELATIVE: Final = re.compile(
+    r"(?<![\w./-])(?:\.{1,2}/(?:[\w.@+=-]+/)*[\w.@+=-]+|(?:[\w.@+=-]+/){2,}[\w.@+=-]*"
+    r"|(?:[\w.@+=-]+/)+[\w@+=-]+\.[A-Za-z]\w{0,11})"
+)
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+")
 _LEAST_NAME: Final = 3
 _COMMON_NAMES: Final = frozenset({"root", "user", "localhost", "test", "esper"})
@@ -69,24 +74,61 @@ def leaving(event: str, fields: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: _clean(value) for name, value in fields.items() if name in allowed}
 
 
-_places: set[str] = set()
+TEXTS: Final = frozenset({"error", "message", "reason", "detail", "damaged_checkpoints"})
+"""Fields of events that hold what somebody or something said, which may name a place."""
+
+_places: list[str] = []
 
 
 def register_place(*paths: Path | str) -> None:
     """Folders whose paths never leave, whatever characters they have; others are known by their slashes."""
     for path in paths:
-        _places.update(text for text in (str(path), str(Path(path).absolute())) if len(text) > 1)
+        for text in (str(path), str(Path(path).expanduser().absolute())):
+            if os.sep in text.rstrip(os.sep):
+                _places.extend(form for form in (text, json.dumps(text)[1:-1]) if form not in _places)
+    _places.sort(key=len, reverse=True)  # a folder in another before that
+
+
+def register_own_places(runs: Path | str) -> None:
+    """Where this process works: ``runs``, its folder, the user's and that of Esper."""
+    register_place(runs, Path.cwd(), Path.home(), os.environ.get("ESPER_HOME", ""))
+
+
+def kept(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` of an event for the run's own journal: all, but what is said without places and secrets."""
+    return {
+        name: _clean(value) if name in TEXTS else _outcome(value) if name == "outcome" else value
+        for name, value in fields.items()
+    }
+
+
+def shown(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``fields`` of an event for who watches on this machine: what is said has its places, and no secrets."""
+    return {
+        name: redacted(value) if name in TEXTS or name == "text" else value for name, value in fields.items()
+    }
+
+
+def hidden(text: str) -> str:
+    """``text``, such as the body of an answer, without registered places and secrets; nothing else goes."""
+    for place in _places:
+        if place in text:
+            text = text.replace(place, PATH)
+    return redact.known(text)
 
 
 def without_places(text: str) -> str:
     """``text`` without secrets, paths, URLs, and the names of this user and host."""
-    for place in sorted(_places, key=len, reverse=True):
-        if os.sep in place:
-            text = text.replace(place, PATH)
-    text = _URL.sub("[url]", redact(text))
+    text = _URL.sub("[url]", redact(hidden(text)))
     text = _RELATIVE.sub(PATH, _ABSOLUTE.sub(PATH, text))
     names = _own_names()
     return names.sub("[name]", text) if names else text
+
+
+def _outcome(value: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("reason"), str):
+        return {**value, "reason": without_places(value["reason"])}
+    return value
 
 
 def _clean(value: Any) -> Any:

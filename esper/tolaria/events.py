@@ -13,6 +13,7 @@ from esper.kasmina import signals_so_far
 from esper.nissa.journal import Journal
 from esper.nissa.telemetry.health_record import pack
 from esper.nissa.telemetry.telemetry import Telemetry
+from esper.security.privacy import kept, shown
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Receives each event's name and fields, in order, on the training thread: it must return quickly."""
@@ -41,11 +42,12 @@ class Recorder:
     def emit(self, event: str, **fields: Any) -> None:
         """Record one event; raises StorageError when the journal cannot be written."""
         if self.journal is not None and event not in _LIVE_ONLY:
-            self.journal.write(event, **fields)
+            self.journal.write(event, **kept(fields))
         if self.telemetry is not None and event == "step":
             self.telemetry.step(fields)
+        said = shown(fields)
         for listener in self.listeners:
-            listener(event, fields)
+            listener(event, said)
         if self.telemetry is not None and event == "epoch":
             self.emit("telemetry", sinks=self.telemetry.counts())
 

@@ -409,7 +409,7 @@ class Trainer:
                 "checkpoint",
                 epoch=saved.mark.epochs,
                 step=saved.mark.step,
-                path=str(saved.path),
+                path=saved.path.name,
                 paused=saved.paused,
                 seconds=saved.seconds,
             )

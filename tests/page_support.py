@@ -24,6 +24,20 @@ FLAGS = [
 ]
 """With which Chromium starts without a screen, and asks nobody for anything by itself."""
 
+SCRUB = """async (count) => {
+  const bar = document.getElementById("scrub"), times = [];
+  const frame = () => new Promise(requestAnimationFrame);
+  for (let i = 0, last = await frame(); i < count; i += 1) {
+    bar.value = Math.round((bar.max * i) / count);
+    bar.dispatchEvent(new Event("input", { bubbles: true }));
+    const now = await frame();
+    times.push(now - last);
+    last = now;
+  }
+  return times.sort((a, b) => a - b);
+}"""
+"""Moves through a whole run in so many frames; how long each took, in milliseconds, the shortest first."""
+
 KERNELS: Sequence[str] = ("kernel_0f3a51c6d2e84b97", "kernel_bf68d9a368047ba1", "kernel_7e21c09a4d5f1138")
 LIFE = ("GERMINATED", "TRAINING", "BLENDING", "HOLDING")
 

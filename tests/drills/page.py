@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from page_support import FLAGS, MadeRun
+from page_support import FLAGS, SCRUB, MadeRun
 from playwright.sync_api import CDPSession, Page, expect, sync_playwright
 
 BEHIND, AHEAD, PAUSE = 9_000, int(os.environ.get("EPOCHS", "1000")), 0.1
@@ -25,18 +25,6 @@ WATCH = """() => {
   window.longTasks = [];
   new PerformanceObserver((list) => list.getEntries().forEach((each) => longTasks.push(each.duration)))
     .observe({ type: "longtask" });
-}"""
-SCRUB = """async (count) => {
-  const bar = document.getElementById("scrub"), times = [];
-  const frame = () => new Promise(requestAnimationFrame);
-  for (let i = 0, last = await frame(); i < count; i += 1) {
-    bar.value = Math.round((bar.max * i) / count);
-    bar.dispatchEvent(new Event("input", { bubbles: true }));
-    const now = await frame();
-    times.push(now - last);
-    last = now;
-  }
-  return times.sort((a, b) => a - b);
 }"""
 
 

@@ -19,6 +19,9 @@ _BRAILLE = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 LOGARITHMIC_FROM = 5.0
 """Curves whose largest value is that many times their smallest are drawn on a logarithmic scale."""
 
+LARGEST = 1e100
+"""Values beyond are left out as infinite ones are: their difference may be no number any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -57,7 +60,7 @@ class Curves:
         width, unicode = options.max_width, not options.ascii_only
         yield self._heading(width)
         across, rows = width - LABEL - 2, self.lines - 2
-        points = {epoch for series in self.series for epoch, v in series.values.items() if math.isfinite(v)}
+        points = {epoch for series in self.series for epoch, v in series.values.items() if _is_drawn(v)}
         if across < 4 or rows < 1 or not points:
             yield Text("no epoch yet"[:width], style="dim")
             return
@@ -99,6 +102,10 @@ class Curves:
         return Text.assemble((f"{first:>{LABEL}} {corner}", "dim"), *cells)
 
 
+def _is_drawn(value: float) -> bool:
+    return abs(value) < LARGEST  # which is false of NaN, too
+
+
 @dataclass(frozen=True, slots=True)
 class _Scale:
     low: float
@@ -107,7 +114,7 @@ class _Scale:
 
     @classmethod
     def of(cls, series: Sequence[Series]) -> _Scale:
-        values = [value for one in series for value in one.values.values() if math.isfinite(value)]
+        values = [value for one in series for value in one.values.values() if _is_drawn(value)]
         low, high = min(values), max(values)
         return cls(low, high, low > 0 and high > LOGARITHMIC_FROM * low)
 
@@ -116,7 +123,7 @@ class _Scale:
         if self.high == self.low:
             return np.full(len(values), 0.5)
         if self.logarithmic:
-            return np.log(values / self.low) / math.log(self.high / self.low)
+            return (np.log(values) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (values - self.low) / (self.high - self.low)
 
 
@@ -131,7 +138,7 @@ class _Canvas:
 
     def draw(self, series: Series, epochs: tuple[int, int], scale: _Scale) -> None:
         """Draw one curve; where many epochs share a column, from their lowest value to their highest."""
-        known = [(epoch, value) for epoch, value in sorted(series.values.items()) if math.isfinite(value)]
+        known = [(epoch, value) for epoch, value in sorted(series.values.items()) if _is_drawn(value)]
         if not known:
             return
         rows, across = self._bits.shape

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from esper.messages import SeedState
 
-GLYPHS: Mapping[SeedState, tuple[str, str, str]] = {
+GLYPHS: Mapping[str, tuple[str, str, str]] = {
     SeedState.DORMANT: ("·", ".", "dim"),
     SeedState.GERMINATED: ("○", "o", "cyan"),
     SeedState.TRAINING: ("◔", "t", "blue"),
@@ -23,6 +23,9 @@ GLYPHS: Mapping[SeedState, tuple[str, str, str]] = {
     SeedState.ERROR_RECOVERY: ("!", "!", "bold red"),
 }
 """Glyph, its form where the terminal has no Unicode, and style of each state of a seed."""
+
+UNKNOWN = ("?", "?", "red")
+"""Of a state that only a later version knows."""
 
 
 def progress_line(label: str, share: float, left: str, width: int) -> Table:
@@ -45,7 +48,7 @@ def as_many_as_fit(parts: Sequence[str], width: int) -> str:
     return "  ".join(shown)
 
 
-def layer_lines(seeds: Mapping[str, Sequence[SeedState]], width: int, *, unicode: bool) -> Iterator[Text]:
+def layer_lines(seeds: Mapping[str, Sequence[str]], width: int, *, unicode: bool) -> Iterator[Text]:
     """The layers with a glyph a seed, side by side, as many as fit."""
     glyphs = {name: _glyphs(states, unicode) for name, states in seeds.items()}
     longest = max(map(len, glyphs), default=0)
@@ -61,16 +64,19 @@ def layer_lines(seeds: Mapping[str, Sequence[SeedState]], width: int, *, unicode
         yield line
 
 
-def legend(seeds: Mapping[str, Sequence[SeedState]], width: int, *, unicode: bool, counted: bool) -> Text:
+def legend(seeds: Mapping[str, Sequence[str]], width: int, *, unicode: bool, counted: bool) -> Text:
     """What the glyphs of the states that there are mean, and if ``counted`` how many seeds are in each."""
     numbers = Counter(state for states in seeds.values() for state in states)
-    present = [state for state in SeedState if numbers[state]]
-    glyphs = {state: GLYPHS[state][0 if unicode else 1] for state in present}
-    counts = {state: f"{numbers[state]} " if counted else "" for state in present}
-    names = {state: state.lower().replace("_", " ") for state in present}
-    line = Text("  ").join(Text(f"{glyphs[s]} {counts[s]}{names[s]}", GLYPHS[s][2]) for s in present)
+    present = sorted(numbers, key=lambda state: [*SeedState, state].index(state))
+    parts, short = [], []
+    for state in present:
+        full, plain, style = GLYPHS.get(state, UNKNOWN)
+        glyph, name = full if unicode else plain, state.lower().replace("_", " ")
+        parts.append(Text(f"{glyph} {numbers[state]} {name}" if counted else f"{glyph} {name}", style))
+        short.append(Text(f"{glyph} {numbers[state]}", style))
+    line = Text("  ").join(parts)
     if counted and len(line) > width:
-        line = Text("  ").join(Text(f"{glyphs[s]} {numbers[s]}", GLYPHS[s][2]) for s in present)
+        line = Text("  ").join(short)
     line.truncate(width)
     return line
 
@@ -84,9 +90,9 @@ def cut_to(lines: Sequence[Text], room: int, width: int, of: str) -> list[Text]:
     return [*shown, left] if room > 0 else []
 
 
-def _glyphs(states: Sequence[SeedState], unicode: bool) -> Text:
+def _glyphs(states: Sequence[str], unicode: bool) -> Text:
     text = Text()
     for state in states:
-        full, plain, style = GLYPHS[state]
+        full, plain, style = GLYPHS.get(state, UNKNOWN)
         text.append(full if unicode else plain, style)
     return text

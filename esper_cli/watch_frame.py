@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
+from itertools import chain, islice
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from esper.messages import SeedState
 from esper.nissa.calibration import growth_impact
 from esper.nissa.run_pages import alerts_of
 from esper.nissa.run_records import Adaptation, RunStatus
@@ -80,8 +80,10 @@ class WatchFrame:
         yield from head
         if curve:
             yield self._curves(width, curve)
-        yield from chain(_labelled("layers", layers), _labelled("adapted", latest), tail)
-        yield from _labelled("alerts", alerts)
+        below = chain(
+            _labelled("layers", layers), _labelled("adapted", latest), tail, _labelled("alerts", alerts)
+        )
+        yield from islice(below, lines - len(head) - curve)
 
     def _name(self, width: int) -> Text:
         view = self.view
@@ -91,7 +93,9 @@ class WatchFrame:
         aside = Text.assemble((f"{self.note}  " if self.note else "", "cyan"), status)
         name.truncate(max(1, width - len(aside) - 2), overflow="ellipsis")
         gap = max(1, width - len(name) - len(aside))
-        return Text.assemble(name, " " * gap, aside)
+        line = Text.assemble(name, " " * gap, aside)
+        line.truncate(width)
+        return line
 
     def _progress(self, width: int) -> Table:
         view = self.view
@@ -133,7 +137,7 @@ class WatchFrame:
 
     def _layers(self, width: int, room: int, unicode: bool) -> list[Text]:
         """How many seeds are in each state, and the layers; where not all fit, those with kernels first."""
-        states = {name: [SeedState(seed.state) for seed in seeds] for name, seeds in self.view.seeds.items()}
+        states = {name: [seed.state for seed in seeds] for name, seeds in self.view.seeds.items()}
         if not states:
             return []
         lines = list(layer_lines(states, width, unicode=unicode))
@@ -241,4 +245,6 @@ def _seconds_left(view: RunView) -> float | None:
 
 
 def _short(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "an unknown time"
     return f"{1e3 * seconds:.1f} ms" if seconds < 0.1 else duration(seconds)

@@ -69,12 +69,14 @@ class GrowthImpact:
 
 def growth_impact(losses: Mapping[int, float], epoch: int, horizon: int = 5) -> GrowthImpact | None:
     """The impact of a growth at the end of ``epoch``, from held-out ``losses`` by epoch, over up to
-    ``horizon`` epochs; None before an epoch is done on either side.
+    ``horizon`` epochs; None before an epoch is done on either side, and where a loss was 0.
     """
     span = min(horizon, epoch - min(losses, default=epoch), max(losses, default=epoch) - epoch)
     if span < 1:
         return None
     first, then, last = (losses.get(at, math.nan) for at in (epoch - span, epoch, epoch + span))
+    if not first or not then:
+        return None  # of a loss of 0 there are no shares
     return GrowthImpact(span, 1 - last / then, 1 - then / first)
 
 

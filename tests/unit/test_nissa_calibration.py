@@ -100,3 +100,4 @@ def test_a_growth_is_told_beside_what_the_loss_did_before() -> None:
     assert growth_impact(losses, 4) is None
     assert growth_impact(losses, 0) is None
     assert growth_impact({}, 3) is None
+    assert growth_impact({0: 1.0, 1: 0.0, 2: 1.0}, 1) is None

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 
 Esper = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -23,13 +25,7 @@ def esper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Esper:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "home").mkdir()
 
-    def run(*args: str, before: tuple[str, ...] = (), **kwargs: object) -> "subprocess.CompletedProcess[str]":
-        command = [*before, sys.executable, "-m", "esper_cli", *args]
-        # Given: readline, which pytest loads, puts COLUMNS where only children see it.
-        kwargs |= {"capture_output": True, "text": True, "env": dict(os.environ)}
-        return subprocess.run(command, cwd=tmp_path, check=False, **kwargs)
-
-    return run
+    return partial(forked.esper, cwd=tmp_path)
 
 
 def assert_refused(done: "subprocess.CompletedProcess[str]", code: int, *parts: str) -> None:
@@ -159,11 +155,8 @@ def test_bad_blueprints_are_refused_and_do_not_stop_the_good_one(esper: Esper, t
 
 def test_a_disk_that_takes_no_more(esper: Esper) -> None:
     """A limit on the size of files is met in the same place as a full disk, and needs no rights."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-
-    assert_refused(esper(*SMOKE, preexec_fn=limit), 10, "File too large")
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (8192, 8192))
+    assert_refused(esper(*SMOKE, before=limit), 10, "File too large")
 
 
 @pytest.mark.skipif(
@@ -174,7 +167,9 @@ def test_a_disk_that_takes_no_more(esper: Esper) -> None:
 def test_a_full_disk(esper: Esper, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     script = 'mount -t tmpfs -o size=16k none runs && exec "$@"'
-    done = esper(*SMOKE, before=("unshare", "-rm", "sh", "-c", script, "sh"))
+    command = ("unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "esper_cli", *SMOKE)
+    env = dict(os.environ)  # readline, which pytest loads, puts COLUMNS where only children see it
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
     assert_refused(done, 10, "No space left on device", "Free some space")
 
 

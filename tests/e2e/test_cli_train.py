@@ -12,6 +12,7 @@ import termios
 from pathlib import Path
 
 import pytest
+from forked import esper
 
 ESPER = (sys.executable, "-m", "esper_cli")
 SMOKE = ("train", "+experiment=smoke", "tamiyo=never", "urza=memory")
@@ -31,11 +32,6 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-def esper(*args: str) -> "subprocess.CompletedProcess[str]":
-    command = [*ESPER, *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
-
-
 def test_a_run_says_what_it_does_and_where_everything_is(workplace: Path) -> None:
     (workplace / "experiments").mkdir()
     (workplace / "experiments/mine.yaml").write_text(
@@ -43,11 +39,11 @@ def test_a_run_says_what_it_does_and_where_everything_is(workplace: Path) -> Non
     )
     done = esper("train", "+experiment=mine", "tamiyo=never", "urza=memory")
     assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    key, *lines = done.stdout.splitlines()
+    assert key.startswith("made a key in ")
     assert lines[0].startswith("run ")
     assert ": mine on digits" in lines[0]
     assert [line.split("  ")[0] for line in lines if line.startswith("epoch ")] == ["epoch 1/2", "epoch 2/2"]
-    assert any(line.startswith("made a key in ") for line in lines)
     assert "\x1b" not in done.stdout
     wrote = [Path(line.removeprefix("wrote ")) for line in lines if line.startswith("wrote ")]
     (run,) = (workplace / "runs").glob("2*")

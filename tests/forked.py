@@ -1,0 +1,76 @@
+"""``esper`` in a process of its own that has imported PyTorch already: tests do not wait for that again.
+
+The process is forked from a server that has imported what a command imports; all else is the command as it
+is: arguments, environment, folder, the two streams, the exit code. What is tested of signals, of the very
+start, or through a shell runs ``python -m esper_cli`` instead.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+_PRELOADED = [
+    "torch",
+    "torch._dynamo",  # which the first optimizer of a process imports
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "esper.assembly.training",
+    "esper_cli.app",
+    "esper_cli.train",
+]
+
+_SECONDS = 120
+
+
+def esper(
+    *args: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    before: Callable[[], None] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run ``esper`` with ``args`` and wait; ``before`` is called in its process first, as ``preexec_fn`` is."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        place = (str(cwd or Path.cwd()), dict(os.environ if env is None else env))
+        process = context.Process(target=_command, args=(args, *place, str(out), str(err), before))
+        process.start()
+        process.join(_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(("esper", *args), _SECONDS)
+        code = process.exitcode
+        process.close()
+        return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
+
+
+def _command(
+    args: tuple[str, ...],
+    cwd: str,
+    env: dict[str, str],
+    out: str,
+    err: str,
+    before: Callable[[], None] | None,
+) -> None:
+    for number, path in ((0, os.devnull), (1, out), (2, err)):
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["esper", *args]
+    if before is not None:
+        before()
+    from esper_cli.__main__ import main
+
+    main()

@@ -123,7 +123,9 @@ class _Scale:
         if self.high == self.low:
             return np.full(len(values), 0.5)
         if self.logarithmic:
-            return (np.log(values) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
+            low, high = math.log(self.low), math.log(self.high)
+            placed: np.ndarray = (np.log(values) - low) / (high - low)
+            return placed
         return (values - self.low) / (self.high - self.low)
 
 

@@ -34,7 +34,7 @@ def esper(
     env: Mapping[str, str] | None = None,
     before: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``esper`` with ``args`` and wait; ``before`` is called in its process as ``preexec_fn`` would be."""
+    """Run ``esper`` with ``args`` and wait; ``before`` is called in its process, like ``preexec_fn``."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with tempfile.TemporaryDirectory() as folder:

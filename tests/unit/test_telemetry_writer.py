@@ -24,7 +24,7 @@ class Collecting:
 
     name = "collecting"
 
-    def __init__(self, position: int | None = None) -> None:
+    def __init__(self, position: int | Exception | None = None) -> None:
         self.got: list[Message] = []
         self.error: Exception | None = None
         self.free = threading.Event()
@@ -33,6 +33,8 @@ class Collecting:
         self._position = position
 
     def position(self) -> int | None:
+        if isinstance(self._position, Exception):
+            raise self._position
         return self._position
 
     def write(self, batch: Sequence[Message]) -> None:
@@ -132,8 +134,9 @@ def test_a_sink_that_is_down_gets_every_event_later_and_holds_up_nobody(
     ]
 
 
-def test_a_sink_at_fault_loses_those_messages_and_gets_the_next(tmp_path: Path) -> None:
-    sink = Collecting()
+@pytest.mark.parametrize("position", [None, 0])
+def test_a_sink_at_fault_loses_those_messages_and_gets_the_next(tmp_path: Path, position: int | None) -> None:
+    sink = Collecting(position)
     sink.error = ZeroDivisionError("a bug of a library")
     with telemetry_of(tmp_path, sink) as (journal, telemetry):
         journal.write("seed", n=0)
@@ -182,3 +185,37 @@ def test_a_sink_that_hangs_does_not_hold_up_the_end(tmp_path: Path, caplog: pyte
         assert time.monotonic() - began < 1.0
         assert f"{journal.end} bytes of events are in the journal alone" in caplog.text
     sink.free.set()
+
+
+def test_each_event_is_cut_to_size_once_for_all_sinks_and_lines_that_are_none_are_passed_over(
+    tmp_path: Path,
+) -> None:
+    cut: list[Any] = []
+
+    def allow(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        cut.append(fields["n"])
+        return fields
+
+    first, second = Collecting(), Collecting()
+    second.name = "second"
+    with telemetry_of(tmp_path, first, second, allow=allow) as (journal, _):
+        with (tmp_path / "journal.jsonl").open(
+            "ab"
+        ) as file:  # as a crash of another version might have left it
+            journal.end += file.write(b"no event\n[]\n")
+        for n in range(50):
+            journal.write("seed", n=n)
+        with (tmp_path / "journal.jsonl").open("ab") as file:
+            journal.end += file.write(b"no event\n")
+        until(lambda: len(first.got) == len(second.got) == 50)
+    assert first.events() == second.events() == cut == list(range(50))
+
+
+def test_a_sink_that_gives_nonsense_is_down_and_tried_again(tmp_path: Path) -> None:
+    sink = Collecting(KeyError("place"))
+    with telemetry_of(tmp_path, sink) as (journal, telemetry):
+        journal.write("seed", n=0)
+        until(lambda: telemetry.counts()["collecting"].errors == 2)
+        sink._position = 0
+        until(lambda: sink.events() == [0])
+        assert telemetry.counts()["collecting"].state == "up"

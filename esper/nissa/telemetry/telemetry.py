@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from esper.nissa.telemetry.buffer import SignalBuffer
+from esper.nissa.telemetry.events import Allow, EventLog
 from esper.nissa.telemetry.messages import Message, Sink, SinkCounts
-from esper.nissa.telemetry.writer import Allow, SinkWriter
+from esper.nissa.telemetry.writer import SinkWriter
 
 CAPACITY = 2**16
 """Signals that the buffer holds unless told otherwise: of a layer of 4 seeds about 20 MB."""
@@ -36,10 +37,11 @@ class Telemetry:
         allow: Allow,
         capacity: int = CAPACITY,
     ) -> None:
-        """Begins at once, from the end that ``journal`` has. See :class:`SinkWriter` for the arguments."""
+        """Begins at once. ``journal_end`` tells how many bytes ``journal`` has, which is being written."""
         self._buffer = SignalBuffer(capacity)
         self._journal_end = journal_end
-        self._writers = [SinkWriter(sink, self._buffer, journal, journal_end, allow) for sink in sinks]
+        events = EventLog(journal, journal_end, allow)
+        self._writers = [SinkWriter(sink, self._buffer, events) for sink in sinks]
         for writer in self._writers:
             writer.start()
 

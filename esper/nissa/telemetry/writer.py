@@ -9,15 +9,10 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 from esper.errors import StorageError
-from esper.nissa.journal import Event, JournalReader
 from esper.nissa.telemetry.buffer import SignalBuffer
+from esper.nissa.telemetry.events import EventLog
 from esper.nissa.telemetry.messages import Message, Sink, SinkCounts
 
 POLL_SECONDS = 0.1
@@ -28,9 +23,6 @@ MOST_SIGNALS, MOST_EVENTS = 2000, 500
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 2.0
 """Seconds between two tries of a sink that is down, from the first: it is back that long after it works."""
-
-Allow = Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]
-"""Given an event's name and fields, what of them may leave the run's folder; None for nothing."""
 
 _CREDENTIALS = re.compile(r"://[^/@\s]*@")
 
@@ -44,24 +36,12 @@ class SinkWriter:
     every event once it is back, and the signals that the buffer still holds.
     """
 
-    def __init__(
-        self,
-        sink: Sink,
-        buffer: SignalBuffer,
-        journal: Path,
-        journal_end: Callable[[], int],
-        allow: Allow,
-    ) -> None:
-        """Events come from the end of the journal on, unless the sink says where it stands.
-
-        ``journal_end`` tells how long the journal is.
-        """
+    def __init__(self, sink: Sink, buffer: SignalBuffer, events: EventLog) -> None:
+        """Events come from the end of the journal on, unless the sink says where it stands."""
         self._sink = sink
         self._buffer = buffer
-        self._reader = JournalReader(journal)
-        self._journal_end = journal_end
-        self._allow = allow
-        self._events_done, self._signals_done = journal_end(), buffer.end
+        self._events = events
+        self._events_done, self._signals_done = events.end, buffer.end
         self._placed = False
         self._pause = 0.0
         self._counts = SinkCounts()
@@ -78,7 +58,7 @@ class SinkWriter:
 
     def counts(self) -> SinkCounts:
         """How the sink fares now."""
-        return dataclasses.replace(self._counts, behind=self._journal_end() - self._events_done)
+        return dataclasses.replace(self._counts, behind=self._events.end - self._events_done)
 
     def join(self, deadline: float) -> bool:
         """Wait for the end after the buffer was closed, until ``deadline`` (monotonic); whether it came."""
@@ -104,15 +84,15 @@ class SinkWriter:
         try:
             self._find_place()
             batch, events_read, signals_read = self._next()
-        except (StorageError, OSError) as error:
-            return self._failed(error)
+        except Exception as error:  # whatever it is, the thread goes on, and the sink is shown to be down
+            return self._interrupted(error)
         try:
             if batch:
                 self._sink.write(batch)
             else:
                 self._sink.idle()
         except (StorageError, OSError) as error:
-            return self._failed(error)
+            return self._interrupted(error)
         except Exception as error:  # of these messages, or of the library: they would fail again
             self._failed(error)
             self._counts.lost += len(batch)
@@ -126,37 +106,21 @@ class SinkWriter:
         if not self._placed:
             position = self._sink.position()
             if position is not None:
-                self._events_done = min(position, self._journal_end())
+                self._events_done = min(position, self._events.end)
             self._placed = True
 
     def _next(self) -> tuple[list[Message], int, int]:
         """What is to be written, in order, and the places in journal and buffer after it."""
-        end = self._journal_end()  # asked first: what was put before that event is in the buffer by now
+        end = self._events.end  # asked first: what was put before that event is in the buffer by now
         signals, gone = self._buffer.after(self._signals_done, MOST_SIGNALS)
         self._counts.dropped += gone
         self._signals_done += gone
         if len(signals) == MOST_SIGNALS:
             end = min(end, signals[-1].place)
-        events, read = self._read_events(end)
+        events, read = self._events.after(self._events_done, end, MOST_EVENTS)
         if signals and signals[-1].place > read:
             signals = [message for message in signals if message.place <= read]
         return _merged(events, signals), read, self._signals_done + len(signals)
-
-    def _read_events(self, end: int) -> tuple[list[Message], int]:
-        """Events before byte ``end`` of the journal, and the byte after the last of them."""
-        messages: list[Message] = []
-        if end <= self._events_done:
-            return messages, self._events_done
-        self._reader.offset = self._events_done
-        with closing(self._reader.read()) as events:
-            for event in events:
-                fields = {name: value for name, value in event.items() if name not in ("event", "at")}
-                if (allowed := self._allow(event["event"], fields)) is not None:
-                    place = self._reader.offset
-                    messages.append(Message("event", event["event"], _time(event), place, allowed))
-                if self._reader.offset >= end or len(messages) == MOST_EVENTS:
-                    break
-        return messages, self._reader.offset
 
     def _works(self, written: int) -> None:
         self._counts.written += written
@@ -165,26 +129,22 @@ class SinkWriter:
             self._counts.state = "up"
             log.warning("telemetry sink %s: takes messages again", self.name)
 
-    def _failed(self, error: Exception) -> bool:
+    def _interrupted(self, error: Exception) -> bool:
+        self._failed(error)
+        self._placed = False  # of a batch that failed a part may have arrived
+        return False
+
+    def _failed(self, error: Exception) -> None:
         self._counts.errors += 1
         reason = _CREDENTIALS.sub("://", " ".join(f"{type(error).__name__}: {error}".split()))
         self._counts.reason = reason[:200]
         self._pause = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
-        self._placed = False  # of a batch that failed a part may have arrived
         if self._counts.state == "up":
             self._counts.state = "down"
             log.warning("telemetry sink %s: %s", self.name, self._counts.reason)
-        return False
 
 
 def _merged(events: list[Message], signals: list[Message]) -> list[Message]:
     if not events or not signals:  # most often: a step has signals, and events are few
         return events or signals
     return list(heapq.merge(events, signals, key=lambda message: message.place))
-
-
-def _time(event: Event) -> float:
-    try:
-        return datetime.fromisoformat(event["at"]).timestamp()
-    except (KeyError, TypeError, ValueError):
-        return 0.0

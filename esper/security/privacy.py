@@ -61,6 +61,7 @@ _RELATIVE: Final = re.compile(
     r"(?<![\w./-])(?:\.{1,2}/(?:[\w.@+=-]+/)*[\w.@+=-]+|(?:[\w.@+=-]+/){2,}[\w.@+=-]*"
     r"|(?:[\w.@+=-]+/)+[\w@+=-]+\.[A-Za-z]\w{0,11})"
 )
+_BELOW: Final = re.compile(rf"{re.escape(PATH)}(?:/[^\s'\"<>,;]+)+")
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+")
 _LEAST_NAME: Final = 3
 _COMMON_NAMES: Final = frozenset({"root", "user", "localhost", "test", "esper"})
@@ -120,7 +121,7 @@ def hidden(text: str) -> str:
 def without_places(text: str) -> str:
     """``text`` without secrets, paths, URLs, and the names of this user and host."""
     text = _URL.sub("[url]", redact(hidden(text)))
-    text = _RELATIVE.sub(PATH, _ABSOLUTE.sub(PATH, text))
+    text = _RELATIVE.sub(PATH, _ABSOLUTE.sub(PATH, _BELOW.sub(PATH, text)))
     names = _own_names()
     return names.sub("[name]", text) if names else text
 

@@ -36,7 +36,7 @@ _JWT: Final = re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{2,}(?:\.[A-Za-z
 _PEM: Final = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
 )
-_BEARER: Final = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")
+_BEARER: Final = re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',;]{6,}")
 _VALUE: Final = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s,;&"'()\[\]{}]+)"""
 # After a colon and a blank only where it is data, not a sentence: behind a quote, or at the start of a line.
 _NAMED: Final = re.compile(

@@ -59,11 +59,12 @@ class MadeRun:
         every: int = 8,
         seed: int = 0,
         kernels: Sequence[str] = KERNELS,
+        name: str = "",
     ) -> None:
         (root / run_id).mkdir(parents=True)
         self.journal = Journal(root / run_id / JOURNAL_NAME, fsync=False)
         self.run_id, self.total, self.every, self.seeds = run_id, total, every, seeds
-        self.names = [f"stage{i // 8 + 1}.{i % 8}" for i in range(layers)]
+        self.names = [f"{name}stage{i // 8 + 1}.{i % 8}" for i in range(layers)]
         self.sizes = {name: 400 + 90 * (i % 8) ** 2 + 150 * (i // 8) for i, name in enumerate(self.names)}
         self.states = {name: ["DORMANT"] * seeds for name in self.names}
         self.kernels = kernels
@@ -75,7 +76,7 @@ class MadeRun:
         self.journal.write(
             "run_started",
             run_id=run_id,
-            experiment=run_id.split("-")[2],
+            experiment=name or run_id.split("-")[2],
             task="fashion-12k/8500",
             seed=seed,
             resumed_from_epoch=None,

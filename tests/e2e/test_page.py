@@ -322,6 +322,30 @@ def test_ten_thousand_epochs_of_five_hundred_layers_are_smooth(open_page: Open) 
     assert page.locator(".layer").count() < 30
 
 
+def test_what_a_run_is_called_stays_text_and_a_loss_that_is_no_number_is_shown(
+    open_page: Open, place: Path
+) -> None:
+    markup = "<img src=/x onerror=document.title='taken'>"
+    run = MadeRun(place / "runs", "20990101-110000-odd-0010", layers=1, total=9, name=markup)
+    try:
+        page = open_page(f"#run={run.run_id}")
+        expect(page.locator("h1")).to_have_text(markup)
+        expect(page.locator("#transport")).to_be_hidden()  # no epoch yet
+        expect(page.locator(".numbers .value").first).to_have_text("\u2013")
+        run.epochs(2)
+        nan = {"loss": "NaN", "held_out_loss": "NaN", "accuracy": 0.1}
+        run.journal.write("epoch", packet={"epoch": 2, "layer_metrics": {}, **nan})
+        expect(page.locator("#at")).to_have_text("3 / 3")
+        expect(page.locator(".numbers .value").first).to_have_text("NaN")
+        run.fail(markup)
+        expect(page.locator("#alert-list")).to_contain_text(markup)
+        assert page.locator("img").count() == 0
+        assert page.title() == f"{markup} · Esper"
+    finally:
+        run.close()
+        shutil.rmtree(place / "runs" / run.run_id)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_reads_well_on_a_phone_and_for_who_cannot_see_it(open_page: Open, scheme: str) -> None:
     page = open_page(

@@ -20,6 +20,9 @@ from esper.tolaria.progress import Rollback
 if TYPE_CHECKING:
     from esper.tolaria.trainer import Trainer
 
+LOOK_SECONDS = 1.0
+"""One process looks for requests this often, however seldom its steps are watched."""
+
 POLL_SECONDS = 0.1
 """How often a paused run looks whether it is to go on."""
 
@@ -52,15 +55,19 @@ class RunControl:
         self._group = group
         self._left: deque[ControlRequest] = deque()
         self._told_unreadable = False
+        self._looked = 0.0
         self.paused = False
         self.waited = 0.0
 
-    def between_steps(self, trainer: Trainer) -> None:
-        """Do what was asked; returns once the run is to go on. All processes call it at the same step.
+    def between_steps(self, trainer: Trainer, watched: bool) -> None:
+        """Do what was asked; returns once the run is to go on. All processes call it at the same steps.
 
-        Raises RollbackAsked, and KeyboardInterrupt while the run is paused.
+        Looks where a step is ``watched``; one process alone looks when it has not for long, too. Raises
+        RollbackAsked, and KeyboardInterrupt while the run is paused.
         """
         if self._recorder is None:
+            return
+        if not watched and (self._group.size > 1 or time.perf_counter() - self._looked < LOOK_SECONDS):
             return
         self._take(0.0)
         while self._left:
@@ -134,6 +141,7 @@ class RunControl:
             self._group.copy_from_first(there)
             found = self._group.broadcast(found) if int(there) else []
         self._left += found
+        self._looked = time.perf_counter()
 
     def _wait(self, seconds: float) -> list[ControlRequest]:
         if self._requests is None:

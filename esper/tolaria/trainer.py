@@ -244,8 +244,7 @@ class Trainer:
         steps = len(self.batches)
         for step in range(so_far.steps, steps):
             watched = step % self.settings.observe_every == 0
-            if watched:
-                self.control.between_steps(self)
+            self.control.between_steps(self, watched)
             samples = len(self.batches.chosen(epoch, step))
             cost = samples * self.flops().training  # may run the model, so unobserved
             if step and self.budget.overspent(self.progress.flops, cost, self.cost):

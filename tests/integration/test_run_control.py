@@ -97,13 +97,13 @@ def test_a_paused_run_waits_and_goes_on_as_if_nothing_had_been(tmp_path: Path) -
         ask(folder, "pause")
         threading.Thread(target=later, args=(folder,)).start()
 
-    run, summary = run_with(config(tmp_path), Asking("step", 4, pause))
+    run, summary = run_with(config(tmp_path), Asking("step", 3, pause))
     assert seen["still"]
     assert summary["weights_sha256"] == whole["weights_sha256"]
     paused, resumed = events_of(run, "control")
     assert (paused["action"], paused["outcome"]) == ("pause", "done")
     assert (resumed["action"], resumed["outcome"]) == ("resume", "done")
-    assert paused["step"] == resumed["step"] > 0
+    assert paused["step"] == resumed["step"] == len(run.trainer.batches) + 16, "it was to be amid an epoch"
     # It can go on from where it was paused, whatever becomes of the process meanwhile.
     assert paused["step"] in [event["step"] for event in events_of(run, "checkpoint")]
     view = RunStore(tmp_path).open(run.info.run_id)
@@ -124,19 +124,27 @@ def test_a_run_goes_back_to_an_epoch_and_what_grew_since_rests(tmp_path: Path) -
     assert (asked["outcome"], asked["epoch"]) == ("done", 1)
     assert (rollback["cause"], rollback["to_epoch"]) == ("request", 1)
     assert rollback["to_step"] == len(run.trainer.batches) == asked["step"]
-    assert summary["epochs"] == 8
-    before = [e for e in events_of(run, "decision") if e["at"] < rollback["at"]]
-    assert any(e["outcome"]["status"] == "grafted" for e in before), (
-        "nothing had grown: the test shows nothing"
-    )
-    assert rollback["seeds"]
-    view = RunStore(tmp_path).open(run.info.run_id)
-    assert [epoch.epoch for epoch in view.epochs] == list(range(8))
-    after = [e for e in events_of(run, "decision") if e["at"] >= rollback["at"]]
-    grafted = [e for e in after if e["outcome"]["status"] == "grafted"]
-    first = min((e["epoch"] for e in grafted), default=99)
-    assert first > 1, "it grew at once what had just been undone"
     assert "caused by request" in str(describe("rollback", rollback))
+    assert summary["epochs"] == 8
+    assert [epoch.epoch for epoch in RunStore(tmp_path).open(run.info.run_id).epochs] == list(range(8))
+    # What had grown is culled, and rests.
+    grafted = [e["decision"] for e in events_of(run, "decision") if e["at"] < rollback["at"]]
+    places = [[d["target_component"], d["parameters"]["seed_idx"]] for d in grafted]
+    assert places
+    assert sorted(places) == sorted(rollback["seeds"])
+    moved = [e for e in events_of(run, "seed") if e["at"] >= rollback["at"]]
+    assert [e["to_state"] for e in moved[:2]] == ["CULLED", "EMBARGOED"]
+    assert moved[0]["evidence"]["reason"] == "rolled back: it was asked for"
+
+
+def test_growth_of_the_host_is_undone_and_not_tried_again_at_once(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "tamiyo=widen_early", "tolaria.epochs=6")
+    run, _ = run_with(cfg, Asking("growth", 1, asks("rollback", epoch=1)))
+    assert len(events_of(run, "rollback")) == 1
+    decided = [(e["epoch"], e["outcome"]["status"]) for e in events_of(run, "decision")]
+    assert decided[0][1] == "grown"
+    refused = [e for e in events_of(run, "decision") if e["outcome"]["status"] == "refused"]
+    assert any("it was rolled back" in e["outcome"]["reason"] for e in refused), decided
 
 
 def test_a_run_goes_back_to_the_newest_checkpoint_or_to_a_step_while_it_is_paused(tmp_path: Path) -> None:
@@ -198,7 +206,7 @@ def test_a_paused_run_takes_ctrl_c_and_resumes_from_where_it_was(tmp_path: Path)
         threading.Thread(target=later).start()
 
     with pytest.raises(KeyboardInterrupt):
-        run_with(config(tmp_path), Asking("step", 4, pause))
+        run_with(config(tmp_path), Asking("step", 3, pause))
     store = RunStore(tmp_path)
     (view,) = store.views()
     assert view.status is RunStatus.INTERRUPTED

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from servers.redis import RedisServer
 
-LEAST_RATE, LEAST_RATIO, MOST_COST = 100_000, 1.0, 0.01
+LEAST_RATE, LEAST_RATIO, MOST_COST = 100_000, 1.0, 1.0
 PIPELINE = 500
 RECORD = pack("stage1.conv2", 3, 8, 2, [SeedState.TRAINING] * 4, np.ones((4, 6), np.float32))
 SINKS = "nissa/sinks=[redis,jsonl,tensorboard]"
@@ -89,15 +89,15 @@ def rates(server: RedisServer, folder: Path, messages: int, rounds: int) -> bool
     return ours >= LEAST_RATE and ratio >= LEAST_RATIO
 
 
-def epoch_seconds(trainer: Trainer, epoch: int, *, told: bool) -> float:
-    """Seconds of an epoch, which is told to journal and sinks or to nobody."""
+def epoch_seconds(trainer: Trainer, epoch: int, *, told: bool) -> tuple[float, float]:
+    """Seconds of an epoch, told to journal and sinks or to nobody: by the wall, and of all threads."""
     recorder = trainer.recorder
     kept = recorder.journal, recorder.telemetry
     if not told:
         recorder.journal = recorder.telemetry = None
-    began = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     trainer.run_epoch(epoch)
-    took = time.perf_counter() - began
+    took = time.perf_counter() - wall, time.process_time() - cpu
     recorder.journal, recorder.telemetry = kept
     return took
 
@@ -114,32 +114,36 @@ def watched_seconds(trainer: Trainer, calls: int = 500) -> float:
     return (time.perf_counter() - began) / calls
 
 
-def cost(server: RedisServer, folder: Path, experiment: str, pairs: int) -> bool:
+def cost(server: RedisServer, folder: Path, experiment: str, count: int) -> bool:
     """The share of a step that telemetry takes; whether the goal is reached."""
     os.environ["ESPER_REDIS_URL"] = server.url
     places = [f"runs={folder}", f"security.path={folder}/keys.json", "urza=memory", "tamiyo=never"]
-    cfg = compose([f"+experiment={experiment}", SINKS, f"tolaria.epochs={2 * pairs + 1}", *places])
+    cfg = compose([f"+experiment={experiment}", SINKS, f"tolaria.epochs={2 * count + 1}", *places])
     trainer = build_training(cfg).trainer
     with closing(trainer.recorder):
         epoch_seconds(trainer, 0, told=True)
-        ratios = []
         steps = trainer.progress.global_step
-        for pair in range(pairs):
+        pairs = []
+        for pair in range(count):
             took = {}
             for place, told in enumerate((True, False) if pair % 2 else (False, True)):
                 trainer.progress.epochs_done = epoch = 1 + 2 * pair + place
                 took[told] = epoch_seconds(trainer, epoch, told=told)
-            ratios.append(took[True] / took[False])
+            pairs.append((took[True], took[False]))
         watched = watched_seconds(trainer)
         counts = trainer.recorder.telemetry.counts() if trainer.recorder.telemetry else {}
     assert all(sink.errors == sink.dropped == 0 for sink in counts.values()), counts
-    low, middle, high = statistics.quantiles(ratios, n=4)
     print(
-        f"  {experiment}, {steps} steps an epoch of {1000 * took[False] / steps:.1f} ms: with telemetry "
-        f"{100 * (middle - 1):+.2f} % ({100 * (low - 1):+.2f} to {100 * (high - 1):+.2f}), {pairs} pairs; "
+        f"  {experiment}, {steps} steps an epoch of {1000 * pairs[-1][1][0] / steps:.1f} ms; "
         f"{1e6 * watched:.0f} us in a step that is watched, one of {trainer.settings.observe_every}"
     )
-    return middle <= 1 + MOST_COST
+    medians = []
+    for index, clock in enumerate(("by the wall", "of all threads, sinks' own too")):
+        ratios = [100 * (told[index] / untold[index] - 1) for told, untold in pairs]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"    with telemetry {middle:+.2f} % ({low:+.2f} to {high:+.2f}) {clock}, {count} pairs")
+        medians.append(middle)
+    return medians[0] <= MOST_COST
 
 
 def main() -> None:
@@ -156,7 +160,7 @@ def main() -> None:
         server.start()
         fast = rates(server, Path(name), asked.messages, asked.rounds)
         cheap = cost(server, Path(name), asked.experiment, asked.pairs)
-    goal = f"at least {LEAST_RATE:,} a second and {LEAST_RATIO}x; at most {100 * MOST_COST:.0f} % a step"
+    goal = f"at least {LEAST_RATE:,} a second and {LEAST_RATIO}x; at most {MOST_COST:.0f} % a step"
     print(f"  goal: {goal}: {'reached' if fast and cheap else 'MISSED'}")
     raise SystemExit(not (fast and cheap))
 

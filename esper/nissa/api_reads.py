@@ -79,8 +79,10 @@ class Reads:
     async def metrics(self, request: Request) -> Response:
         """Prometheus's text, in the format that is asked for."""
         accept = request.headers.get("accept", "")
-        kept = self._monitor.kept_metrics(accept)
-        body, content_type = kept or await run_in_threadpool(self._monitor.metrics, accept)
+        answer = self._monitor.kept_metrics(accept)
+        if answer is None:
+            answer = await run_in_threadpool(self._monitor.metrics, accept)
+        body, content_type = answer
         return Response(body, headers={**HEADERS, "Content-Type": content_type})
 
     async def status(self, request: Request) -> Response:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from sqlalchemy import Connection, text
 from urza_support import KEY, artefact, never_load, open_sealed, report
 
 from esper.security import KeyRing, Keys
-from esper.security.audit import Signer
+from esper.security.audit import Entry, Signer
 from esper.security.audit_heads import KeptHeads
 from esper.urza.database import open_database
 from esper.urza.library import KernelLibrary
@@ -47,7 +50,7 @@ def change(library: KernelLibrary, count: int, seed: int = 0) -> None:
                 library.remove(kernel_id)
                 library.put(artefact(f"{seed}_{number % KERNELS}"))
             case 2:
-                library.record_trial(report(kernel_id=kernel_id, started_epoch=number), "run")
+                library.record_trial(report(kernel_id=kernel_id, started_epoch=number), f"run{seed}")
             case _:
                 library.set_tags(kernel_id, [f"tag{number}"])
 
@@ -133,3 +136,50 @@ def cut_with_head(number: int) -> Callable[[Connection], Any]:
         )
 
     return do
+
+
+def copied(url: str, table: str) -> list[dict[str, object]]:
+    with closing(open_database(url)) as database, database.reading() as connection:
+        return [dict(row) for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()]
+
+
+def put_back(url: str, table: str, rows: list[dict[str, object]]) -> None:
+    columns = list(rows[0])
+    values = ", ".join(f":{column}" for column in columns)
+    with closing(open_database(url)) as database, database.writing() as connection:
+        connection.execute(text(f"DELETE FROM {table}"))
+        connection.execute(text(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})"), rows)
+
+
+WRITER = """
+import sys
+sys.path[:0] = sys.argv[3:4]
+from pathlib import Path
+from audit_support import audited, change
+with audited(sys.argv[1], Path(sys.argv[2])) as library:
+    print("open", flush=True)
+    change(library, int(sys.argv[4]), seed=int(sys.argv[5]))
+"""
+
+
+def writer(url: str, folder: Path, count: int, seed: int) -> subprocess.Popen[str]:
+    tests = str(Path(__file__).parent)
+    command = [sys.executable, "-c", WRITER, url, str(folder), tests, str(count), str(seed)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    return process
+
+
+def told(entries: Iterable[Entry], database: sqlite3.Connection) -> bool:
+    """Whether what the entries tell is what there is: kernels, and how many trials."""
+    kernels: set[str] = set()
+    trials = 0
+    for entry in entries:
+        if entry.action == "kernel.stored":
+            kernels.add(entry.subject)
+        elif entry.action == "kernel.removed":
+            kernels.remove(entry.subject)
+        trials += entry.action == "trial.recorded"
+    there = {row[0] for row in database.execute("SELECT kernel_id FROM kernels")}
+    return there == kernels and trials == database.execute("SELECT count(*) FROM trials").fetchone()[0]

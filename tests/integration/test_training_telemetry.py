@@ -55,7 +55,7 @@ def test_a_run_tells_its_sinks_everything_but_places_and_is_the_same_run(
     for line, event in zip(events, journal, strict=True):
         assert line["at"] == event["at"].replace("Z", "+00:00")
         if event["event"] == "epoch":
-            assert line["packet"]["held_out_loss"] == event["packet"]["held_out_loss"]
+            assert line["fields"]["packet"]["held_out_loss"] == event["packet"]["held_out_loss"]
     steps = [line for line in lines if line["kind"] == "step"]
     health = [line for line in lines if line["kind"] == "health"]
     layers = journal[0]["layers"]

@@ -44,8 +44,7 @@ def test_a_line_is_an_object(tmp_path: Path) -> None:
         "at": "2001-09-09T01:46:40.000+00:00",
         "run": "run_a",
         "place": 5,
-        "n": 1,
-        "loss": "NaN",
+        "fields": {"n": 1, "loss": "NaN"},
     }
 
 
@@ -58,14 +57,14 @@ def test_a_line_that_a_full_disk_cut_off_spoils_no_other(tmp_path: Path) -> None
     sink.close()
     cut, *whole = path.read_text().splitlines()
     assert cut == json.dumps(json.loads(whole[0]), separators=(",", ":"))[: len(cut)]
-    assert [json.loads(line)["n"] for line in whole] == [1, 2]
+    assert [json.loads(line)["fields"]["n"] for line in whole] == [1, 2]
 
 
 def test_standard_output_is_a_sink_too(capfd: pytest.CaptureFixture[str]) -> None:
     sink = JsonLines(None, "run_a")
     sink.write([step(1)])
     sink.close()
-    assert json.loads(capfd.readouterr().out)["n"] == 1
+    assert json.loads(capfd.readouterr().out)["fields"]["n"] == 1
     os.write(1, b"still open")
     assert capfd.readouterr().out == "still open"
 
@@ -73,6 +72,9 @@ def test_standard_output_is_a_sink_too(capfd: pytest.CaptureFixture[str]) -> Non
 def test_a_file_that_cannot_be_is_said(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write to"):
         JsonLines(tmp_path / "none" / "lines", "run_a")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="cannot write to"):  # and not waited for
+        JsonLines(tmp_path / "pipe", "run_a")
 
 
 def test_a_pipe_that_nobody_empties_holds_up_nobody(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from esper.nissa.telemetry.messages import Message
 
 
 class JsonLines:
-    """One object a line: ``kind``, ``name``, ``at`` (UTC, ISO 8601), ``run``, ``place`` and the fields.
+    """One object a line: ``kind``, ``name``, ``at`` (UTC, ISO 8601), ``run``, ``place`` and ``fields``.
 
-    The health of a layer has ``schema`` and ``record``, the packed record in base64. After an outage lines
-    may come twice; an event is known by ``run`` and ``place``.
+    The health of a layer has ``layer``, ``epoch``, ``step``, ``schema`` and ``record``, the packed record in
+    base64, for ``fields``. After an outage lines may come twice; an event is known by ``run`` and ``place``.
     """
 
     name = "jsonl"
@@ -32,7 +32,10 @@ class JsonLines:
             if path is None:
                 self._fd = os.dup(1)
             else:
-                self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                # Not to wait for the reader of a pipe: one that has none is an error.
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+                self._fd = os.open(path, flags, 0o644)
+                os.set_blocking(self._fd, True)
         except OSError as error:
             raise StorageError.from_os(error, path or "standard output", "cannot write to") from error
 
@@ -58,10 +61,8 @@ class JsonLines:
     def _line(self, message: Message) -> dict[str, Any]:
         at = datetime.fromtimestamp(message.at, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"kind": message.kind, "name": message.name, "at": at, "run": self._run_id}
-        line |= {"place": message.place, **message.fields}
-        if message.kind == "health":
-            record = unpack(message.record)
-            packed = base64.b64encode(message.record).decode()
-            line |= {"layer": record.layer, "epoch": record.epoch, "step": record.step}
-            line |= {"schema": SCHEMA, "record": packed}
-        return line
+        if message.kind != "health":
+            return {**line, "place": message.place, "fields": message.fields}
+        record = unpack(message.record)
+        line |= {"place": message.place, "layer": record.layer, "epoch": record.epoch, "step": record.step}
+        return {**line, "schema": SCHEMA, "record": base64.b64encode(message.record).decode()}

@@ -183,7 +183,7 @@ def _tensorboard(cfg: DictConfig) -> SinkOf:
     from esper.nissa.telemetry.tensorboard import TensorBoard
 
     path: str = cfg.nissa.sinks.tensorboard.path
-    return lambda folder: TensorBoard(folder / path)
+    return lambda folder: TensorBoard(folder / path, folder.name)
 
 
 def _mlflow(cfg: DictConfig) -> SinkOf:

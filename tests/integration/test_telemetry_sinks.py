@@ -42,9 +42,10 @@ def test_tensorboard_reads_curves_and_texts(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for batch in (BATCH[:4], BATCH[4:]):  # a run that goes on adds to it
-        sink = TensorBoard(tmp_path / "board")
+        sink = TensorBoard(tmp_path / "board", RUN)
         sink.write(batch)
         sink.close()
+    assert all(f".{RUN}." in path.name for path in (tmp_path / "board").iterdir())  # and not the host's name
     found = EventAccumulator(str(tmp_path / "board")).Reload()
     scalars = {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
     assert scalars["train/step_loss"] == [(18, 0.75)]

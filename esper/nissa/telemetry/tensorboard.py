@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from esper.nissa.journal import dumps
 from esper.nissa.telemetry.messages import Message
@@ -22,11 +23,20 @@ class TensorBoard:
 
     name = "tensorboard"
 
-    def __init__(self, folder: Path) -> None:
-        """Writes below ``folder``, which is made."""
+    def __init__(self, folder: Path, run_id: str) -> None:
+        """Writes below ``folder``, which is made, to a file with the run's id in its name."""
+        from tensorboard.summary.writer import event_file_writer
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        # The name of the host would be in the file's name otherwise, and leave with the file.
+        library, event_file_writer.socket = (
+            event_file_writer.socket,
+            SimpleNamespace(gethostname=lambda: run_id),
+        )
+        try:
+            self._writer = SummaryWriter(str(folder))
+        finally:
+            event_file_writer.socket = library
         self._scalars = Scalars()
         self._step = 0
         self._next_flush = 0.0

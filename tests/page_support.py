@@ -5,13 +5,31 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from esper.messages import AdaptationDecision, FieldReport, Slot
 from esper.nissa.journal import JOURNAL_NAME, Journal
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+GROWN = "20260101-100000-grown-0001"
+STOPPED = "20260101-110000-stopped-0002"
+DEEP = "20260101-120000-deep-0003"
+FAILED = "20260101-130000-failed-0004"
+"""Runs that are made for the page: one with everything in it, and what its name says."""
+
+WINDOW = {
+    "viewport": {"width": 1360, "height": 1000},
+    "reduced_motion": "reduce",
+    "ignore_https_errors": True,
+}
+
+Open = Callable[..., "Page"]
+"""Opens the page at a fragment; options are those of a browser's context."""
 
 FLAGS = [
     "--no-sandbox",

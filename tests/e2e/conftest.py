@@ -1,0 +1,124 @@
+"""A page in a real Chromium, over a real server with TLS and tokens, and the runs that it shows."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from page_support import DEEP, FAILED, FLAGS, GROWN, STOPPED, WINDOW, MadeRun, Open
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from esper.nissa.journal import JOURNAL_NAME
+
+ESPER = (sys.executable, "-m", "esper_cli")
+TOLD = ("error", "warning")
+
+
+def environment(place: Path) -> dict[str, str]:
+    return {**os.environ, "ESPER_HOME": str(place / "home"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was really trained, with its kernels, and several that were made."""
+    place = tmp_path_factory.mktemp("page")
+    command = [*ESPER, "train", "+experiment=smoke"]
+    subprocess.run(command, cwd=place, env=environment(place), check=True, capture_output=True, timeout=120)
+    (trained,) = (place / "runs").glob("*-smoke-*")
+    kernels = re.findall(r"kernel_[0-9a-f]{16}", (trained / JOURNAL_NAME).read_text())
+    grown = MadeRun(place / "runs", GROWN, layers=9, total=60, every=5, kernels=kernels)
+    grown.epochs(47)
+    grown.rollback(44)
+    grown.epochs(16)
+    grown.finish()
+    stopped = MadeRun(place / "runs", STOPPED, layers=9, total=60, every=9, seed=3)
+    stopped.epochs(40)
+    stopped.close()
+    deep = MadeRun(place / "runs", DEEP, layers=500, total=10_000, every=60)
+    deep.epochs(10_000)
+    deep.finish()
+    failed = MadeRun(place / "runs", FAILED, layers=3, total=60)
+    failed.epochs(9)
+    failed.fail("the loss is not finite after 3 rollbacks")
+    return place
+
+
+@pytest.fixture(scope="module")
+def token(place: Path) -> str:
+    command = [*ESPER, "token", "issue", "--role", "viewer", "--for", "reader"]
+    issued = subprocess.run(command, cwd=place, env=environment(place), check=True, capture_output=True)
+    return issued.stdout.decode().strip()
+
+
+@pytest.fixture(scope="module")
+def url(place: Path, token: str) -> Iterator[str]:
+    """The address of ``esper serve-metrics`` over them, with TLS and for those alone who have a token."""
+    command = [*ESPER, "serve-metrics", "--port", "0", "--tls-self-signed", "nissa.anonymous=none"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=place, env=environment(place), stdout=pipe, text=True) as server:
+        assert server.stdout is not None
+        found = next((each for line in server.stdout if (each := re.search(r"https://[\d.:]+", line))), None)
+        assert found is not None, "the server does not say where it is"
+        yield found[0]
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def signed_in(browser: Browser, url: str, token: str) -> Any:
+    """What a browser keeps of a visit with a token."""
+    context = browser.new_context(ignore_https_errors=True)
+    page = context.new_page()
+    page.goto(f"{url}/?token={token}")
+    assert page.url == f"{url}/"
+    state = context.storage_state()
+    context.close()
+    return state
+
+
+@pytest.fixture
+def open_page(browser: Browser, url: str, signed_in: Any, request: pytest.FixtureRequest) -> Iterator[Open]:
+    """Opens the page; whatever a test does, nothing leaves the origin and the console tells of no error."""
+    wrong: list[str] = []
+    contexts = []
+    host = urlsplit(url).netloc
+
+    def open_page(fragment: str = "", *, strict: bool = True, **options: Any) -> Page:
+        context = browser.new_context(**{**WINDOW, "storage_state": signed_in, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("request", lambda each: wrong.append(each.url) if urlsplit(each.url).netloc != host else None)
+        page.on("console", lambda each: wrong.append(each.text) if strict and each.type in TOLD else None)
+        page.on("pageerror", lambda each: wrong.append(str(each)))
+        page.goto(f"{url}/{fragment}")
+        return page
+
+    yield open_page
+    keep = os.environ.get("ESPER_ARTEFACTS")
+    for number, context in enumerate(contexts):
+        if keep:
+            name = f"{request.node.name.removeprefix('test_')}-{number}.png"
+            context.pages[0].screenshot(path=Path(keep) / name)
+        context.close()
+    assert wrong == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import queue
+import ssl
 import threading
 import time
 import urllib.request
@@ -173,9 +174,10 @@ class _Server:
 
     def unreachable(self, reason: object) -> RunError:
         """That there is no answer, and why."""
-        return _Unreachable(
-            f"no answer from {self._url}: {reason}", hint="is esper serve-metrics running there?"
-        )
+        hint = "is esper serve-metrics running there?"
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            hint = "name the file of who signed its certificate: SSL_CERT_FILE=FILE"
+        return _Unreachable(f"no answer from {self._url}: {reason}", hint=hint)
 
     def _refusal(self, status: int, body: bytes) -> EsperError:
         try:

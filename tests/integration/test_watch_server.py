@@ -1,4 +1,4 @@
-"""``esper watch --url``: a run of a real server, which asks for a token, over a network that fails."""
+"""``esper watch --url``: a run of a real server, over TLS and with a token, over a network that fails."""
 
 from __future__ import annotations
 
@@ -54,16 +54,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port(folder: Path) -> Iterator[int]:
+def certificate(folder: Path) -> Path:
+    """Signed by itself, for 127.0.0.1; its key lies beside it."""
+    made, key = folder / "certificate.pem", folder / "key.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=here"
+    name = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", made]
+    subprocess.run(["openssl", *words.split(), *name], check=True, capture_output=True)
+    key.chmod(0o600)
+    return made
+
+
+@pytest.fixture(scope="module")
+def port(folder: Path, certificate: Path) -> Iterator[int]:
     """Of ``esper serve-metrics`` in that folder, which lets nobody in without a token."""
-    command = [*ESPER, "serve-metrics", "nissa.anonymous=none", "--port", "0"]
+    tls = [f"nissa.tls_certificate={certificate}", f"nissa.tls_key={folder / 'key.pem'}"]
+    command = [*ESPER, "serve-metrics", "nissa.anonymous=none", *tls, "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as serving:
         try:
             assert serving.stdout is not None
-            said = iter(serving.stdout.readline, "")
-            yield next(
-                int(found[1]) for line in said if (found := re.search(r"http://127\.0\.0\.1:(\d+)", line))
-            )
+            said = (re.search(r"https://[^:]+:(\d+)", line) for line in serving.stdout)
+            yield next(int(found[1]) for found in said if found)
         finally:
             serving.terminate()
 
@@ -76,15 +86,16 @@ def token(folder: Path) -> str:
 
 
 @pytest.fixture
-def proxy(port: int, token: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Before that server, with the token at hand."""
+def proxy(port: int, token: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Before that server, with the token and the certificate at hand."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("ESPER_TOKEN", token)
     with Proxy(port) as made:
         yield made
 
 
 def watch(proxy: Proxy, *arguments: str) -> int:
-    return run(["watch", *arguments, "--url", f"http://127.0.0.1:{proxy.port}"])
+    return run(["watch", *arguments, "--url", f"https://127.0.0.1:{proxy.port}"])
 
 
 def test_a_run_of_a_server_is_the_run_of_its_journal(
@@ -147,6 +158,14 @@ def test_who_has_no_token_is_not_let_in(
         assert "Traceback" not in said
 
 
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert watch(proxy, ENDED) == 7
+    assert "Name the file of who signed its certificate: SSL_CERT_FILE=FILE" in capsys.readouterr().err
+
+
 def test_a_server_that_is_gone_for_too_long_is_an_error(
     proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,7 +173,7 @@ def test_a_server_that_is_gone_for_too_long_is_an_error(
     with begin(folder / "runs", "20261128-130000-lost-0000"):
         threading.Timer(2.0, proxy.close).start()
         assert watch(proxy, "20261128-13") == 7
-    assert "no answer from http://127.0.0.1" in capsys.readouterr().err
+    assert "no answer from https://127.0.0.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,18 @@ def server(runs: Path) -> Iterator[str]:
         yield found.group()
 
 
+def test_what_is_commented_out_for_other_machines_is_valid_too(tmp_path: Path) -> None:
+    text = (PROMETHEUS / "prometheus.yaml").read_text()
+    told = re.sub(r"^( *)# (?=[ \w]+:|- )", r"\1", text, flags=re.MULTILINE)
+    assert told.count("#") < text.count("#")
+    (tmp_path / "told.yaml").write_text(told)
+    promtool("check", "config", "--syntax-only", tmp_path / "told.yaml")
+    (scraped,) = yaml.safe_load(told)["scrape_configs"]
+    assert scraped["scheme"] == "https"
+    assert {"authorization", "tls_config"} <= set(scraped)
+    assert yaml.safe_load(told)["alerting"]
+
+
 def test_the_rules_are_valid_and_each_is_tested() -> None:
     promtool("check", "config", PROMETHEUS / "prometheus.yaml")
     promtool("test", "rules", PROMETHEUS / "alerts_test.yaml")

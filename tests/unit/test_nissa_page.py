@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import itertools
+import math
 import re
 
 import httpx
@@ -104,10 +106,35 @@ def _tokens(css: str, selector: str) -> dict[str, str]:
     return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block[: block.index("}")]))
 
 
-def _luminance(colour: str) -> float:
+Triple = tuple[float, float, float]
+
+SEEN_BY: dict[str, tuple[Triple, Triple, Triple]] = {  # Machado, Oliveira and Fernandes 2009, severity 1
+    "most": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "protanopes": ((0.1523, 1.0526, -0.2049), (0.1145, 0.7863, 0.0992), (-0.0039, -0.0481, 1.0520)),
+    "deuteranopes": ((0.3673, 0.8606, -0.2280), (0.2801, 0.6725, 0.0474), (-0.0118, 0.0429, 0.9689)),
+    "tritanopes": ((1.2555, -0.0767, -0.1788), (-0.0784, 0.9308, 0.1476), (0.0047, 0.6914, 0.3039)),
+}
+
+
+def _linear(colour: str) -> list[float]:
     parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    r, g, b = (each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts)
+    return [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts]
+
+
+def _luminance(colour: str) -> float:
+    r, g, b = _linear(colour)
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def _lab(colour: str, seen_by: tuple[Triple, Triple, Triple]) -> Triple:
+    """CIE L*a*b* of a colour as somebody sees it."""
+    whole = _linear(colour)
+    r, g, b = (min(1, max(0, sum(map(float.__mul__, map(float, row), whole)))) for row in seen_by)
+    x = (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    z = (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.089
+    fx, fy, fz = (each ** (1 / 3) if each > 0.008856 else 7.787 * each + 16 / 116 for each in (x, y, z))
+    return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
 
 
 def contrast(a: str, b: str) -> float:
@@ -129,6 +156,16 @@ def test_words_lines_and_marks_stand_out_from_what_is_behind_them(selector: str)
     assert len(states) == 9
     for state in states:
         assert contrast(colours[f"on-{state}"], colours[f"seed-{state}"]) >= 4.5, state
+
+
+@pytest.mark.parametrize("eyes", SEEN_BY)
+@pytest.mark.parametrize("selector", [":root {", ':root[data-theme="dark"] {\n'])
+def test_states_are_told_apart_by_whoever_looks(selector: str, eyes: str) -> None:
+    colours = _tokens(page_files()["page.css"].body.decode(), selector)
+    seen = {name: _lab(colours[name], SEEN_BY[eyes]) for name in colours if name.startswith("seed-")}
+    assert len(seen) == 9
+    for (a, one), (b, other) in itertools.combinations(seen.items(), 2):
+        assert math.dist(one, other) > 9, (a, b)  # 2.3 is just noticed
 
 
 def test_the_dark_colours_are_the_same_however_they_are_asked_for() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -87,8 +88,15 @@ def _missing(path: str, options: Sequence[str], text: str) -> ConfigError:
             f"no launcher {name!r} is installed",
             hint="joblib comes with: pip install 'esper-morph[sweeps]'",
         )
+    options = options or _files_of(group, text)
     listed = f"there is: {', '.join(sorted(options))}" if options else f"there is no group {group!r}"
     return unknown(group or "config", name, options, listed, place)
+
+
+def _files_of(group: str, text: str) -> list[str]:
+    """The files of a group: Hydra lists none where several of them may be chosen, only where it looked."""
+    roots = re.findall(r"path=file://(.+)$", text, re.MULTILINE)
+    return sorted({path.stem for root in roots for path in Path(root, group).glob("*.yaml")})
 
 
 def _not_there(name: str, text: str, known: Iterable[str]) -> ConfigError:

@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 CALL_SECONDS = 5.0
 """How long a transaction of a telemetry database waits for a lock; twice as long for an answer."""
 
+MOST_SIGNALS = 2**24
+"""What the buffer may hold at most: some gigabytes."""
+
 REACH_SECONDS = 2.0
 """How long a server has to accept a connection when it is checked."""
 
 _PORTS = {"https": 443, "http": 80, "postgresql": 5432, "postgres": 5432}
+
+_COLLECTOR = "http://127.0.0.1:4318"
 
 SinkOf = Callable[[Path], Sink]
 """Makes a sink for the run in a folder; raises StorageError when it cannot be written."""
@@ -42,8 +47,8 @@ def prepare_telemetry(cfg: DictConfig) -> Callable[[Path, Journal], Telemetry | 
     Connects to nothing yet. Raises ConfigError for a sink that cannot be: so before a run has a folder.
     """
     capacity = OmegaConf.select(cfg, "nissa.buffer", default=1)
-    if capacity < 1:
-        raise ConfigError(f"nissa.buffer must be at least 1, not {capacity}")
+    if not 1 <= capacity <= MOST_SIGNALS:
+        raise ConfigError(f"nissa.buffer must be at least 1 and at most {MOST_SIGNALS}, not {capacity}")
     makers = [prepare_sink(cfg, name) for name in sink_names(cfg)]
 
     def build(folder: Path, journal: Journal) -> Telemetry | None:
@@ -89,10 +94,8 @@ def check_sink(cfg: DictConfig, name: str) -> str:
     if place is None or place.startswith(("sqlite:", "unix:")):
         return f"writes to {chosen.path}" if "path" in chosen else "can be written"
     parts = urlsplit(place)
-    host, port = (
-        parts.hostname or "localhost",
-        parts.port or _PORTS.get(parts.scheme, 6379),
-    )
+    host = parts.hostname or "localhost"
+    port = parts.port or _PORTS.get(parts.scheme, 6379)
     try:
         socket.create_connection((host, port), REACH_SECONDS).close()
     except OSError as error:
@@ -169,7 +172,7 @@ def _jsonl(cfg: DictConfig) -> SinkOf:
     from esper.nissa.telemetry.json_lines import JsonLines
 
     path: str = cfg.nissa.sinks.jsonl.path
-    return lambda folder: JsonLines(None if path == "-" else folder / path, folder.name)
+    return lambda folder: JsonLines(None if path == "-" else _below(folder, path), folder.name)
 
 
 def _postgres(cfg: DictConfig) -> SinkOf:
@@ -183,7 +186,7 @@ def _tensorboard(cfg: DictConfig) -> SinkOf:
     from esper.nissa.telemetry.tensorboard import TensorBoard
 
     path: str = cfg.nissa.sinks.tensorboard.path
-    return lambda folder: TensorBoard(folder / path, folder.name)
+    return lambda folder: TensorBoard(_below(folder, path), folder.name)
 
 
 def _mlflow(cfg: DictConfig) -> SinkOf:
@@ -196,8 +199,14 @@ def _mlflow(cfg: DictConfig) -> SinkOf:
 def _otlp(cfg: DictConfig) -> SinkOf:
     from esper.nissa.telemetry.otlp import Otlp
 
-    endpoint: str | None = cfg.nissa.sinks.otlp.endpoint
+    endpoint = cfg.nissa.sinks.otlp.endpoint
+    if endpoint is not None and not str(endpoint).startswith(("http://", "https://")):
+        raise ConfigError(f"nissa.sinks.otlp.endpoint must be a URL such as {_COLLECTOR}, not {endpoint}")
     return lambda folder: Otlp(endpoint, folder.name)
+
+
+def _below(folder: Path, path: str) -> Path:
+    return folder / Path(path).expanduser()
 
 
 def _url(cfg: DictConfig, sink: str, key: str) -> str:

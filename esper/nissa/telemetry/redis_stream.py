@@ -113,6 +113,7 @@ class RedisStreams:
         return [
             _packed("SET", self._alive, now, "EX", ALIVE_SECONDS),
             _packed("ZADD", self._runs, "NX", now, self._run_id),
+            _packed("ZREMRANGEBYSCORE", self._runs, 0, now - KEEP_SECONDS),
             _packed("EXPIRE", self._events, KEEP_SECONDS),
             _packed("EXPIRE", self._signals, KEEP_SECONDS),
         ]

@@ -30,10 +30,10 @@ from esper.messages import AdaptationDecision, CompilationRecord, Slot
 from esper.nissa.api import create_app
 from esper.nissa.api_queries import MAX_LIMIT, AdaptationsQuery
 from esper.nissa.journal import JOURNAL_NAME, Journal
+from esper.nissa.listener import is_loopback
 from esper.nissa.monitor import Monitor
 from esper.nissa.run_records import CacheTier
 from esper.nissa.runs import RunStore, RunView
-from esper.nissa.listener import is_loopback
 from esper.nissa.server import HEAD_SECONDS, MetricsServer
 
 COMPILATIONS = [CompilationRecord("b", "b", Slot("features", 1, 1), "torchscript", "compiled", 0.03, "")]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from esper.errors import EsperError
+from esper.errors import EsperError, StorageError
 from esper.messages import CompilationRecord
 from esper.nissa.api_queries import AdaptationsQuery, RunsQuery
 from esper.nissa.catalogue import LIBRARY_SECONDS
 from esper.nissa.health import (
     BoundedCall,
+    HealthCheck,
     HealthReport,
     check_component,
     check_disk,
@@ -29,6 +32,9 @@ from esper.nissa.run_pages import adaptations_page, run_details, runs_page
 from esper.nissa.run_records import CacheTier, ControlRecord
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore, summarize
+
+FIRST_SECONDS = 5.0
+"""How long a request waits while all runs are read for the first time; that goes on meanwhile."""
 
 STATUS_RUNS = 20
 """The status shows every run that goes on and this many of those that ended last."""
@@ -59,6 +65,9 @@ class Monitor:
         }
         self._tiers = tiers
         self._mutex = threading.Lock()
+        self._first_look = BoundedCall(self._read_all, FIRST_SECONDS)
+        self._progress = 0, 0
+        self._all_read = threading.Event()
 
     @property
     def root(self) -> Path:
@@ -69,19 +78,45 @@ class Monitor:
         """The log of attempts to compile, oldest first; EsperError, or TimeoutError."""
         return self._compilations()
 
+    @contextmanager
+    def _runs(self) -> Iterator[RunStore]:
+        """The runs, for one thread at a time; TimeoutError while they are read for the first time."""
+        if not self._all_read.is_set():
+            try:
+                self._first_look()
+            except TimeoutError:
+                done, of = self._progress
+                raise TimeoutError(f"the runs are read for the first time: {done} of {of}") from None
+        with self._mutex:
+            yield self._store
+
+    def _read_all(self) -> None:
+        """Read each run; what cannot be read is told of by whoever asks for it."""
+        with self._mutex, contextlib.suppress(StorageError):
+            run_ids = self._store.run_ids()
+            for number, run_id in enumerate(run_ids):
+                self._progress = number, len(run_ids)
+                with contextlib.suppress(StorageError):
+                    self._store.view(run_id)
+        self._all_read.set()
+
     def health(self) -> HealthReport:
         """The checks of runs folder, journals and library."""
         library = check_library(self._compilations)
-        with self._mutex:
-            return HealthReport((*check_runs(self._store), library))
+        try:
+            with self._runs() as store:
+                return HealthReport((*check_runs(store), library))
+        except TimeoutError as error:
+            return HealthReport((HealthCheck("journals", False, str(error)), library))
 
     def ready(self) -> HealthReport:
         """As ``health``, with the other components, the disk and the newest run."""
         others = [check_component(name, check) for name, check in self._components.items()]
         health = self.health()
-        with self._mutex:
-            newest = check_newest_run(self._store)
-        return HealthReport((*health.checks, *others, check_disk(self.root), newest))
+        checks = [*health.checks, *others, check_disk(self.root)]
+        with contextlib.suppress(TimeoutError), self._runs() as store:
+            checks.append(check_newest_run(store))
+        return HealthReport(tuple(checks))
 
     def kept_metrics(self, _accept: str, /) -> tuple[bytes, str] | None:
         """What ``metrics`` would answer, if that is at hand: this never waits. See ``kept_metrics.py``."""
@@ -94,14 +129,14 @@ class Monitor:
         except (EsperError, TimeoutError) as error:
             log.warning("kernel library: %s", error)
             compilations = None
-        with self._mutex:
-            return render(RunCollector(self._store.views(), compilations), accept)
+        with self._runs() as store:
+            return render(RunCollector(store.views(), compilations), accept)
 
     def status(self) -> dict[str, Any]:
         """Every component with its state, and the runs that go on or ended last."""
         ready = self.ready()
-        with self._mutex:
-            views = self._store.views()
+        with self._runs() as store:
+            views = store.views()
             going = [view for view in views if view.status.goes_on]
             ended = [view for view in views if not view.status.goes_on]
             return {
@@ -115,29 +150,29 @@ class Monitor:
 
     def adaptations(self, query: AdaptationsQuery) -> dict[str, Any]:
         """A page of decisions, newest first, each with its outcome; RunError or BadCursor."""
-        with self._mutex:
-            views = self._store.views() if query.run is None else [self._store.open(query.run)]
+        with self._runs() as store:
+            views = store.views() if query.run is None else [store.open(query.run)]
             return adaptations_page(views, query)
 
     def runs(self, query: RunsQuery) -> dict[str, Any]:
         """A page of runs, the one started last first; BadCursor."""
-        with self._mutex:
-            return runs_page(self._store.views(), query)
+        with self._runs() as store:
+            return runs_page(store.views(), query)
 
     def run(self, name: str) -> dict[str, Any]:
         """One run whole; RunError when there is no such run."""
-        with self._mutex:
-            return run_details(self._store.open(name))
+        with self._runs() as store:
+            return run_details(store.open(name))
 
     def folder(self, name: str) -> Path:
         """The folder of a run, whose name is its id; RunError when there is no such run."""
-        with self._mutex:
-            return self._store.open(name).folder
+        with self._runs() as store:
+            return store.open(name).folder
 
     def control(self, run_id: str, request: str) -> tuple[ControlRecord | None, bool]:
         """What became of a request to a run, if it is known, and whether the run goes on."""
-        with self._mutex:
-            view = self._store.open(run_id)
+        with self._runs() as store:
+            view = store.open(run_id)
             return view.controls.get(request), view.status.goes_on
 
 

@@ -127,7 +127,7 @@ class RunStore:
         views = []
         for run_id in run_ids:
             try:
-                views.append(self._view(run_id))
+                views.append(self.view(run_id))
             except StorageError as error:
                 self.problems[run_id] = error
         return sorted(views, key=start_key, reverse=True)
@@ -142,12 +142,12 @@ class RunStore:
         if not run_ids:
             raise RunError(f"no runs in {self.root}", hint="start one with: esper train +experiment=smoke")
         if name in run_ids:
-            return self._view(name)
+            return self.view(name)
         if name == LATEST:
             return self._latest()
         matches = [run_id for run_id in run_ids if name and run_id.startswith(name)]
         if len(matches) == 1:
-            return self._view(matches[0])
+            return self.view(matches[0])
         if matches:
             more = "" if len(matches) <= 5 else f" and {len(matches) - 5} more"
             raise RunError(
@@ -162,7 +162,8 @@ class RunStore:
         """One line for every readable run, the one started last first."""
         return [summarize(view) for view in self.views()]
 
-    def _view(self, run_id: str) -> RunView:
+    def view(self, run_id: str) -> RunView:
+        """The run of exactly that id; StorageError when its journal cannot be read."""
         view = self._views.get(run_id)
         if view is None:
             view = self._views[run_id] = RunView(self.root / run_id, keep_packets=self._keep_packets)

@@ -17,13 +17,13 @@ from starlette.applications import Starlette
 from esper.errors import TierUnavailable
 from esper.messages import CompilationRecord, SeedState, Slot
 from esper.nissa import api_models as models
-from esper.nissa import health
+from esper.nissa import health, monitor
 from esper.nissa.api import create_app
 from esper.nissa.api_openapi import DESCRIBED
 from esper.nissa.endpoints import ENDPOINTS
 from esper.nissa.journal import JOURNAL_NAME
 from esper.nissa.monitor import Monitor
-from esper.nissa.runs import RunStore
+from esper.nissa.runs import RunStore, RunView
 
 
 def compilation(number: int, status: Any = "compiled") -> CompilationRecord:
@@ -216,6 +216,33 @@ def test_ready_tells_of_every_component(tmp_path: Path, monkeypatch: pytest.Monk
     assert client(tmp_path / "none" / "yet").get("/health/ready").json()["reasons"][0].startswith("disk: ")
 
 
+class SlowStore(RunStore):
+    """Runs that take long to read for the first time."""
+
+    def view(self, run_id: str) -> RunView:
+        if run_id not in self._views:
+            time.sleep(0.2)
+        return super().view(run_id)
+
+
+def test_while_runs_are_read_for_the_first_time_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        new_run(tmp_path, number).close()
+    monkeypatch.setattr(monitor, "FIRST_SECONDS", 0.3)
+    api = Api(create_app(Monitor(SlowStore(tmp_path), lambda: ())))
+    busy = api.get("/api/v1/runs")
+    assert busy.status_code == 503
+    assert busy.headers["retry-after"] == "2"
+    assert busy.json()["detail"] == "the runs are read for the first time: 1 of 5"
+    assert api.get("/health/live").status_code == 200
+    assert "the runs are read for the first time" in api.get("/health").json()["reasons"][0]
+    time.sleep(0.8)
+    assert api.get("/api/v1/runs").json()["total"] == 5
+    assert api.get("/health").status_code == 200
+
+
 # How answers are sent
 
 
@@ -259,6 +286,12 @@ def test_nothing_is_served_that_is_not_in_the_table(tmp_path: Path) -> None:
     served = {(route.path, route.name) for route in routes}  # type: ignore[attr-defined]
     assert served == {(endpoint.path, endpoint.name) for endpoint in ENDPOINTS}
     assert set(DESCRIBED) == {endpoint.name for endpoint in ENDPOINTS}
+
+
+def test_the_page_on_the_api_has_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    rows = [f"| {each.method} | `{each.path}` | {each.role} | {each.summary} |" for each in ENDPOINTS]
+    assert "\n".join(rows) in page
 
 
 @pytest.mark.parametrize("path", ["/api/v1/kernels", "/api/v1/kernels/x"])

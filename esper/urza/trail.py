@@ -6,10 +6,10 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, Final, cast
 
-from sqlalchemy import Connection, Table, func, insert, select, update
+from sqlalchemy import Connection, CursorResult, Table, func, select, update
 
 from esper.errors import EsperError
 from esper.security.audit import Action, Entry, Head, Signer, actor, digest_of, first_link, new_entry
@@ -22,11 +22,11 @@ _ENTRY: Final = tuple(field.name for field in fields(Entry))
 _HEAD: Final = tuple(field.name for field in fields(Head))
 _ENTRIES: Final = cast(Table, AuditRow.__table__)
 _HEADS: Final = cast(Table, AuditHeadRow.__table__)
-# Made once: what a change costs besides is felt in each.
-_READ_HEAD: Final = select(*[_HEADS.c[name] for name in _HEAD])
-_INSERT_HEAD: Final = insert(_HEADS)
-_UPDATE_HEAD: Final = update(_HEADS)
-_INSERT_ENTRY: Final = insert(_ENTRIES)
+# Run by the driver alone: what SQLAlchemy takes for a statement would be felt in each change.
+_READ_HEAD: Final = f"SELECT {', '.join(_HEAD)} FROM audit_head"
+_INSERT_HEAD: Final = f"INSERT INTO audit_head ({', '.join(_HEAD)}, id) VALUES ({'?, ' * len(_HEAD)}1)"
+_UPDATE_HEAD: Final = f"UPDATE audit_head SET {', '.join(f'{name} = ?' for name in _HEAD)}"
+_INSERT_ENTRY: Final = f"INSERT INTO audit ({', '.join(_ENTRY)}) VALUES ({', '.join('?' * len(_ENTRY))})"
 _BATCH: Final = 1000
 _BEFORE_ALL: Final = -(2**31)
 
@@ -216,23 +216,27 @@ def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action])
         number += 1
         entry = auditor.signer.entry(trail, link, new_entry(number, who, action))
         link = entry.link
-        made.append(dict(zip(_ENTRY, astuple(entry), strict=True)))
-    connection.execute(_INSERT_ENTRY, made)
+        made.append(astuple(entry))
     new = auditor.signer.head(trail, number, link)
-    _write_head(connection, new, first=head is None)
+    if head is not None and len(made) == 1 and connection.dialect.name == "postgresql":
+        # In one journey to the server.
+        _run(connection, f"WITH entered AS ({_INSERT_ENTRY}) {_UPDATE_HEAD}", made[0] + astuple(new))
+        return new
+    for values in made:
+        _run(connection, _INSERT_ENTRY, values)
+    _run(connection, _INSERT_HEAD if head is None else _UPDATE_HEAD, astuple(new))
     return new
 
 
+def _run(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> CursorResult[Any]:
+    if connection.dialect.name == "postgresql":
+        statement = statement.replace("?", "%s")
+    return connection.exec_driver_sql(statement, values)
+
+
 def _read_head(connection: Connection) -> Head | None:
-    row = connection.execute(_READ_HEAD).first()
-    return None if row is None else Head(*row)
-
-
-def _write_head(connection: Connection, head: Head, *, first: bool) -> None:
-    if first:
-        connection.execute(_INSERT_HEAD, {"id": 1, **asdict(head)})
-    else:
-        connection.execute(_UPDATE_HEAD, asdict(head))
+    row = _run(connection, _READ_HEAD).first()
+    return None if row is None else Head(**dict(zip(_HEAD, row, strict=True)))
 
 
 def _entry(row: Any) -> Entry:
@@ -270,5 +274,5 @@ def _resign_head(connection: Connection, signer: Signer) -> tuple[Head, Head] | 
     if old is None or old.key_id == signer.key_id or not signer.head_is_good(old):
         return None
     new = signer.head(old.trail, old.sequence, old.link)
-    _write_head(connection, new, first=False)
+    _run(connection, _UPDATE_HEAD, astuple(new))
     return old, new

@@ -204,8 +204,9 @@ def _adaptation_cells(
     glyph = Text((mark.glyph if unicode else mark.plain) + " ", mark.style) if mark else Text("  ")
     impact = [reason.plain]
     if (trial := first.trial) is not None:
-        points = 100 * (trial.accuracy_after - trial.accuracy_before)
-        impact = [f"{trial.loss_before:.4f} -> {trial.loss_after:.4f}", f"{points:+.1f} points"]
+        # What the seed itself brings, on against off: the losses have the rest of training in them.
+        gain = f"gain {trial.gain:+.4f} ± {trial.gain_error:.4f}"
+        impact = [gain, f"{trial.loss_before:.4f} -> {trial.loss_after:.4f}"]
     elif first.status == "grown" and (found := growth_impact(losses, first.epoch)) is not None:
         span = "epoch" if found.epochs == 1 else f"{found.epochs} epochs"
         impact = [f"held-out loss {-100 * found.after:+.1f} % in {span}"]

@@ -138,6 +138,18 @@ def test_a_rule_says_what_to_look_at_and_the_next_command(
     assert rule["alert"] in (ROOT / "docs" / "monitoring.md").read_text()
 
 
+def test_each_command_of_the_docs_has_its_options(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (ROOT / "docs" / "monitoring.md").read_text()
+    commands = set(re.findall(r"`(esper [^`]+)`|^\$ (esper [^>&\n]+)", text, re.MULTILINE))
+    assert len(commands) >= 8
+    for command in (one or other for one, other in commands):
+        assert run([*command.split()[1:], "--help"]) == 0, command
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in re.findall(r"--[a-z-]+", command)), command
+
+
 def test_every_metric_that_is_asked_for_is_one_of_a_real_run(server: str) -> None:
     exposed = set(
         re.findall(r"^(?:# TYPE )?(esper_[a-z_]+)", httpx.get(f"{server}/metrics").text, re.MULTILINE)

@@ -127,7 +127,9 @@ def test_the_picture_shows_what_there_is_to_know() -> None:
     assert lines[2].startswith("loss 0.3459  held-out 0.3959  accuracy 89.0 %  best 89.0 %")
     assert f"{LAYERS[0]} ··●·" in text
     assert "● 1 fossilized" in text
-    assert re.search(r"adapted +5  stage1.0.conv1 seed 2  ▲ kept +0.4120 -> 0.3980  \+0.9 points", text)
+    assert re.search(
+        r"adapted +5  stage1.0.conv1 seed 2  ▲ kept +gain \+0.0120 ± 0.0021  0.4120 -> 0.3980", text
+    )
     assert "refused" in text
     assert "caches  redis 33 % of 3, 4 errors, left alone  memory 75 % of 12" in text
     assert "saved   1 min 30 s ago  took 50.0 ms, of which training waited 1.0 ms" in text

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from servers.postgres import PostgresServer
 from servers.redis import RedisServer
+from telemetry_support import everything, within
 
 from esper.assembly.telemetry import TelemetryDatabase
 from esper.nissa.journal import JOURNAL_NAME, Journal, read_journal
@@ -27,10 +27,6 @@ from esper.urza.database import open_database
 from esper.urza.redis_client import BoundedRedis
 
 RUN, OTHER = "20261128-120000-there-0001", "20261128-120000-here-0002"
-
-
-def everything(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    return fields
 
 
 class RunWriter(Journal):
@@ -106,13 +102,6 @@ def mirror_into(place: Place, root: Path) -> Iterator[RunStore]:
     with closing(RunMirror(place.source(), root)) as mirror:
         mirror.start()
         yield RunStore(root)
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def status(store: RunStore, run_id: str = RUN) -> RunStatus | None:

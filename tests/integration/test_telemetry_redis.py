@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from servers.redis import RedisServer
+from telemetry_support import everything, within
 
 from esper.messages import SeedState
 from esper.nissa.journal import Journal
@@ -24,10 +24,6 @@ RUN = "20261128-120000-test-0001"
 EVENTS, SIGNALS, ALIVE = keys_of("esper:", RUN)
 RECORD = pack("stage1", 0, 8, 2, [SeedState.TRAINING], np.ones((1, 6), np.float32))
 BACK_WITHIN = 5.0
-
-
-def everything(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    return fields
 
 
 @contextmanager
@@ -54,13 +50,6 @@ def counted(server: RedisServer) -> list[int]:
             places.append(int(entry[b"place"]))
             numbers.append(json.loads(entry[b"fields"])["n"])
     return numbers
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def test_events_and_signals_arrive_in_their_streams(redis_server: RedisServer, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from telemetry_support import everything, within
 
 from esper.errors import SinkUnavailable
 from esper.nissa.journal import Journal
@@ -56,17 +57,6 @@ class Collecting:
         return [message.fields["n"] for message in self.got if message.kind == "step"]
 
 
-def everything(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    return fields
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
-
-
 @contextmanager
 def telemetry_of(
     folder: Path, *sinks: Collecting, capacity: int = 100, allow: Any = everything
@@ -100,7 +90,7 @@ def test_a_full_buffer_lets_the_oldest_signals_go_counts_them_and_keeps_every_ev
             journal.write("seed", n=n)
             telemetry.step({"n": n})
         sink.free.set()
-        until(lambda: len(sink.events()) == 1000)
+        within(WITHIN, lambda: len(sink.events()) == 1000)
         counts = telemetry.counts()["collecting"]
     assert sink.events() == list(range(1000))
     assert sink.steps()[-100:] == list(range(900, 1000))
@@ -119,13 +109,13 @@ def test_a_sink_that_is_down_gets_every_event_later_and_holds_up_nobody(
         for n in range(5):
             journal.write("seed", n=n)
             telemetry.step({"n": n})
-        until(lambda: len(well.got) == 10)
-        until(lambda: telemetry.counts()["collecting"].errors > 1)
+        within(WITHIN, lambda: len(well.got) == 10)
+        within(WITHIN, lambda: telemetry.counts()["collecting"].errors > 1)
         counts = telemetry.counts()["collecting"]
         assert (counts.state, counts.behind) == ("down", journal.end)
         assert "gone" in counts.reason
         down.error = None
-        until(lambda: len(down.got) == 10)
+        within(WITHIN, lambda: len(down.got) == 10)
         assert telemetry.counts()["collecting"].state == "up"
     assert down.events() == well.events() == list(range(5))
     assert [record.getMessage() for record in caplog.records] == [
@@ -140,10 +130,10 @@ def test_a_sink_at_fault_loses_those_messages_and_gets_the_next(tmp_path: Path, 
     sink.error = ZeroDivisionError("a bug of a library")
     with telemetry_of(tmp_path, sink) as (journal, telemetry):
         journal.write("seed", n=0)
-        until(lambda: telemetry.counts()["collecting"].lost == 1)
+        within(WITHIN, lambda: telemetry.counts()["collecting"].lost == 1)
         sink.error = None
         journal.write("seed", n=1)
-        until(lambda: bool(sink.got))
+        within(WITHIN, lambda: bool(sink.got))
         assert telemetry.counts()["collecting"].behind == 0
     assert sink.events() == [1]
 
@@ -170,7 +160,7 @@ def test_what_is_not_allowed_to_leave_stays(tmp_path: Path) -> None:
         journal.write("secret", n=0)
         journal.write("checkpoint", n=1, path="/home/someone")
         journal.write("secret", n=2)
-        until(lambda: telemetry.counts()["collecting"].behind == 0)
+        within(WITHIN, lambda: telemetry.counts()["collecting"].behind == 0)
     assert [dict(message.fields) for message in sink.got] == [{"n": 1}]
 
 
@@ -207,7 +197,7 @@ def test_each_event_is_cut_to_size_once_for_all_sinks_and_lines_that_are_none_ar
             journal.write("seed", n=n)
         with (tmp_path / "journal.jsonl").open("ab") as file:
             journal.end += file.write(b"no event\n")
-        until(lambda: len(first.got) == len(second.got) == 50)
+        within(WITHIN, lambda: len(first.got) == len(second.got) == 50)
     assert first.events() == second.events() == cut == list(range(50))
 
 
@@ -215,7 +205,7 @@ def test_a_sink_that_gives_nonsense_is_down_and_tried_again(tmp_path: Path) -> N
     sink = Collecting(KeyError("place"))
     with telemetry_of(tmp_path, sink) as (journal, telemetry):
         journal.write("seed", n=0)
-        until(lambda: telemetry.counts()["collecting"].errors == 2)
+        within(WITHIN, lambda: telemetry.counts()["collecting"].errors == 2)
         sink._position = 0
-        until(lambda: sink.events() == [0])
+        within(WITHIN, lambda: sink.events() == [0])
         assert telemetry.counts()["collecting"].state == "up"

@@ -23,7 +23,7 @@ class HistoryQuery(Model):
 
     after: Annotated[
         str | None,
-        StringConstraints(max_length=30),
+        StringConstraints(max_length=40),
         Field(description="the cursor of the history that is known; what came since is told"),
     ] = None
 

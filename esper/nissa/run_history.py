@@ -69,14 +69,20 @@ class Timeline(RunView):
         self.states: list[StateChange] = []
         self.growths: list[dict[str, Any]] = []
         self.parameters_at_start: int | None = None
-        self.generation = self._reader.restarts
+        self.generation = 0
+        self.layer_names: dict[str, None] = {}
         self._layer_sizes: dict[str, int] = {}
         self._seed_states: dict[tuple[str, int], str] = {}
 
     @property
     def cursor(self) -> str:
         """What is known to whoever has read this far."""
-        return f"{self.generation}.{self.last.epoch if self.last else -1}"
+        return f"{self._started}.{self.generation}.{self.last.epoch if self.last else -1}"
+
+    @property
+    def _started(self) -> int:
+        """When, in milliseconds: it tells this journal from one that had its place before."""
+        return round(self.started_at.timestamp() * 1000) if self.started_at else 0
 
     def epoch_after(self, cursor: str | None) -> int:
         """The first epoch that is to be told to whoever is at ``cursor``: the last one it knows may have had
@@ -84,11 +90,12 @@ class Timeline(RunView):
         """
         if cursor is None:
             return 0
-        match = re.fullmatch(r"(\d{1,9})\.(-1|\d{1,9})", cursor, re.ASCII)
+        match = re.fullmatch(r"(\d{1,15})\.(\d{1,9})\.(-1|\d{1,9})", cursor, re.ASCII)
         if match is None:
             raise ValueError("not a cursor")
-        generation, epoch = int(match[1]), int(match[2])
-        known = generation == self.generation and self.last is not None and epoch <= self.last.epoch
+        started, generation, epoch = map(int, match.groups())
+        known = (started, generation) == (self._started, self.generation)
+        known = known and self.last is not None and epoch <= self.last.epoch
         return max(0, epoch) if known else 0
 
     def _start_over_if_replaced(self) -> None:
@@ -104,17 +111,28 @@ class Timeline(RunView):
         if self._misunderstood != misunderstood:
             return
         match event["event"]:
-            case "run_started" if self.parameters_at_start is None:
-                self.parameters_at_start = self.parameters
+            case "run_started":
+                self.layer_names.update(dict.fromkeys(self.layers))
+                if self.parameters_at_start is None:
+                    self.parameters_at_start = self.parameters
             case "seed":
                 step = self.transitions[-1]
                 self._note_state(step.epoch, step.layer, step.seed_idx)
             case "epoch":
                 self._note_epoch(self.epochs[-1])
-            case "growth" if isinstance(event.get("report"), dict):
-                self.growths.append(event["report"])
+            case "growth":
+                self._note_growth(event.get("report"))
+
+    def _note_growth(self, report: Any) -> None:
+        try:
+            numbers = {name: int(report[name]) for name in ("epoch", "parameters")}
+        except (KeyError, TypeError, ValueError):
+            self._misunderstood += 1
+        else:
+            self.growths.append({**report, **numbers})
 
     def _note_epoch(self, epoch: Epoch) -> None:
+        self.layer_names.update(dict.fromkeys(epoch.packet["layer_metrics"]))
         for layer, metrics in epoch.packet["layer_metrics"].items():
             parameters = metrics.get("parameters")
             if isinstance(parameters, int) and self._layer_sizes.get(layer) != parameters:
@@ -124,6 +142,7 @@ class Timeline(RunView):
                 self._note_state(epoch.epoch, layer, seed_idx)
 
     def _note_state(self, epoch: int, layer: str, seed_idx: int) -> None:
+        self.layer_names[layer] = None
         seed = self.seeds[layer][seed_idx]
         if self._seed_states.get((layer, seed_idx), SeedState.DORMANT.value) != seed.state:
             self._seed_states[layer, seed_idx] = seed.state
@@ -134,7 +153,7 @@ class Timeline(RunView):
         self.generation += 1
         self.sizes = [change for change in self.sizes if change.epoch <= epoch]
         self.states = [change for change in self.states if change.epoch <= epoch]
-        self.growths = [growth for growth in self.growths if growth.get("epoch", 0) <= epoch]
+        self.growths = [growth for growth in self.growths if growth["epoch"] <= epoch]
         self._layer_sizes = {change.layer: change.parameters for change in self.sizes}
         self._seed_states = {(change.layer, change.seed_idx): change.state for change in self.states}
 
@@ -176,13 +195,12 @@ def history_of(timeline: Timeline, from_epoch: int = 0) -> dict[str, Any]:
     ``sizes`` are [epoch, layer, parameters], ``states`` [epoch, layer, seed, state, kernel], with layers by
     their place in ``layers``. Faults and rollbacks are not cut: they stay when history is taken back.
     """
-    layers = _layers(timeline)
-    place = {layer["name"]: index for index, layer in enumerate(layers)}
+    place = {name: index for index, name in enumerate(timeline.layer_names)}
     return {
         "cursor": timeline.cursor,
         "from_epoch": from_epoch,
         "run": _run(timeline),
-        "layers": layers,
+        "layers": _layers(timeline),
         "epochs": _columns(timeline, from_epoch),
         "sizes": [
             (change.epoch, place[change.layer], change.parameters)
@@ -238,8 +256,12 @@ def _result(timeline: Timeline) -> dict[str, Any] | None:
 
 def _layers(timeline: Timeline) -> list[dict[str, Any]]:
     return [
-        {"name": name, "kind": str(timeline.layers.get(name, {}).get("kind", "")), "seeds": len(seeds)}
-        for name, seeds in timeline.seeds.items()
+        {
+            "name": name,
+            "kind": str(timeline.layers.get(name, {}).get("kind", "")),
+            "seeds": len(timeline.seeds.get(name, ())),
+        }
+        for name in timeline.layer_names
     ]
 
 
@@ -264,7 +286,7 @@ def _parameters(timeline: Timeline, epochs: Sequence[Epoch]) -> list[int]:
     """Parameters of the whole network at the end of each epoch; kernels count from when they are kept."""
     gained: Counter[int] = Counter()
     for growth in timeline.growths:
-        gained[int(growth.get("epoch", 0))] += int(growth.get("parameters", 0))
+        gained[growth["epoch"]] += growth["parameters"]
     for trial in timeline.trials:
         gained[trial.ended_epoch] += trial.parameters if trial.verdict == "kept" else 0
     changes = sorted(gained.items())

@@ -114,6 +114,21 @@ def test_a_loss_that_is_no_number_is_told_as_it_is(run: MadeRun, histories: RunH
     assert plain(histories.history(RUN))["epochs"]["loss"] == ["NaN"]
 
 
+def test_a_layer_without_seeds_and_a_growth_that_cannot_be_understood_hold_nothing_up(
+    run: MadeRun, histories: RunHistories
+) -> None:
+    run.epochs(1)
+    told = {"epoch": 1, "loss": 1, "accuracy": 0.1, "layer_metrics": {"head": {"parameters": 10}}}
+    run.journal.write("epoch", packet=told)
+    for report in (None, {}, {"epoch": "x", "parameters": 1}, {"epoch": 1, "parameters": None}):
+        run.journal.write("growth", report=report)
+    history = plain(histories.history(RUN))
+    assert history["layers"][-1] == {"name": "head", "kind": "", "seeds": 0}
+    assert history["sizes"][-1] == [1, 3, 10]
+    assert history["growths"] == []
+    assert history["run"]["damaged_lines"] == 4
+
+
 def test_where_runs_lie_is_not_told(run: MadeRun, histories: RunHistories, tmp_path: Path) -> None:
     run.epochs(2)
     run.journal.write("checkpoint", epoch=2, step=20, path=str(tmp_path / "x"), paused=0.1, seconds=0.2)
@@ -127,10 +142,15 @@ def test_only_runs_that_are_there_have_a_history(run: MadeRun, histories: RunHis
     for name in ("", "nothing", "..", f"../{RUN}", f"{RUN}/", "\0"):
         with pytest.raises(RunError):
             histories.history(name)
-    for cursor in ("", "x", "0", "0.-2", "0.1.2", "-1.3", "0.१", "0." + "1" * 10):
+    for cursor in ("", "x", "0.0", "0.0.-2", "0.1.2.3", "-1.0.3", "0.0.१", "0.0." + "1" * 10):
         with pytest.raises(ValueError, match="not a cursor"):
             histories.history(RUN, cursor)
-    assert histories.history(RUN, "7.3")["from_epoch"] == 0  # of a history that was taken back
+    run.epochs(3)
+    known = histories.history(RUN)["cursor"]
+    assert histories.history(RUN, known)["from_epoch"] == 2
+    started, generation, epoch = known.split(".")
+    for stranger in (f"1.{generation}.{epoch}", f"{started}.7.{epoch}", f"{started}.{generation}.9"):
+        assert histories.history(RUN, stranger)["from_epoch"] == 0  # of another history
 
 
 def test_a_journal_that_was_replaced_is_told_from_its_beginning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from omegaconf import DictConfig
 
@@ -50,7 +50,10 @@ def build_admission(cfg: DictConfig, *, tls: bool) -> Admission:
         certificates=certificates,
         # A certificate says by itself what a server is called.
         hosts=names | LOOPBACK_NAMES | {_in_address(nissa.host)} if local else names or None,
-        rate=_rate(cfg),
+        rate=RateLimit(
+            _positive(nissa.limits.requests_per_second, "requests_per_second"),
+            _positive(nissa.limits.burst, "burst"),
+        ),
         acting=acting,
     )
 
@@ -123,16 +126,8 @@ def _certificates(cfg: DictConfig) -> dict[str, Allowed]:
     return clients
 
 
-def _rate(cfg: DictConfig) -> RateLimit:
-    limits = cfg.nissa.limits
-    per_second = limits.requests_per_second
-    if type(per_second) not in (int, float) or not per_second > 0:
-        raise ConfigError(f"nissa.limits.requests_per_second is {per_second!r}", hint="a number above 0")
-    return RateLimit(per_second, _positive(limits.burst, "burst"))
-
-
-def _positive(value: Any, name: str) -> int:
-    if type(value) is not int or value < 1:
+def _positive(value: int, name: str) -> int:
+    if value < 1:
         raise ConfigError(f"nissa.limits.{name} is {value!r}", hint="a whole number from 1 on")
     return value
 

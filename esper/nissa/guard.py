@@ -96,15 +96,13 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "lifespan":
-            return await self._app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1008})
         send = with_headers(send)
         request = Request(scope)
         try:
             answer = self._login(request)
-            shown = self._admitted(request) if answer is None else _Shown(None)
+            shown = _Shown(None) if answer else self._admitted(request)
         except Refusal as refusal:
             answer, shown = refusal.answer(request), _Shown(None)
         if answer is not None:

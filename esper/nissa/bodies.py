@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Final
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from esper.nissa.connection import closing
 from esper.nissa.refusal import Refusal
 
 MOST_BODY_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 3.0
 ANSWER_SECONDS: Final = 30.0
 """How long an answer may take to begin."""
+
+SOON_SECONDS: Final = 2.5
+"""Hypercorn hears nothing more of a client that was silent for 3 s: a connection ends with such an answer."""
 
 LINGER_SECONDS: Final = 0.5
 LINGER_BYTES: Final = 1024 * 1024
@@ -49,10 +54,13 @@ class BoundedRequests:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun, late = False, False
+        asked = time.monotonic()
 
         async def watched(message: Message) -> None:
             nonlocal begun
             begun = True
+            if message["type"] == "http.response.start" and time.monotonic() - asked > SOON_SECONDS:
+                message = closing(scope, message)
             if not late:
                 await send(message)
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
-from typing import Final
 
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
+from esper.nissa.connection import CONNECTED, closing
 from esper.nissa.event_hub import Told
-
-CONNECTED: Final = "esper.connected"
-"""Where in a request's scope the server may say whether its client is still there.
-
-Hypercorn says that a client has left once it has been silent for as long as a request may take to arrive.
-"""
 
 _LOOK_SECONDS = 1.0
 
@@ -33,7 +27,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; of HEAD the head alone."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(closing(scope, start))
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
@@ -60,15 +55,6 @@ class EventStream(Response):
                 else:
                     told, place = event
                     await body(f"id: {place}\nevent: {told.kind}\ndata: {told.data}\n\n")
-
-
-def with_connection(app: ASGIApp, connected: Callable[[], bool]) -> ASGIApp:
-    """``app``, which can ask with ``connected`` whether the client of a request is still there."""
-
-    async def told(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, CONNECTED: connected}, receive, send)
-
-    return told
 
 
 async def _gone(connected: Callable[[], bool] | None, receive: Receive) -> None:

@@ -24,7 +24,7 @@ from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp
 
 from esper.nissa.bodies import BoundedRequests
-from esper.nissa.event_stream import with_connection
+from esper.nissa.connection import with_connection
 from esper.nissa.limits import ConnectionLimit
 from esper.nissa.listener import BACKLOG, DEFAULT_HOST, Listener, bind
 from esper.nissa.tls import with_certificate

@@ -407,7 +407,9 @@ def test_a_slow_answer_is_not_cut_off() -> None:
         return Response("late")
 
     with serving(Starlette(routes=[Route("/", answer)])) as server:
-        assert httpx.get(server.url, timeout=20).text == "late"
+        with httpx.Client(base_url=server.url, timeout=20) as client:
+            assert client.get("/").text == "late"
+            assert client.get("/").text == "late"  # over another connection, for the first is heard no more
 
 
 # Start and stop

@@ -75,7 +75,7 @@ def leaving(event: str, fields: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: _clean(value) for name, value in fields.items() if name in allowed}
 
 
-TEXTS: Final = frozenset({"error", "message", "reason", "detail", "damaged_checkpoints"})
+TEXTS: Final = frozenset({"error", "message", "reason", "detail", "failure", "damaged_checkpoints"})
 """Fields of events that hold what somebody or something said, which may name a place."""
 
 _places: list[str] = []
@@ -98,7 +98,7 @@ def register_own_places(runs: Path | str) -> None:
 def kept(fields: Mapping[str, Any]) -> dict[str, Any]:
     """``fields`` of an event for the run's own journal: all, but what is said without places and secrets."""
     return {
-        name: _clean(value) if name in TEXTS else _outcome(value) if name == "outcome" else value
+        name: _clean(value) if name in TEXTS else _said(value) if isinstance(value, Mapping) else value
         for name, value in fields.items()
     }
 
@@ -126,10 +126,11 @@ def without_places(text: str) -> str:
     return names.sub("[name]", text) if names else text
 
 
-def _outcome(value: Any) -> Any:
-    if isinstance(value, Mapping) and isinstance(value.get("reason"), str):
-        return {**value, "reason": without_places(value["reason"])}
-    return value
+def _said(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``record`` with what was said in it cleaned; most have nothing of the kind."""
+    if TEXTS.isdisjoint(record):
+        return record
+    return {name: _clean(value) if name in TEXTS else value for name, value in record.items()}
 
 
 def _clean(value: Any) -> Any:

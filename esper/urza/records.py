@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, or_
 from esper.errors import CorruptKernel, KernelNotFound, LibraryError
 from esper.messages import CompilationRecord, InventionRecord, KernelArtefact, KernelMetadata
 from esper.security.audit import digest_of as audit_digest
-from esper.security.redaction import redact
+from esper.security.privacy import without_places
 from esper.urza.database import Database
 from esper.urza.entries import KernelEntry, Page, entry_by_id, entry_of, find_entry, standing_of, with_tags
 from esper.urza.query import KernelQuery, Status, cursor_after, matching, tag_groups
@@ -226,7 +226,7 @@ class KernelRecords:
 
     def record_invention(self, record: InventionRecord) -> None:
         """Store what was invented, in place of an earlier record of the same graph for the same slot."""
-        values = invention_values(record)
+        values = invention_values(record) | {"failure": _said(record.failure)}
         same = [
             getattr(InventionRow, name) == values[name]
             for name in ("graph_id", "layout", "in_features", "out_features", "stride")
@@ -247,8 +247,7 @@ class KernelRecords:
         """Add one attempt to the log of compilations."""
         with self._database.writing() as connection:
             values = compilation_values(record)
-            reason = None if record.reason is None else redact(record.reason)  # what a blueprint raised
-            connection.execute(insert(CompilationRow).values(values | {"reason": reason}))
+            connection.execute(insert(CompilationRow).values(values | {"reason": _said(record.reason)}))
 
     def compilations(self) -> list[CompilationRecord]:
         """The log of attempts to compile, oldest first."""
@@ -288,6 +287,11 @@ class KernelRecords:
             write_blob(connection, digest, *self._seals.close(digest, data))
             written += 1
         return written
+
+
+def _said(text: str | None) -> str | None:
+    """What an exception said, without the places and secrets that it may name."""
+    return None if text is None else without_places(text)
 
 
 def corrupt(kernel_id: str, reason: str) -> CorruptKernel:

@@ -25,7 +25,10 @@ from audit_support import (
 from sqlalchemy import text
 from urza_support import KEY, artefact, never_load, open_sealed
 
+from esper.assembly.catalogue import LibraryCatalogue
 from esper.errors import KernelNotFound, LibraryError
+from esper.nissa.api_queries import TagsBody
+from esper.nissa.catalogue import BoundedLibrary
 from esper.security import Envelope, KeyRing, new_key
 from esper.security.audit import Action, acting
 from esper.urza import migrations, open_library
@@ -105,6 +108,20 @@ def test_who_acts_is_who_was_said_to(stored_url: str, tmp_path: Path) -> None:
         (tagged,) = library.trail.entries(TrailQuery(action="kernel.tagged"))
         assert (tagged.who, tagged.detail) == ("user-test", '{"added":["b"],"removed":["linear"]}')
         assert library.trail.entries(TrailQuery(before=3, limit=1))[0].sequence == 2
+
+
+def test_who_asks_the_api_is_who_acts(tmp_path: Path) -> None:
+    with audited(f"sqlite:///{tmp_path}/kernels.db", tmp_path) as library:
+        library.put(artefact("a"))
+        bounded = BoundedLibrary(LibraryCatalogue(library))
+        with acting("token bob"):
+            bounded(lambda each: each.retag("kernel_a", TagsBody(add=("x",), remove=())))
+            bounded(lambda each: each.note_request("rollback", "run-1", epoch=3, step=None))
+        found = library.trail.entries(TrailQuery(limit=2))
+    assert [(entry.who, entry.action, entry.subject, entry.detail) for entry in found] == [
+        ("token bob", "run.rollback.asked", "run-1", '{"epoch":3}'),
+        ("token bob", "kernel.tagged", "kernel_a", '{"added":["x"],"removed":[]}'),
+    ]
 
 
 def test_processes_that_write_at_once_make_one_chain(stored_url: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -106,5 +107,5 @@ def _requested(run_id: str, asked: ControlRequest, outcome: ControlRecord | None
         "step": asked.step,
         "at": asked.at,
         "outcome": None if outcome is None else outcome.to_json(),
-        "look": f"/api/v1/runs/{run_id}",
+        "look": f"/api/v1/runs/{quote(run_id)}",
     }

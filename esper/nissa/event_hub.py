@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Collection, Iterator
@@ -34,6 +35,7 @@ MAX_KEPT_BYTES = 32 * 2**20
 """So many of the latest events are kept in memory, and so many bytes of them."""
 
 _BATCH = 200
+_KIND = re.compile("[a-z_]{1,40}")
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +210,9 @@ def _told(run_id: str, reader: JournalReader, since: float | None = None) -> Ite
     for event in reader.read():
         if since is None or _time_of(event) > since:
             line = dumps({"run_id": run_id, **_without_places(event)})
-            yield Told(run_id, reader.offset, event["event"], line)
+            # A name is a line of its own in a stream; who wrote the journal has not promised to keep to one.
+            kind = event["event"] if _KIND.fullmatch(event["event"]) else "unknown"
+            yield Told(run_id, reader.offset, kind, line)
 
 
 def _some(told: Iterator[Told]) -> list[Told]:

@@ -8,6 +8,7 @@ missed, and nothing comes twice; with more than ``MAX_PLACES`` journals that gro
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 
@@ -64,4 +65,4 @@ class Places:
 
 def key_of(run_id: str) -> str:
     """A run's id, short."""
-    return hashlib.blake2b(run_id.encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(os.fsencode(run_id), digest_size=6).hexdigest()

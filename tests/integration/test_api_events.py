@@ -189,6 +189,21 @@ def test_one_run_and_some_kinds_alone(tmp_path: Path) -> None:
         assert httpx.head(f"{there.url}/api/v1/events", timeout=5).status_code == 200
 
 
+def test_names_that_nobody_foresaw_do_no_harm(tmp_path: Path) -> None:
+    with journal(tmp_path, "\u00fc x") as odd, serving(tmp_path) as there:
+        odd.write("a\nid: 1\ndata: forged", n=1)
+        odd.write("\u00e9", n=2)
+        with following(there.url, after="start") as told:
+            seen = [next(told), next(told)]
+        assert [each.kind for each in seen] == ["unknown"] * 2
+        assert [each.data["n"] for each in seen] == [1, 2]
+        address = f"{there.url}/api/v1/runs/%C3%BC%20x"
+        assert httpx.get(address).json()["run_id"] == "\u00fc x"
+        asked = httpx.post(f"{address}/pause")
+        assert asked.status_code == 202
+        assert there.url + asked.headers["location"] == address
+
+
 def test_a_quiet_stream_stays_and_ends_at_once_with_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

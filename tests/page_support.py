@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from esper.messages import AdaptationDecision, FieldReport, Slot
+from esper.messages import AdaptationDecision, FieldReport, InventionRecord, Slot
 from esper.nissa.journal import JOURNAL_NAME, Journal
 
 if TYPE_CHECKING:
@@ -308,6 +308,15 @@ class MadeRun:
         sizes, states, tried = self.past[-1]
         self.sizes, self.states, self.tried = dict(sizes), dict(states), list(tried)
         self.changed = set(self.names)
+
+    def invent(self, name: str, *, failure: str | None = None) -> None:
+        """A blueprint was invented beside the run, and compiled or not."""
+        record = InventionRecord(
+            f"graph_{name}", f"blueprint_{name}", name, Slot("channels", 16, 4), "block", "crossover", (),
+            "two that were kept", 0.012, 0.006, self.run_id, "2026-11-28T10:00:00+00:00",
+            None if failure else f"kernel_{name}", failure,
+        )  # fmt: skip
+        self.journal.write("invention", record=asdict(record))
 
     def finish(self) -> None:
         """The run's last word."""

@@ -38,7 +38,6 @@ class HistoryRun(RunItem):
     flops_per_sample: Number
     error: str | None
     inventing_error: str | None
-    inventions: int
     damaged_lines: int
     result: dict[str, Any] | None
 
@@ -63,6 +62,19 @@ class HistoryAdaptation(Model):
     impact: dict[str, Number] | None
 
 
+class HistoryInvention(Model):
+    """What was invented beside the run: a kernel, or why it failed; the gain that was predicted, in nats."""
+
+    blueprint_name: str
+    origin: str
+    reason: str
+    predicted_impact: Number | None
+    uncertainty: Number | None
+    kernel_id: str | None
+    failure: str | None
+    at: str
+
+
 class History(Model):
     """A run from ``from_epoch`` on: columns by epoch, and what changed in its network.
 
@@ -84,6 +96,7 @@ class History(Model):
     rollbacks: list[dict[str, Any]]
     checkpoint: dict[str, Any] | None
     cache: dict[str, CacheTier]
+    inventions: list[HistoryInvention]
 
 
 class HistoryReads:

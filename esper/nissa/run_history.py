@@ -25,6 +25,9 @@ KEPT = 16
 IMPACT_EPOCHS = 5
 """The impact of a growth is measured over this many epochs, and may change until they are done."""
 
+INVENTIONS = 20
+"""So many of what was invented beside the run are told of, the latest."""
+
 _COLUMNS = (
     "loss",
     "held_out_loss",
@@ -94,6 +97,7 @@ def history_of(timeline: Timeline, from_epoch: int = 0) -> dict[str, Any]:
         "rollbacks": [_record(rollback) for rollback in timeline.rollbacks],
         "checkpoint": _record(timeline.checkpoint) if timeline.checkpoint else None,
         "cache": timeline.cache,
+        "inventions": _inventions(timeline),
     }
 
 
@@ -113,7 +117,6 @@ def _run(timeline: Timeline) -> dict[str, Any]:
         "flops_per_sample": timeline.flops_per_sample,
         "error": timeline.error,
         "inventing_error": timeline.inventing_error,
-        "inventions": len(timeline.inventions),
         "damaged_lines": timeline.damaged,
         "result": _result(timeline),
     }
@@ -123,6 +126,21 @@ def _record(record: FaultRecord | RollbackRecord | CheckpointRecord) -> dict[str
     values = {**asdict(record), "at": record.at.isoformat()}
     values.pop("path", None)  # where on its machine is for those who have that machine
     return values
+
+
+def _inventions(timeline: Timeline) -> list[dict[str, Any]]:
+    names = (
+        "blueprint_name",
+        "origin",
+        "reason",
+        "predicted_impact",
+        "uncertainty",
+        "kernel_id",
+        "failure",
+        "at",
+    )
+    made = [each for each in timeline.inventions.values() if each.run_id == timeline.run_id]
+    return [{name: getattr(each, name) for name in names} for each in made[-INVENTIONS:]]
 
 
 def _result(timeline: Timeline) -> dict[str, Any] | None:

@@ -143,10 +143,12 @@ def test_a_run_is_followed_while_it_goes_on(open_page: Open, place: Path) -> Non
         run.epochs(1)
         expect(page.locator("#at")).to_have_text("11 / 11")
         expect(page.locator("#alert-list")).to_contain_text("Rolled back: non-finite loss")
+        run.invent("gated_pair", failure="build: 9000 parameters are too many")
         run.epochs(19)
         run.finish()
         expect(page.locator(".status")).to_have_text("finished")
         expect(page.locator("#at")).to_have_text("30 / 30")
+        expect(page.locator("#queue .compiled").first).to_contain_text("gated_pairfailed")
     finally:
         run.close()
         shutil.rmtree(place / "runs" / run.run_id)

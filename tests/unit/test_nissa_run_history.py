@@ -19,7 +19,18 @@ from esper.nissa.journal import JOURNAL_NAME, dumps
 from esper.nissa.run_history import KEPT, RunHistories
 
 RUN = "20261128-100000-made-0001"
-FACTS = ("run", "layers", "growths", "faults", "fault_counts", "rollbacks", "checkpoint", "cache", "cursor")
+FACTS = (
+    "run",
+    "layers",
+    "growths",
+    "faults",
+    "fault_counts",
+    "rollbacks",
+    "checkpoint",
+    "cache",
+    "inventions",
+    "cursor",
+)
 
 
 @pytest.fixture
@@ -127,6 +138,15 @@ def test_a_layer_without_seeds_and_a_growth_that_cannot_be_understood_hold_nothi
     assert history["sizes"][-1] == [1, 3, 10]
     assert history["growths"] == []
     assert history["run"]["damaged_lines"] == 4
+
+
+def test_what_was_invented_beside_the_run_is_told(run: MadeRun, histories: RunHistories) -> None:
+    run.invent("child", failure="build: too large")
+    run.run_id = "another"
+    run.invent("older")
+    (told,) = plain(histories.history(RUN))["inventions"]
+    assert (told["blueprint_name"], told["failure"]) == ("child", "build: too large")
+    assert (told["predicted_impact"], told["uncertainty"]) == (0.012, 0.006)
 
 
 def test_where_runs_lie_is_not_told(run: MadeRun, histories: RunHistories, tmp_path: Path) -> None:

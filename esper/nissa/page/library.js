@@ -31,6 +31,16 @@ function kernelRow({ kernel: record, standing }) {
     el("td", {}, count(record.parameters)), el("td", {}, standing.trials ? `${standing.kept} of ${standing.trials}` : "–"), el("td", {}, small(number(standing.score))));
 }
 
+const compilationRow = (each) => el("li", { class: each.status === "failed" ? "bad" : "" },
+  el("b", {}, each.blueprint_name || short(each.blueprint_id)),
+  el("span", {}, each.status === "failed" ? `failed at ${each.stage ?? "?"}` : seconds(number(each.seconds))),
+  el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)));
+
+const inventionRow = (each) => el("li", { class: each.failure ? "bad" : "", title: each.failure ?? each.reason },
+  el("b", {}, each.blueprint_name),
+  el("span", {}, each.failure ? "failed" : each.predicted_impact === null ? each.origin : `gain ${small(number(each.predicted_impact))} ± ${small(number(each.uncertainty))}`),
+  el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)));
+
 export class Library {
   constructor(onFailures) {
     this.onFailures = onFailures;
@@ -49,6 +59,19 @@ export class Library {
       ...runs.map((run, which) => tiers(run, runs.length > 1 ? `${which ? "B" : "A"}: ` : "")),
       this.#kernels(),
     ]);
+    this.#queue();
+  }
+
+  #queue() {
+    if (!this.compilations) return;
+    const invented = this.runs?.flatMap((run) => run.inventions) ?? [];
+    redraw(this.queue, JSON.stringify([this.compilations, invented]), () => [
+      invented.length ? el("h3", {}, "Invented beside the run") : null,
+      invented.length ? el("ul", { class: "compiled" }, invented.slice(-SHOWN).reverse().map(inventionRow)) : null,
+      invented.length ? el("h3", {}, "All of the library") : null,
+      this.compilations.length ? el("ul", { class: "compiled" }, this.compilations.map(compilationRow))
+        : el("p", { class: "empty" }, "Nothing was compiled yet. Compile what ships: ", el("code", {}, "esper compile --for smoke")),
+    ].filter(Boolean));
   }
 
   #kernels() {
@@ -79,12 +102,9 @@ export class Library {
     }
     const { compilations: all, counts } = answer.value;
     const failed = all.filter((each) => each.status === "failed");
+    this.compilations = all;
     this.queueSub.textContent = `${count(counts.compiled)} done, ${count(counts.failed)} failed`;
     this.onFailures(failed.map((each) => ({ what: each.blueprint_name || short(each.blueprint_id), why: [each.stage, each.reason].filter(Boolean).join(": "), at: each.at })));
-    redraw(this.queue, JSON.stringify(all), () => all.length
-      ? el("ul", { class: "compiled" }, all.map((each) => el("li", { class: each.status === "failed" ? "bad" : "" },
-        el("b", {}, each.blueprint_name || short(each.blueprint_id)), el("span", {}, each.status === "failed" ? `failed at ${each.stage ?? "?"}` : `${seconds(number(each.seconds))}`),
-        el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)))))
-      : el("p", { class: "empty" }, "Nothing was compiled yet. Compile what ships: ", el("code", {}, "esper compile --for smoke")));
+    this.#queue();
   }
 }

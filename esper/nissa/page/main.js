@@ -15,6 +15,7 @@ import { Time } from "./time.js";
 const REFRESH = 250; // ms between two questions for the same run, at least
 const LIST_EVERY = 5000;
 const LIBRARY_EVERY = 15_000;
+const LISTED = 200; // runs to choose from; any other by its address
 const REFUSALS = [401, 403, 404]; // to ask again does not help
 
 const $ = (id) => document.getElementById(id);
@@ -48,7 +49,7 @@ function pick() {
 const wantedIds = () => [state.wanted[0] ?? state.list[0]?.run_id, state.wanted[1]].filter(Boolean);
 
 async function askList() {
-  const { runs } = await get("/api/v1/runs");
+  const { runs } = await get(`/api/v1/runs?limit=${LISTED}`);
   const said = JSON.stringify(runs.map((each) => [each.run_id, each.status]));
   if (said === state.said) return;
   state.said = said;

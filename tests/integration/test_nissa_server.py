@@ -406,10 +406,12 @@ def test_a_slow_answer_is_not_cut_off() -> None:
         await asyncio.sleep(HEAD_SECONDS + 0.5)
         return Response("late")
 
-    with serving(Starlette(routes=[Route("/", answer)])) as server:
-        with httpx.Client(base_url=server.url, timeout=20) as client:
-            assert client.get("/").text == "late"
-            assert client.get("/").text == "late"  # over another connection, for the first is heard no more
+    with (
+        serving(Starlette(routes=[Route("/", answer)])) as server,
+        httpx.Client(base_url=server.url, timeout=20) as client,
+    ):
+        assert client.get("/").text == "late"
+        assert client.get("/").text == "late"  # over another connection, for the first is heard no more
 
 
 # Start and stop

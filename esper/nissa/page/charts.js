@@ -18,7 +18,13 @@ const SHAPES = {
 };
 const FILLED = new Set(["kept", "grown"]);
 export const MARK_COLOURS = {
-  kept: "good", grown: "good", culled: "muted", failed: "bad", trial: "wait", refused: "muted", rollback: "bad",
+  kept: "good",
+  grown: "good",
+  culled: "muted",
+  failed: "bad",
+  trial: "wait",
+  refused: "muted",
+  rollback: "bad",
 };
 
 class Chart {
@@ -41,8 +47,15 @@ class Chart {
   }
 
   #data() {
-    const tables = this.runs.map((run) => [run.epochs.map((epoch) => epoch + 1), ...this.names.map((name) => run.columns[name])]);
-    const clean = tables.map((table) => table.map((column) => column.map((value) => (Number.isFinite(value) && !(this.log && value <= 0) ? value : null))));
+    const tables = this.runs.map((run) => [
+      run.epochs.map((epoch) => epoch + 1),
+      ...this.names.map((name) => run.columns[name]),
+    ]);
+    const clean = tables.map((table) =>
+      table.map((column) =>
+        column.map((value) => (Number.isFinite(value) && !(this.log && value <= 0) ? value : null)),
+      ),
+    );
     return clean.length === 1 ? clean[0] : uPlot.join(clean);
   }
 
@@ -51,7 +64,8 @@ class Chart {
     this.runs = runs;
     if (recreate) this.create();
     else {
-      const zoomed = this.plot.scales.x.max !== this.plot.data[0].at(-1) || this.plot.scales.x.min !== this.plot.data[0][0];
+      const zoomed =
+        this.plot.scales.x.max !== this.plot.data[0].at(-1) || this.plot.scales.x.min !== this.plot.data[0][0];
       this.plot.setData(this.#data(), !zoomed);
       if (zoomed) this.plot.redraw();
     }
@@ -60,32 +74,53 @@ class Chart {
 
   create() {
     this.plot?.destroy();
-    const axis = { stroke: format.colour("muted"), grid: { stroke: format.colour("line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
-    const lines = this.runs.flatMap((_, which) => this.names.map((name) => ({
-      stroke: name === "loss" ? format.colour(which ? "second-soft" : "first-soft") : format.colour(which ? "second" : "first"),
-      width: name === "loss" ? 1.25 : 2,
-      dash: which ? [6, 4] : undefined,
-      points: { show: this.runs[which].length < 2 },
-      spanGaps: false,
-    })));
-    this.plot = new uPlot({
-      ...this.#size(),
-      padding: [10, 24, 0, 0],
-      legend: { show: false },
-      scales: { x: { time: false }, y: { distr: this.log ? 3 : 1 } },
-      axes: [
-        { ...axis, size: 26, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000] },
-        { ...axis, size: 52, values: (_, splits) => splits.map((value) => (value === null ? "" : this.share ? `${Math.round(value * 100)} %` : String(+value.toPrecision(3)))) },
-      ],
-      cursor: { sync: { key: SYNC, scales: ["x", null] }, points: { size: 7 }, y: false },
-      series: [{}, ...lines],
-      hooks: {
-        draw: [() => this.#marks()],
-        setCursor: [() => this.tell()],
-        setSize: [() => this.place()],
-        setScale: [() => this.place()],
+    const axis = {
+      stroke: format.colour("muted"),
+      grid: { stroke: format.colour("line"), width: 1 },
+      ticks: { show: false },
+      font: "11px system-ui, sans-serif",
+    };
+    const lines = this.runs.flatMap((_, which) =>
+      this.names.map((name) => ({
+        stroke:
+          name === "loss"
+            ? format.colour(which ? "second-soft" : "first-soft")
+            : format.colour(which ? "second" : "first"),
+        width: name === "loss" ? 1.25 : 2,
+        dash: which ? [6, 4] : undefined,
+        points: { show: this.runs[which].length < 2 },
+        spanGaps: false,
+      })),
+    );
+    this.plot = new uPlot(
+      {
+        ...this.#size(),
+        padding: [10, 24, 0, 0],
+        legend: { show: false },
+        scales: { x: { time: false }, y: { distr: this.log ? 3 : 1 } },
+        axes: [
+          { ...axis, size: 26, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000] },
+          {
+            ...axis,
+            size: 52,
+            values: (_, splits) =>
+              splits.map((value) =>
+                value === null ? "" : this.share ? `${Math.round(value * 100)} %` : String(+value.toPrecision(3)),
+              ),
+          },
+        ],
+        cursor: { sync: { key: SYNC, scales: ["x", null] }, points: { size: 7 }, y: false },
+        series: [{}, ...lines],
+        hooks: {
+          draw: [() => this.#marks()],
+          setCursor: [() => this.tell()],
+          setSize: [() => this.place()],
+          setScale: [() => this.place()],
+        },
       },
-    }, this.#data(), this.node);
+      this.#data(),
+      this.node,
+    );
     this.plot.over.append(this.line);
     this.plot.over.addEventListener("click", () => {
       const index = this.plot.cursor.idx;
@@ -130,10 +165,20 @@ class Chart {
     const { min, max } = this.plot.scales.x;
     this.runs.forEach((run, which) => {
       const all = [...run.marks, ...run.rollbacks.map((each) => ({ epoch: each.to_epoch - 1, kind: "rollback" }))];
-      const seen = all.filter((mark) => mark.epoch + 1 >= min && mark.epoch + 1 <= max && Number.isFinite(run.value(column, mark.epoch)));
+      const seen = all.filter(
+        (mark) => mark.epoch + 1 >= min && mark.epoch + 1 <= max && Number.isFinite(run.value(column, mark.epoch)),
+      );
       for (const mark of seen) {
         const left = this.plot.valToPos(mark.epoch + 1, "x", true);
-        this.#mark(ctx, sign(mark.kind), left, this.plot.valToPos(run.value(column, mark.epoch), "y", true), which, surface, seen.length);
+        this.#mark(
+          ctx,
+          sign(mark.kind),
+          left,
+          this.plot.valToPos(run.value(column, mark.epoch), "y", true),
+          which,
+          surface,
+          seen.length,
+        );
       }
     });
     ctx.restore();
@@ -175,8 +220,17 @@ class Chart {
 export class Charts {
   constructor(scrubTo) {
     const at = (id) => document.getElementById(id);
-    this.loss = new Chart(at("loss"), ["loss", "held_out_loss"], { scrubTo, read: at("read-loss"), format: format.loss });
-    this.accuracy = new Chart(at("accuracy"), ["accuracy"], { scrubTo, read: at("read-accuracy"), format: (value) => format.percent(value, 2), share: true });
+    this.loss = new Chart(at("loss"), ["loss", "held_out_loss"], {
+      scrubTo,
+      read: at("read-loss"),
+      format: format.loss,
+    });
+    this.accuracy = new Chart(at("accuracy"), ["accuracy"], {
+      scrubTo,
+      read: at("read-accuracy"),
+      format: (value) => format.percent(value, 2),
+      share: true,
+    });
     this.log = at("log");
     this.log.addEventListener("click", () => {
       this.loss.log = !this.loss.log;
@@ -191,21 +245,44 @@ export class Charts {
     this.accuracy.show(runs, options);
     this.#keys(runs);
     const last = runs[0].lastEpoch;
-    this.loss.node.setAttribute("aria-label", last < 0 ? "No epoch yet"
-      : `Loss by epoch: training ${format.loss(runs[0].value("loss", last))}, held-out ${format.loss(runs[0].value("held_out_loss", last))} after epoch ${last + 1}`);
-    this.accuracy.node.setAttribute("aria-label", last < 0 ? "No epoch yet" : `Held-out accuracy by epoch: ${format.percent(runs[0].value("accuracy", last))} after epoch ${last + 1}`);
+    this.loss.node.setAttribute(
+      "aria-label",
+      last < 0
+        ? "No epoch yet"
+        : `Loss by epoch: training ${format.loss(runs[0].value("loss", last))}, held-out ${format.loss(runs[0].value("held_out_loss", last))} after epoch ${last + 1}`,
+    );
+    this.accuracy.node.setAttribute(
+      "aria-label",
+      last < 0
+        ? "No epoch yet"
+        : `Held-out accuracy by epoch: ${format.percent(runs[0].value("accuracy", last))} after epoch ${last + 1}`,
+    );
   }
 
   #keys(runs) {
     const key = runs.map((run) => run.id).join();
-    format.redraw(document.getElementById("curve-key"), key, () => runs.flatMap((_, which) => [
-      format.el("span", { class: `line ${which ? "second" : "first"} soft` }, "training"),
-      format.el("span", { class: `line ${which ? "second" : "first"}` }, "held-out"),
-      runs.length > 1 ? format.el("b", { class: which ? "second" : "first" }, which ? "B" : "A") : null,
-    ].filter(Boolean)));
-    const kinds = [...new Set(runs.flatMap((run) => [...run.marks.map((mark) => sign(mark.kind)), ...(run.rollbacks.length ? ["rollback"] : [])]))];
-    format.redraw(document.getElementById("mark-key"), kinds.join(), () => kinds.map((kind) =>
-      format.el("span", { class: `mark ${MARK_COLOURS[kind]}` }, format.icon(`mark-${kind}`), OUTCOMES[kind])));
+    format.redraw(document.getElementById("curve-key"), key, () =>
+      runs.flatMap((_, which) =>
+        [
+          format.el("span", { class: `line ${which ? "second" : "first"} soft` }, "training"),
+          format.el("span", { class: `line ${which ? "second" : "first"}` }, "held-out"),
+          runs.length > 1 ? format.el("b", { class: which ? "second" : "first" }, which ? "B" : "A") : null,
+        ].filter(Boolean),
+      ),
+    );
+    const kinds = [
+      ...new Set(
+        runs.flatMap((run) => [
+          ...run.marks.map((mark) => sign(mark.kind)),
+          ...(run.rollbacks.length ? ["rollback"] : []),
+        ]),
+      ),
+    ];
+    format.redraw(document.getElementById("mark-key"), kinds.join(), () =>
+      kinds.map((kind) =>
+        format.el("span", { class: `mark ${MARK_COLOURS[kind]}` }, format.icon(`mark-${kind}`), OUTCOMES[kind]),
+      ),
+    );
   }
 
   scrub(epoch) {

@@ -23,19 +23,30 @@ export function svg(tag, props = {}, ...children) {
 }
 
 export function icon(name) {
-  const node = svg("svg", { class: "icon", "aria-hidden": "true", focusable: "false" }, svg("use", { href: `#${name}` }));
+  const node = svg(
+    "svg",
+    { class: "icon", "aria-hidden": "true", focusable: "false" },
+    svg("use", { href: `#${name}` }),
+  );
   return node;
 }
 
 // JSON has no NaN: the journal writes such numbers as words.
-export const number = (value) => (typeof value === "number" ? value : value === null || value === undefined ? NaN : Number(value));
+export const number = (value) =>
+  typeof value === "number" ? value : value === null || value === undefined ? NaN : Number(value);
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
 export function loss(value) {
   if (!isNumber(value)) return value === undefined || value === null ? "–" : String(value);
   const size = Math.abs(value);
-  return size >= 100 ? value.toFixed(1) : size >= 10 ? value.toFixed(2) : size >= 0.01 || size === 0 ? value.toFixed(4) : value.toExponential(2);
+  return size >= 100
+    ? value.toFixed(1)
+    : size >= 10
+      ? value.toFixed(2)
+      : size >= 0.01 || size === 0
+        ? value.toFixed(4)
+        : value.toExponential(2);
 }
 
 export const percent = (share, digits = 1) => (isNumber(share) ? `${(100 * share).toFixed(digits)}\u202f%` : "–");
@@ -73,16 +84,20 @@ export function small(value) {
 
 export const words = (name) => String(name).replaceAll("_", " ");
 
-export const short = (id) => (id && id.length > 20 ? `${id.slice(0, 15)}…` : id ?? "");
+export const short = (id) => (id && id.length > 20 ? `${id.slice(0, 15)}…` : (id ?? ""));
 
 export const clock = (iso) => {
   const at = new Date(iso);
-  return Number.isNaN(at.getTime()) ? "" : at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
+  return Number.isNaN(at.getTime())
+    ? ""
+    : at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false });
 };
 
 export const day = (iso) => {
   const at = new Date(iso);
-  return Number.isNaN(at.getTime()) ? "" : at.toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hour12: false });
+  return Number.isNaN(at.getTime())
+    ? ""
+    : at.toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hour12: false });
 };
 
 export const plain = (n) => n.toLocaleString("en");
@@ -105,7 +120,8 @@ export const STATES = {
 const colours = new Map();
 
 export function colour(name) {
-  if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
+  if (!colours.has(name))
+    colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
   return colours.get(name);
 }
 

@@ -17,13 +17,20 @@ function sentence(run) {
   const { run: facts } = run;
   const done = `${plain(facts.epochs)} of ${plain(facts.total_epochs)} epochs`;
   switch (facts.status) {
-    case "running": return `${done} in ${seconds(facts.seconds)}${facts.resumes ? `, resumed ${facts.resumes}×` : ""}`;
-    case "paused": return `paused after ${done}; go on with: esper runs resume ${facts.run_id}`;
-    case "finished": return `${done} in ${seconds(facts.seconds)}${facts.result?.test ? `; test accuracy ${percent(facts.result.test.accuracy, 2)}, loss ${loss(facts.result.test.loss)}` : ""}`;
-    case "interrupted": return `after ${done}; go on with: esper train --resume ${facts.run_id}`;
-    case "failed": return `after ${done}: ${facts.error || "no reason was written"}`;
-    case "stopped": return `after ${done}: its process is gone without a last word; go on with: esper train --resume ${facts.run_id}`;
-    default: return done;
+    case "running":
+      return `${done} in ${seconds(facts.seconds)}${facts.resumes ? `, resumed ${facts.resumes}×` : ""}`;
+    case "paused":
+      return `paused after ${done}; go on with: esper runs resume ${facts.run_id}`;
+    case "finished":
+      return `${done} in ${seconds(facts.seconds)}${facts.result?.test ? `; test accuracy ${percent(facts.result.test.accuracy, 2)}, loss ${loss(facts.result.test.loss)}` : ""}`;
+    case "interrupted":
+      return `after ${done}; go on with: esper train --resume ${facts.run_id}`;
+    case "failed":
+      return `after ${done}: ${facts.error || "no reason was written"}`;
+    case "stopped":
+      return `after ${done}: its process is gone without a last word; go on with: esper train --resume ${facts.run_id}`;
+    default:
+      return done;
   }
 }
 
@@ -44,7 +51,11 @@ function cells(run, epoch) {
     ["epoch", plain(Math.max(0, Math.min(epoch, run.lastEpoch) + 1)), `of ${plain(run.run.total_epochs)}`],
     ["parameters", size, grown],
     ["adaptations", String(past.length), `${kept} kept`],
-    ["FLOPs spent", count(run.value("training_flops", epoch)), `${count(run.value("samples_per_second", epoch))} samples/s`],
+    [
+      "FLOPs spent",
+      count(run.value("training_flops", epoch)),
+      `${count(run.value("samples_per_second", epoch))} samples/s`,
+    ],
   ];
 }
 
@@ -56,11 +67,13 @@ export class Heads {
   show(runs, epoch) {
     const key = runs.map((run) => [run.id, run.run.status, run.run.epochs, run.run.last_event].join("|")).join(";");
     redraw(this.place, key, () => {
-      this.numbers = runs.map((run) => cells(run, epoch).map(([name]) => {
-        const value = el("dd", { class: "value" });
-        const note = el("dd", { class: "note" });
-        return { value, note, node: el("div", {}, el("dt", {}, name), value, note) };
-      }));
+      this.numbers = runs.map((run) =>
+        cells(run, epoch).map(([name]) => {
+          const value = el("dd", { class: "value" });
+          const note = el("dd", { class: "note" });
+          return { value, note, node: el("div", {}, el("dt", {}, name), value, note) };
+        }),
+      );
       return runs.map((run, which) => this.#head(run, which, runs.length > 1));
     });
     this.scrub(runs, epoch);
@@ -69,20 +82,38 @@ export class Heads {
   #head(run, which, both) {
     const { run: facts } = run;
     const level = LEVEL[facts.status] ?? "wait";
-    return el("article", { class: `head-of ${which ? "second" : "first"}` },
-      el("div", { class: "title" },
+    return el(
+      "article",
+      { class: `head-of ${which ? "second" : "first"}` },
+      el(
+        "div",
+        { class: "title" },
         el("h1", {}, both ? el("b", { class: "tag" }, which ? "B" : "A") : null, facts.experiment || run.id),
         el("span", { class: `status ${level}`, data: { status: facts.status } }, STATUS[facts.status] ?? facts.status),
-        el("p", { class: "sub" }, sentence(run))),
-      el("p", { class: "sub facts" }, [facts.task, `seed ${facts.seed ?? "–"}`, `started ${day(facts.started)}`, facts.run_id].filter(Boolean).join("  ·  ")),
-      el("dl", { class: "numbers" }, this.numbers[which].map((cell) => cell.node)));
+        el("p", { class: "sub" }, sentence(run)),
+      ),
+      el(
+        "p",
+        { class: "sub facts" },
+        [facts.task, `seed ${facts.seed ?? "–"}`, `started ${day(facts.started)}`, facts.run_id]
+          .filter(Boolean)
+          .join("  ·  "),
+      ),
+      el(
+        "dl",
+        { class: "numbers" },
+        this.numbers[which].map((cell) => cell.node),
+      ),
+    );
   }
 
   scrub(runs, epoch) {
-    runs.forEach((run, which) => cells(run, epoch).forEach(([, value, note], place) => {
-      const cell = this.numbers[which][place];
-      if (cell.value.textContent !== value) cell.value.textContent = value;
-      if (cell.note.textContent !== note) cell.note.textContent = note;
-    }));
+    runs.forEach((run, which) =>
+      cells(run, epoch).forEach(([, value, note], place) => {
+        const cell = this.numbers[which][place];
+        if (cell.value.textContent !== value) cell.value.textContent = value;
+        if (cell.note.textContent !== note) cell.note.textContent = note;
+      }),
+    );
   }
 }

@@ -1,6 +1,6 @@
 // Cache tiers with their hit rates, the library's kernels, and what was and is being compiled.
 
-import { clock, count, day, el, number, percent, plural, redraw, seconds, short, small } from "./format.js";
+import { clock, count, day, el, number, percent, redraw, seconds, short, small } from "./format.js";
 import { get } from "./server.js";
 
 const SHOWN = 8;
@@ -11,35 +11,83 @@ function tierRow([name, { hits, misses, errors, state }]) {
   const rate = hits + misses ? hits / (hits + misses) : NaN;
   const fill = el("i", { "aria-hidden": "true" });
   fill.style.width = `${Number.isFinite(rate) ? 100 * rate : 0}%`;
-  return el("tr", {},
-    el("th", { scope: "row" }, TIER_NAMES[name] ?? name, state && state !== "closed" ? el("span", { class: "chip bad" }, state) : null),
-    el("td", {}, count(hits)), el("td", {}, count(misses)), el("td", { class: errors ? "bad" : "" }, count(errors)),
-    el("td", { class: "rate" }, percent(rate, 0), el("span", { class: "meter" }, fill)));
+  return el(
+    "tr",
+    {},
+    el(
+      "th",
+      { scope: "row" },
+      TIER_NAMES[name] ?? name,
+      state && state !== "closed" ? el("span", { class: "chip bad" }, state) : null,
+    ),
+    el("td", {}, count(hits)),
+    el("td", {}, count(misses)),
+    el("td", { class: errors ? "bad" : "" }, count(errors)),
+    el("td", { class: "rate" }, percent(rate, 0), el("span", { class: "meter" }, fill)),
+  );
 }
 
 function tiers(run, label) {
   const rows = Object.entries(run.cache ?? {});
   if (!rows.length) return el("p", { class: "empty" }, `${label}The library was not asked for a kernel yet.`);
-  return el("table", {}, el("caption", {}, `${label}Cache tiers, in the order in which they are asked`),
-    el("thead", {}, el("tr", {}, ["tier", "hits", "misses", "errors", "hit rate"].map((name) => el("th", { scope: "col" }, name)))),
-    el("tbody", {}, rows.map(tierRow)));
+  return el(
+    "table",
+    {},
+    el("caption", {}, `${label}Cache tiers, in the order in which they are asked`),
+    el(
+      "thead",
+      {},
+      el(
+        "tr",
+        {},
+        ["tier", "hits", "misses", "errors", "hit rate"].map((name) => el("th", { scope: "col" }, name)),
+      ),
+    ),
+    el("tbody", {}, rows.map(tierRow)),
+  );
 }
 
 function kernelRow({ kernel: record, standing }) {
-  return el("tr", {},
-    el("th", { scope: "row", title: record.kernel_id }, record.name || short(record.kernel_id), el("small", {}, record.input_shape ? ` ${record.input_shape.join("×")} → ${record.output_shape.join("×")}` : "")),
-    el("td", {}, count(record.parameters)), el("td", {}, standing.trials ? `${standing.kept} of ${standing.trials}` : "–"), el("td", {}, small(number(standing.score))));
+  return el(
+    "tr",
+    {},
+    el(
+      "th",
+      { scope: "row", title: record.kernel_id },
+      record.name || short(record.kernel_id),
+      el("small", {}, record.input_shape ? ` ${record.input_shape.join("×")} → ${record.output_shape.join("×")}` : ""),
+    ),
+    el("td", {}, count(record.parameters)),
+    el("td", {}, standing.trials ? `${standing.kept} of ${standing.trials}` : "–"),
+    el("td", {}, small(number(standing.score))),
+  );
 }
 
-const compilationRow = (each) => el("li", { class: each.status === "failed" ? "bad" : "" },
-  el("b", {}, each.blueprint_name || short(each.blueprint_id)),
-  el("span", {}, each.status === "failed" ? `failed at ${each.stage ?? "?"}` : seconds(number(each.seconds))),
-  el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)));
+const compilationRow = (each) =>
+  el(
+    "li",
+    { class: each.status === "failed" ? "bad" : "" },
+    el("b", {}, each.blueprint_name || short(each.blueprint_id)),
+    el("span", {}, each.status === "failed" ? `failed at ${each.stage ?? "?"}` : seconds(number(each.seconds))),
+    el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)),
+  );
 
-const inventionRow = (each) => el("li", { class: each.failure ? "bad" : "", title: each.failure ?? each.reason },
-  el("b", {}, each.blueprint_name),
-  el("span", {}, each.failure ? "failed" : each.predicted_impact === null ? each.origin : `gain ${small(number(each.predicted_impact))} ± ${small(number(each.uncertainty))}`),
-  el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)));
+const inventionRow = (each) =>
+  el(
+    "li",
+    { class: each.failure ? "bad" : "", title: each.failure ?? each.reason },
+    el("b", {}, each.blueprint_name),
+    el(
+      "span",
+      {},
+      each.failure
+        ? "failed"
+        : each.predicted_impact === null
+          ? each.origin
+          : `gain ${small(number(each.predicted_impact))} ± ${small(number(each.uncertainty))}`,
+    ),
+    el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)),
+  );
 
 export class Library {
   constructor(onFailures) {
@@ -55,56 +103,100 @@ export class Library {
   show(runs) {
     this.runs = runs;
     const caches = runs.map((run) => run.cache);
-    redraw(this.place, JSON.stringify([caches, runs.map((run) => run.id), this.kernels?.map((each) => each.kernel.kernel_id), this.problem]), () => [
-      ...runs.map((run, which) => tiers(run, runs.length > 1 ? `${which ? "B" : "A"}: ` : "")),
-      this.#kernels(),
-    ]);
+    redraw(
+      this.place,
+      JSON.stringify([
+        caches,
+        runs.map((run) => run.id),
+        this.kernels?.map((each) => each.kernel.kernel_id),
+        this.problem,
+      ]),
+      () => [...runs.map((run, which) => tiers(run, runs.length > 1 ? `${which ? "B" : "A"}: ` : "")), this.#kernels()],
+    );
     this.#queue();
   }
 
   #queue() {
     if (!this.compilations) return;
     const invented = this.runs?.flatMap((run) => run.inventions) ?? [];
-    redraw(this.queue, JSON.stringify([this.compilations, invented]), () => [
-      invented.length ? el("h3", {}, "Invented beside the run") : null,
-      invented.length ? el("ul", { class: "compiled" }, invented.slice(-SHOWN).reverse().map(inventionRow)) : null,
-      invented.length ? el("h3", {}, "All of the library") : null,
-      this.compilations.length ? el("ul", { class: "compiled" }, this.compilations.map(compilationRow))
-        : el("p", { class: "empty" }, "Nothing was compiled yet. Compile what ships: ", el("code", {}, "esper compile --for smoke")),
-    ].filter(Boolean));
+    redraw(this.queue, JSON.stringify([this.compilations, invented]), () =>
+      [
+        invented.length ? el("h3", {}, "Invented beside the run") : null,
+        invented.length ? el("ul", { class: "compiled" }, invented.slice(-SHOWN).reverse().map(inventionRow)) : null,
+        invented.length ? el("h3", {}, "All of the library") : null,
+        this.compilations.length
+          ? el("ul", { class: "compiled" }, this.compilations.map(compilationRow))
+          : el(
+              "p",
+              { class: "empty" },
+              "Nothing was compiled yet. Compile what ships: ",
+              el("code", {}, "esper compile --for smoke"),
+            ),
+      ].filter(Boolean),
+    );
   }
 
   #kernels() {
     if (this.problem) return el("p", { class: "empty" }, this.problem);
     if (!this.kernels) return el("p", { class: "empty" }, "Asking the library.");
-    if (!this.kernels.length) return el("p", { class: "empty" }, "No kernel yet. Compile what ships: ", el("code", {}, "esper compile --for smoke"));
-    return el("table", {}, el("caption", {}, "Kernels of the library, the best first"),
-      el("thead", {}, el("tr", {}, ["kernel", "parameters", "kept", "score"].map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, this.kernels.map(kernelRow)));
+    if (!this.kernels.length)
+      return el(
+        "p",
+        { class: "empty" },
+        "No kernel yet. Compile what ships: ",
+        el("code", {}, "esper compile --for smoke"),
+      );
+    return el(
+      "table",
+      {},
+      el("caption", {}, "Kernels of the library, the best first"),
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          ["kernel", "parameters", "kept", "score"].map((name) => el("th", { scope: "col" }, name)),
+        ),
+      ),
+      el("tbody", {}, this.kernels.map(kernelRow)),
+    );
   }
 
   async ask() {
-    const [kernels, compilations] = await Promise.allSettled([get(`/api/v1/kernels?limit=${SHOWN}`), get(`/api/v1/compilations?limit=${SHOWN}`)]);
+    const [kernels, compilations] = await Promise.allSettled([
+      get(`/api/v1/kernels?limit=${SHOWN}`),
+      get(`/api/v1/compilations?limit=${SHOWN}`),
+    ]);
     if (kernels.status === "fulfilled") {
       this.kernels = kernels.value.kernels;
       this.problem = null;
     } else this.problem = `The kernel library cannot be read: ${kernels.reason.message}`;
     if (this.runs) this.show(this.runs);
     this.#compilations(compilations);
-    for (const each of [kernels, compilations]) if (each.status === "rejected" && each.reason.status === 401) throw each.reason;
+    for (const each of [kernels, compilations])
+      if (each.status === "rejected" && each.reason.status === 401) throw each.reason;
   }
 
   #compilations(answer) {
     if (answer.status === "rejected") {
       this.queueSub.textContent = "";
-      redraw(this.queue, answer.reason.message, () => el("p", { class: "empty" }, `Compilations cannot be read: ${answer.reason.message}`));
+      redraw(this.queue, answer.reason.message, () =>
+        el("p", { class: "empty" }, `Compilations cannot be read: ${answer.reason.message}`),
+      );
       return;
     }
     const { compilations: all, counts } = answer.value;
     const failed = all.filter((each) => each.status === "failed");
     this.compilations = all;
     this.queueSub.textContent = `${count(counts.compiled)} done, ${count(counts.failed)} failed`;
-    this.onFailures(failed.map((each) => ({ what: each.blueprint_name || short(each.blueprint_id), why: [each.stage, each.reason].filter(Boolean).join(": "), at: each.at })));
+    this.onFailures(
+      failed.map((each) => ({
+        what: each.blueprint_name || short(each.blueprint_id),
+        why: [each.stage, each.reason].filter(Boolean).join(": "),
+        at: each.at,
+      })),
+    );
     this.#queue();
   }
 }

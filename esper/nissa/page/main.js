@@ -22,11 +22,16 @@ const $ = (id) => document.getElementById(id);
 
 const state = { wanted: [null, null], runs: [], list: [], failures: [], link: "starting", lost: null };
 
-const time = new Time(() => scrubbed(), (epoch) => decisions.reveal(epoch));
+const time = new Time(
+  () => scrubbed(),
+  (epoch) => decisions.reveal(epoch),
+);
 const charts = new Charts((epoch) => time.to(epoch));
 const heads = new Heads();
 const networks = new Networks();
-const decisions = new Decisions((epoch) => { if (epoch !== time.epoch) time.to(epoch); });
+const decisions = new Decisions((epoch) => {
+  if (epoch !== time.epoch) time.to(epoch);
+});
 const alerts = new Alerts((epoch) => time.to(epoch));
 const library = new Library((failures) => {
   state.failures = failures;
@@ -61,11 +66,18 @@ function fillPickers() {
   const [run, beside] = state.runs.length ? state.runs.map((each) => each.id) : state.wanted;
   const known = new Set(state.list.map((each) => each.run_id));
   const strangers = [run, beside].filter((id) => id && !known.has(id)).map((id) => ({ run_id: id, experiment: id }));
-  const option = (each, chosen) => el("option", { value: each.run_id, selected: each.run_id === chosen },
-    [each.experiment || "run", each.started && day(each.started), each.status].filter(Boolean).join(" · "));
+  const option = (each, chosen) =>
+    el(
+      "option",
+      { value: each.run_id, selected: each.run_id === chosen },
+      [each.experiment || "run", each.started && day(each.started), each.status].filter(Boolean).join(" · "),
+    );
   const all = [...state.list, ...strangers];
   $("run").replaceChildren(...all.map((each) => option(each, run)));
-  $("with").replaceChildren(el("option", { value: "" }, "no other"), ...all.filter((each) => each.run_id !== run).map((each) => option(each, beside)));
+  $("with").replaceChildren(
+    el("option", { value: "" }, "no other"),
+    ...all.filter((each) => each.run_id !== run).map((each) => option(each, beside)),
+  );
 }
 
 /* ---- asking for a run, and for what came since ---- */
@@ -110,7 +122,8 @@ async function choose() {
   time.following = true;
   state.lost = null;
   const waiting = setTimeout(() => {
-    if (!state.runs.length && wanted.length && !saying()) say("Reading the run", el("p", { class: "sub" }, wanted.join(", ")));
+    if (!state.runs.length && wanted.length && !saying())
+      say("Reading the run", el("p", { class: "sub" }, wanted.join(", ")));
   }, 300);
   await Promise.all(wanted.map((_, which) => refresh(which)));
   clearTimeout(waiting);
@@ -154,7 +167,11 @@ const THEMES = { "": "Auto", light: "Light", dark: "Dark" };
 function theme(next) {
   if (next) document.documentElement.dataset.theme = next;
   else delete document.documentElement.dataset.theme;
-  try { localStorage.setItem("esper.theme", next); } catch { /* then only until the page is closed */ }
+  try {
+    localStorage.setItem("esper.theme", next);
+  } catch {
+    /* then only until the page is closed */
+  }
   $("theme").textContent = THEMES[next];
   recolour();
 }
@@ -178,7 +195,12 @@ function link() {
   const lost = state.lost !== null && !REFUSALS.includes(state.lost.status);
   const what = lost ? "lost" : state.link;
   $("link").dataset.state = what === "live" && !going ? "idle" : what;
-  $("link").lastElementChild.textContent = { lost: "no answer", live: going ? "live" : "up to date", polling: "asking", starting: "connecting" }[what];
+  $("link").lastElementChild.textContent = {
+    lost: "no answer",
+    live: going ? "live" : "up to date",
+    polling: "asking",
+    starting: "connecting",
+  }[what];
   $("link").title = lost ? state.lost.message : plural(state.list.length, "run");
 }
 
@@ -190,11 +212,12 @@ function onEvent(type, run) {
     state.missed = true; // nobody looks; all of it is asked for when somebody does
     return;
   }
-  if (type === null || type.startsWith("run_") || type === "control") quietly(async () => {
-    const before = wantedIds()[0];
-    await askList();
-    if (wantedIds()[0] !== before) await choose();
-  });
+  if (type === null || type.startsWith("run_") || type === "control")
+    quietly(async () => {
+      const before = wantedIds()[0];
+      await askList();
+      if (wantedIds()[0] !== before) await choose();
+    });
   state.runs.forEach((each, which) => {
     if (!each) return;
     const about = type === null ? each.going || state.lost : run === null || each.id === run;

@@ -11,7 +11,9 @@ export function say(heading, ...content) {
 
 export const saying = () => !at("notice").hidden;
 
-export const silence = () => { at("notice").hidden = true; };
+export const silence = () => {
+  at("notice").hidden = true;
+};
 
 function hideRun() {
   at("content").hidden = true;
@@ -22,7 +24,11 @@ const command = (text) => el("pre", {}, el("code", {}, text));
 
 export function sayEmpty() {
   hideRun();
-  say("No run yet", el("p", {}, "Start one in the folder that this server reads; it appears here by itself."), command("esper train +experiment=smoke"));
+  say(
+    "No run yet",
+    el("p", {}, "Start one in the folder that this server reads; it appears here by itself."),
+    command("esper train +experiment=smoke"),
+  );
 }
 
 // Words for an error of the server. One that may pass leaves the run that is shown where it is.
@@ -30,18 +36,41 @@ export function sayTrouble(error, shown) {
   switch (error.status) {
     case 401:
       hideRun();
-      say("Not signed in", el("p", {}, "This server asks for a token, and yours is missing or has run out. Issue one, then open this page with ", el("code", {}, "/?token=TOKEN"), ", once."),
-        command("esper token issue --person --role viewer --for NAME"));
+      say(
+        "Not signed in",
+        el(
+          "p",
+          {},
+          "This server asks for a token, and yours is missing or has run out. Issue one, then open this page with ",
+          el("code", {}, "/?token=TOKEN"),
+          ", once.",
+        ),
+        command("esper token issue --person --role viewer --for NAME"),
+      );
       break;
     case 403:
       hideRun();
-      say("Not allowed", el("p", {}, "Your token is good, but its role may not read this. Ask for the role viewer."), el("p", { class: "sub" }, error.message));
+      say(
+        "Not allowed",
+        el("p", {}, "Your token is good, but its role may not read this. Ask for the role viewer."),
+        el("p", { class: "sub" }, error.message),
+      );
       break;
     case 404:
       hideRun();
-      say("No such run", el("p", {}, error.message), el("p", {}, el("a", { href: "#" }, "Show the latest run"), " or choose one above."));
+      say(
+        "No such run",
+        el("p", {}, error.message),
+        el("p", {}, el("a", { href: "#" }, "Show the latest run"), " or choose one above."),
+      );
       break;
     default:
-      if (!shown) say("No answer", el("p", {}, error.message), error.hint ? el("p", {}, error.hint) : null, el("p", { class: "sub" }, "Trying again."));
+      if (!shown)
+        say(
+          "No answer",
+          el("p", {}, error.message),
+          error.hint ? el("p", {}, error.hint) : null,
+          el("p", { class: "sub" }, "Trying again."),
+        );
   }
 }

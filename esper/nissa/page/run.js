@@ -32,11 +32,21 @@ export class Run {
     this.merge(history);
   }
 
-  get id() { return this.run.run_id; }
-  get epochs() { return this.columns.epoch; }
-  get length() { return this.epochs.length; }
-  get lastEpoch() { return this.length ? this.epochs[this.length - 1] : -1; }
-  get going() { return this.run.status === "running" || this.run.status === "paused"; }
+  get id() {
+    return this.run.run_id;
+  }
+  get epochs() {
+    return this.columns.epoch;
+  }
+  get length() {
+    return this.epochs.length;
+  }
+  get lastEpoch() {
+    return this.length ? this.epochs[this.length - 1] : -1;
+  }
+  get going() {
+    return this.run.status === "running" || this.run.status === "paused";
+  }
 
   // Take over what the server told: everything from `from_epoch` on, and the facts of the run.
   merge(history) {
@@ -66,7 +76,11 @@ export class Run {
     for (const [epoch, layer, seed, state, kernel] of this.states) {
       this.seedStates[layer]?.[seed]?.push([epoch, state, kernel]);
     }
-    this.marks = this.adaptations.map((adaptation) => ({ epoch: adaptation.epoch, kind: outcome(adaptation), adaptation }));
+    this.marks = this.adaptations.map((adaptation) => ({
+      epoch: adaptation.epoch,
+      kind: outcome(adaptation),
+      adaptation,
+    }));
     this.changes = [...new Set(this.marks.map((mark) => mark.epoch))].sort((a, b) => a - b);
   }
 
@@ -104,10 +118,12 @@ export class Run {
 
   census(epoch) {
     const counts = {};
-    this.seedStates.forEach((seeds, layer) => seeds.forEach((_, seed) => {
-      const [state] = this.seed(layer, seed, epoch);
-      counts[state] = (counts[state] ?? 0) + 1;
-    }));
+    this.seedStates.forEach((seeds, layer) =>
+      seeds.forEach((_, seed) => {
+        const [state] = this.seed(layer, seed, epoch);
+        counts[state] = (counts[state] ?? 0) + 1;
+      }),
+    );
     return counts;
   }
 
@@ -145,15 +161,24 @@ export const OUTCOMES = {
   rollback: "rolled back",
 };
 
-const SIGNS = { kept: "kept", grown: "grown", trial: "trial", culled: "culled", failed: "failed", refused: "refused", rollback: "rollback" };
+const SIGNS = {
+  kept: "kept",
+  grown: "grown",
+  trial: "trial",
+  culled: "culled",
+  failed: "failed",
+  refused: "refused",
+  rollback: "rollback",
+};
 
 export const sign = (kind) => SIGNS[kind] ?? "trial";
 
 // "add seed at hidden.0, seed 2"
 export function title(decision) {
-  const what = decision.adaptation_type === "modify_architecture"
-    ? decision.parameters?.operator ?? "modify architecture"
-    : decision.adaptation_type.replaceAll("_", " ");
+  const what =
+    decision.adaptation_type === "modify_architecture"
+      ? (decision.parameters?.operator ?? "modify architecture")
+      : decision.adaptation_type.replaceAll("_", " ");
   const seed = decision.parameters?.seed_idx;
   const where = decision.parameters?.target ?? decision.target_component;
   return { what, where: `${where}${seed === undefined || seed === null ? "" : ` · seed ${seed}`}` };

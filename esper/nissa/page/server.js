@@ -13,9 +13,16 @@ export class ServerError extends Error {
 export async function get(path) {
   let answer;
   try {
-    answer = await fetch(path, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(PATIENCE), cache: "no-cache" });
+    answer = await fetch(path, {
+      headers: { Accept: "application/json" },
+      signal: AbortSignal.timeout(PATIENCE),
+      cache: "no-cache",
+    });
   } catch (error) {
-    throw new ServerError(0, error.name === "TimeoutError" ? "The server has not answered for 15 s." : "The server does not answer.");
+    throw new ServerError(
+      0,
+      error.name === "TimeoutError" ? "The server has not answered for 15 s." : "The server does not answer.",
+    );
   }
   let body = null;
   try {
@@ -25,15 +32,34 @@ export async function get(path) {
   }
   if (answer.ok) return body;
   const told = body?.error ?? body ?? {};
-  throw new ServerError(answer.status, told.detail ?? told.message ?? told.title ?? `The server answered ${answer.status}.`, told.hint);
+  throw new ServerError(
+    answer.status,
+    told.detail ?? told.message ?? told.title ?? `The server answered ${answer.status}.`,
+    told.hint,
+  );
 }
 
 export const history = (run, cursor) =>
   get(`/api/v1/runs/${encodeURIComponent(run)}/history${cursor ? `?after=${encodeURIComponent(cursor)}` : ""}`);
 
 const EVENTS = [
-  "run_started", "epoch", "decision", "seed", "trial", "fault", "cache", "checkpoint", "growth", "rollback", "invention",
-  "lineage", "inventing_ended", "control", "run_finished", "run_interrupted", "run_failed",
+  "run_started",
+  "epoch",
+  "decision",
+  "seed",
+  "trial",
+  "fault",
+  "cache",
+  "checkpoint",
+  "growth",
+  "rollback",
+  "invention",
+  "lineage",
+  "inventing_ended",
+  "control",
+  "run_finished",
+  "run_interrupted",
+  "run_failed",
 ];
 
 const FIRST_POLL = 1000;
@@ -69,7 +95,9 @@ export function follow(onEvent, onLink) {
         let run = null;
         try {
           run = JSON.parse(message.data).run_id ?? null;
-        } catch { /* still word that something happened */ }
+        } catch {
+          /* still word that something happened */
+        }
         onEvent(type, run);
       });
     }

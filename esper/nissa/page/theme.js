@@ -2,6 +2,10 @@
 "use strict";
 (() => {
   let chosen = null;
-  try { chosen = localStorage.getItem("esper.theme"); } catch { /* storage may be closed to us */ }
+  try {
+    chosen = localStorage.getItem("esper.theme");
+  } catch {
+    /* storage may be closed to us */
+  }
   if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
 })();

@@ -33,7 +33,9 @@ export class Time {
     this.#wire();
   }
 
-  get last() { return Math.max(-1, ...this.runs.map((run) => run.lastEpoch)); }
+  get last() {
+    return Math.max(-1, ...this.runs.map((run) => run.lastEpoch));
+  }
 
   show(runs) {
     this.runs = runs;
@@ -78,16 +80,19 @@ export class Time {
     const ctx = canvas.getContext("2d");
     const last = Math.max(1, this.last);
     const inset = 8 * scale; // half of the bar's knob
-    this.runs.forEach((run, which) => run.marks.forEach((mark) => {
-      ctx.fillStyle = colour(MARK_COLOURS[sign(mark.kind)]);
-      const x = inset + (mark.epoch / last) * (canvas.width - 2 * inset);
-      ctx.fillRect(Math.round(x - scale), which ? canvas.height - 5 * scale : 0, 2 * scale, 5 * scale);
-    }));
+    this.runs.forEach((run, which) =>
+      run.marks.forEach((mark) => {
+        ctx.fillStyle = colour(MARK_COLOURS[sign(mark.kind)]);
+        const x = inset + (mark.epoch / last) * (canvas.width - 2 * inset);
+        ctx.fillRect(Math.round(x - scale), which ? canvas.height - 5 * scale : 0, 2 * scale, 5 * scale);
+      }),
+    );
   }
 
   #jump(direction) {
     const { changes } = this.runs[0];
-    const to = direction > 0 ? changes.find((epoch) => epoch > this.epoch) : changes.findLast((epoch) => epoch < this.epoch);
+    const to =
+      direction > 0 ? changes.find((epoch) => epoch > this.epoch) : changes.findLast((epoch) => epoch < this.epoch);
     if (to !== undefined) this.to(to);
   }
 
@@ -127,7 +132,9 @@ export class Time {
   #wire() {
     addEventListener("keydown", (event) => this.#onKey(event));
     addEventListener("resize", () => this.#ticks());
-    at("scrub").addEventListener("input", (event) => this.to(event.target.valueAsNumber, event.target.valueAsNumber >= this.last));
+    at("scrub").addEventListener("input", (event) =>
+      this.to(event.target.valueAsNumber, event.target.valueAsNumber >= this.last),
+    );
     at("follow").addEventListener("click", () => this.follow());
     at("play").addEventListener("click", () => this.#play(!this.playing));
     at("prev").addEventListener("click", () => this.#jump(-1));

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +15,7 @@ from esper_cli.terminal import console, print_lines
 
 if TYPE_CHECKING:  # they take a while to import; --help and completion must not wait for it
     from esper.nissa.replay import ToldRun
-    from esper_cli.watch_source import Source
+    from esper_cli.watch_source import News, Source
     from esper_cli.watch_view import Viewer
 
 EPILOG = "Example: esper watch latest --epoch 5"
@@ -59,11 +59,14 @@ def watch(
     Where there is no terminal it prints a line an event, from the first on. Ends with 1 if the run did not
     finish.
     """
-    source = _source(run, overrides or [], url)
+
+    def source() -> Source:
+        return _source(run, overrides or [], url)
+
     if epoch is not None:
         _show_epoch(source, epoch, as_json)
         return
-    told = _follow(source, _viewer(as_json, once), once)
+    told = _follow(source(), _viewer(as_json, once), once)
     if once or told.status.goes_on:
         return
     if not as_json:
@@ -78,7 +81,8 @@ def _source(run: str, overrides: Sequence[str], url: str | None) -> Source:
     if url is None:
         from esper_cli.watch_source import JournalSource
 
-        return JournalSource(open_store(overrides).open(run).folder)
+        store = open_store(overrides)
+        return JournalSource(store.root / store.find(run))
     if overrides:
         raise ConfigError(f"{overrides[0]} is about runs on this machine", hint="leave it out, or --url")
     from esper_cli.watch_remote import ServerSource
@@ -110,22 +114,40 @@ def _follow(source: Source, viewer: Viewer, once: bool) -> ToldRun:
                 told = ToldRun(source.folder)
             told.tell(news.events, alive=news.alive)
             viewer.show(told, news.events)
+            if news.more:
+                continue
             ended = once or not told.status.goes_on
             if (ended and not viewer.busy) or not viewer.wait(POLL_SECONDS):
                 return told
 
 
-def _show_epoch(source: Source, epoch: int, as_json: bool) -> None:
-    from esper.nissa.replay import ToldRun, until_epoch
+def _show_epoch(open_source: Callable[[], Source], epoch: int, as_json: bool) -> None:
+    from esper.nissa.replay import EventLog, ToldRun, until_epoch
     from esper_cli.watch_view import FrameViewer, JsonViewer
 
-    news = source.read()
+    source, log = open_source(), EventLog()
     whole, then = ToldRun(source.folder), ToldRun(source.folder)
-    whole.tell(news.events, alive=news.alive)
+    for news in _what_there_is(source):
+        log.add(news.events)
+        whole.tell(news.events, alive=news.alive)
     if all(item.epoch != epoch - 1 for item in whole.epochs):
         done = f"it has done {len(whole.epochs)} of {whole.total_epochs}"
         raise RunError(f"run {whole.run_id} has no epoch {epoch}", hint=done)
-    events = until_epoch(news.events, epoch - 1)
-    then.tell(events, alive=len(events) < len(news.events) or news.alive)
-    with JsonViewer() if as_json else FrameViewer(f"after epoch {epoch}") as viewer:
+    events = until_epoch(log.events, epoch - 1)
+    if as_json:
+        # Read once more: the log has not all that the journal has.
+        left = len(events)
+        for news in _what_there_is(open_source()):
+            JsonViewer().show(whole, news.events[:left])
+            left -= len(news.events[:left])
+        return
+    then.tell(events, alive=len(events) < len(log.events) or news.alive)
+    with FrameViewer(f"after epoch {epoch}") as viewer:
         viewer.show(then, events)
+
+
+def _what_there_is(source: Source) -> Iterator[News]:
+    """What ``source`` holds now."""
+    while (news := source.read()).more:
+        yield news
+    yield news

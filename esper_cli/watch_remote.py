@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 from http.client import HTTPException, HTTPResponse
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -19,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 from esper.errors import ConfigError, EsperError, RunError, SecurityError
 from esper.nissa.journal import Event
-from esper_cli.watch_source import News
+from esper_cli.watch_source import MOST_AT_ONCE, News
 
 ANSWER_SECONDS = 10.0
 """How long an answer may take to begin."""
@@ -42,9 +43,6 @@ STATUS_SECONDS = 2.0
 MAX_BYTES = 16 * 2**20
 """Of one line or answer; an event is a few kilobytes."""
 
-MAX_WAITING = 10_000
-"""Events that wait to be shown; the server waits when there are more."""
-
 
 class ServerSource:
     """The run ``name`` of the server at ``url``; ``token`` is that of ``esper token issue``, if any.
@@ -60,17 +58,19 @@ class ServerSource:
         self.folder = Path(self._run_id)
         latest = details.get("latest") or {}
         self._known: str | None = latest.get("at")
-        self._events: queue.Queue[Event | EsperError] = queue.Queue(MAX_WAITING)
+        self._events: queue.Queue[Event | EsperError] = queue.Queue(MOST_AT_ONCE)
         self._alive = _goes_on(details)
         self._asked = time.monotonic()
-        self._began = False
+        self._before: Iterator[Event] | None = chain(self._until_known(), self._within(QUIET_SECONDS))
+        threading.Thread(target=self._follow, daemon=True).start()
 
     def read(self) -> News:
-        """What came since; the first time all that was written before."""
-        if not self._began:
-            self._began = True
-            threading.Thread(target=self._follow, daemon=True).start()
-            return News([*self._until_known(), *self._within(QUIET_SECONDS)], self._alive)
+        """What came since; first all that was written before."""
+        if self._before is not None:
+            events = list(islice(self._before, MOST_AT_ONCE))
+            if len(events) < MOST_AT_ONCE:
+                self._before = None
+            return News(events, self._alive, more=self._before is not None)
         events = list(self._within(0.0))
         if not events and time.monotonic() - self._asked >= STATUS_SECONDS:
             self._alive = _goes_on(self._server.get(f"/api/v1/runs/{quote(self._run_id, safe='')}"))
@@ -89,9 +89,9 @@ class ServerSource:
             wait = MIDST_SECONDS
 
     def _within(self, seconds: float) -> Iterator[Event]:
-        """Events of the next ``seconds``, and those that wait."""
+        """Events of the next ``seconds``, and those that wait, as many as are shown at once."""
         until = time.monotonic() + seconds
-        for _ in range(MAX_WAITING):
+        for _ in range(MOST_AT_ONCE):
             event = self._next(max(0.0, until - time.monotonic()))
             if event is None:
                 return

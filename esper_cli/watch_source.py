@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -12,16 +13,21 @@ POLL_SECONDS = 0.25
 """How often a journal is looked at; asking costs a stat and an open."""
 
 
+MOST_AT_ONCE = 100
+"""Events that are read at a time: an epoch of 500 layers takes a megabyte."""
+
+
 @dataclass(frozen=True, slots=True)
 class News:
     """The events since the last call, and whether the run's process lives.
 
-    ``afresh`` says that they are all there are: the journal was replaced.
+    ``afresh`` says that these are the first: the journal was replaced. ``more`` of them wait to be read.
     """
 
     events: list[Event]
     alive: bool
     afresh: bool = False
+    more: bool = False
 
 
 class Source(Protocol):
@@ -32,7 +38,7 @@ class Source(Protocol):
         """The run's folder, or its id where that is on another machine."""
 
     def read(self) -> News:
-        """What is new; the first time all there is. Does not wait for more. Raises EsperError."""
+        """What is new, at most ``MOST_AT_ONCE``; does not wait for any. Raises EsperError."""
 
 
 class JournalSource:
@@ -48,5 +54,5 @@ class JournalSource:
         restarts = self._reader.restarts
         # Asked before reading: a process that is gone by now has written all that it ever will.
         alive = is_being_written(self._path)
-        events = list(self._reader.read())
-        return News(events, alive, self._reader.restarts != restarts)
+        events = list(islice(self._reader.read(), MOST_AT_ONCE))
+        return News(events, alive, self._reader.restarts != restarts, len(events) == MOST_AT_ONCE)

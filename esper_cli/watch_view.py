@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from esper.nissa.journal import Event, dumps
-from esper.nissa.replay import ToldRun, until_epoch, with_numbers
+from esper.nissa.replay import EventLog, ToldRun, until_epoch, with_numbers
 from esper_cli.display import PlainDisplay
 from esper_cli.terminal import PipeConsole, console
 from esper_cli.watch_frame import WatchFrame
@@ -126,7 +126,7 @@ class LiveViewer(FrameViewer):
         self._keys = Keys()
         self._drawn = -math.inf
         self._news = False
-        self._events: list[Event] = []
+        self._log = EventLog()
         self._then: tuple[int, ToldRun] | None = None
 
     def __enter__(self) -> Self:
@@ -147,9 +147,9 @@ class LiveViewer(FrameViewer):
     def show(self, run: ToldRun, events: Sequence[Event]) -> None:
         """Draw it, if there is news or the last picture has become old."""
         if run is not self._run:
-            self._events, self._then = [], None  # it began afresh
+            self._log, self._then = EventLog(), None  # it began afresh
         super().show(run, events)
-        self._events += events
+        self._log.add(events)
         self._news = self._news or bool(events)
         if time.monotonic() - self._drawn >= (PAUSE_SECONDS if self._news else REDRAW_SECONDS):
             self._draw()
@@ -175,7 +175,7 @@ class LiveViewer(FrameViewer):
             self._then = None
         else:
             then = ToldRun(self._run.folder)
-            then.tell(until_epoch(self._events, epochs[max(0, place)]), alive=True)
+            then.tell(until_epoch(self._log.events, epochs[max(0, place)]), alive=True)
             self._then = epochs[max(0, place)], then
         self._draw()
 

@@ -9,18 +9,22 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from esper.errors import RunError, StorageError
-from esper.nissa.journal import JOURNAL_NAME
-from esper.nissa.run_records import RunStatus
+from esper.nissa.journal import JOURNAL_NAME, JournalReader
+from esper.nissa.run_records import RunStatus, parse_time
 from esper.nissa.run_view import RunView
 
 __all__ = ["LATEST", "RunStatus", "RunStore", "RunSummary", "RunView", "new_run_id"]
 
 LATEST = "latest"
-"""The name that ``RunStore.open`` takes for the run that was started last."""
+"""The name that ``RunStore.find`` takes for the run that was started last."""
+
+FIRST_EVENTS = 100
+"""A run tells among these when it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,21 +137,25 @@ class RunStore:
         return sorted(views, key=start_key, reverse=True)
 
     def open(self, name: str) -> RunView:
-        """The run of that id, of that unique beginning of an id, or ``latest``.
+        """The run that ``find`` finds; StorageError when its journal cannot be read."""
+        return self.view(self.find(name))
 
-        Raises RunError with the nearest names when there is none or more than one, and StorageError when its
-        journal cannot be read.
+    def find(self, name: str) -> str:
+        """The id of the run of that id, of that unique beginning of an id, or ``latest``.
+
+        Reads no journal, but for ``latest`` the beginning of each. Raises RunError with the nearest names
+        when there is none or more than one, and StorageError when no journal can be read.
         """
         run_ids = self.run_ids()
         if not run_ids:
             raise RunError(f"no runs in {self.root}", hint="start one with: esper train +experiment=smoke")
         if name in run_ids:
-            return self.view(name)
+            return name
         if name == LATEST:
-            return self._latest()
+            return self._latest(run_ids)
         matches = [run_id for run_id in run_ids if name and run_id.startswith(name)]
         if len(matches) == 1:
-            return self.view(matches[0])
+            return matches[0]
         if matches:
             more = "" if len(matches) <= 5 else f" and {len(matches) - 5} more"
             raise RunError(
@@ -169,11 +177,28 @@ class RunStore:
             view = self._views[run_id] = RunView(self.root / run_id, keep_packets=self._keep_packets)
         return view.refresh()
 
-    def _latest(self) -> RunView:
-        views = self.views()
-        if not views:
-            raise next(iter(self.problems.values()))
-        return views[0]
+    def _latest(self, run_ids: Sequence[str]) -> str:
+        started: dict[str, float] = {}
+        problems = []
+        for run_id in run_ids:
+            try:
+                started[run_id] = _started(self.root / run_id / JOURNAL_NAME)
+            except StorageError as error:
+                problems.append(error)
+        if not started:
+            raise problems[0]
+        return max(started, key=lambda run_id: (started[run_id], run_id))
+
+
+def _started(journal: Path) -> float:
+    """When the run began that ``journal`` tells of, in Unix seconds; 0 where its first events do not say."""
+    for event in islice(JournalReader(journal).read(), FIRST_EVENTS):
+        if event["event"] == "run_started":
+            try:
+                return parse_time(event["at"]).timestamp()
+            except (KeyError, TypeError, ValueError):
+                continue
+    return 0.0
 
 
 def _holds_a_journal(entry: os.DirEntry[str]) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from nissa_support import DORMANT, RunWriter
 
 from esper.messages import SeedState
-from esper.nissa.journal import JOURNAL_NAME, Event, read_journal
-from esper.nissa.replay import ToldRun, until_epoch, with_numbers
+from esper.nissa.journal import JOURNAL_NAME, Event, dumps, read_journal
+from esper.nissa.replay import EventLog, ToldRun, until_epoch, with_numbers
 from esper.nissa.run_records import RunStatus
 from esper.nissa.run_view import RunHistory, RunView
 
@@ -77,6 +77,58 @@ def test_an_epoch_that_was_lived_again_is_as_it_was_then(folder: Path) -> None:
 
 def test_the_last_epoch_has_the_end_of_the_run(folder: Path) -> None:
     assert told(folder, 3).status is RunStatus.FINISHED
+
+
+@pytest.mark.parametrize("epoch", range(4))
+def test_a_log_tells_each_epoch_as_the_journal_does(folder: Path, epoch: int) -> None:
+    log, kept = EventLog(), ToldRun(folder)
+    log.add(events_of(folder))
+    kept.tell(until_epoch(log.events, epoch), alive=True)
+    whole = told(folder, epoch)
+    for item in fields(RunHistory):
+        if item.name != "epochs":
+            assert getattr(kept, item.name) == getattr(whole, item.name), item.name
+    without = [replace(one, packet={}) for one in whole.epochs]
+    assert [replace(one, packet={}) for one in kept.epochs] == without
+
+
+def test_a_log_of_many_layers_is_small(tmp_path: Path) -> None:
+    still = {"seed_states": ["DORMANT"] * 4, "signals": [0.5] * 200}
+    packet = {"loss": 1.0, "accuracy": 0.5, "history": [1] * 100}
+    metrics = {f"layer{number}": still for number in range(500)}
+    log = EventLog()
+    for epoch in range(20):
+        whole = {**packet, "epoch": epoch, "layer_metrics": metrics}
+        log.add([{"event": "epoch", "at": "now", "packet": whole}])
+    assert len(dumps(log.events[1:])) < 20 * 200
+    log.add([{"event": "epoch", "packet": "?"}])
+    assert log.events[-1] == {"event": "epoch", "packet": "?"}
+
+
+def test_a_log_keeps_what_takes_a_change_back(tmp_path: Path) -> None:
+    with RunWriter(tmp_path, RUN) as journal:
+        journal.started()
+        journal.epoch(0)
+        journal.seed(1, SeedState.TRAINING)
+        journal.epoch(1)  # which says that it is dormant, as the one before did
+    log, kept = EventLog(), ToldRun(tmp_path / RUN)
+    log.add(events_of(tmp_path / RUN))
+    kept.tell(log.events, alive=True)
+    assert kept.seeds["stage1"][0].state == SeedState.DORMANT
+
+
+def test_a_log_keeps_what_a_rollback_makes_news_again(tmp_path: Path) -> None:
+    trains = (SeedState.TRAINING, SeedState.DORMANT)
+    with RunWriter(tmp_path, RUN) as journal:
+        journal.started()
+        journal.epoch(0)
+        journal.epoch(1, states=trains)
+        journal.rollback(1)
+        journal.epoch(1, states=trains)
+    log, kept = EventLog(), ToldRun(tmp_path / RUN)
+    log.add(events_of(tmp_path / RUN))
+    kept.tell(log.events, alive=True)
+    assert kept.seeds["stage1"][0].state == SeedState.TRAINING
 
 
 def test_an_epoch_that_is_not_there_is_an_error(folder: Path) -> None:

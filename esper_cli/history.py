@@ -62,6 +62,8 @@ def why_it_ended(view: RunView) -> list[str]:
     """Why a run did not finish, and how to go on."""
     if view.error:
         return [f"it failed: {view.error}"]
+    if view.status == "paused":
+        return [f"it waits, as it was asked to; it goes on with: esper runs resume {view.run_id}"]
     # Of a run on another machine there is no folder here, only its word.
     here = view.folder.exists()
     saved = _has_checkpoint(view.folder / "checkpoints") if here else view.checkpoint is not None

@@ -230,6 +230,7 @@ def test_the_command_line_asks_and_says_what_became_of_it(
             codes.append(command(["runs", *arguments, f"runs={tmp_path}"]))
             if arguments[0] == "pause":
                 codes.append(command(["runs", "ls", f"runs={tmp_path}"]))
+                codes.append(command(["runs", "show", run_id, f"runs={tmp_path}"]))
 
     threads: list[threading.Thread] = []
 
@@ -241,15 +242,16 @@ def test_the_command_line_asks_and_says_what_became_of_it(
     cfg = config(tmp_path, "tolaria.epochs=300", "tolaria.flops=null")
     run = build_training(cfg, listeners=[asking := Asking("epoch", 1, start)])
     asking.folder = run.info.folder
-    training = threading.Thread(target=lambda: stop_when(run, lambda: bool(threads) and len(codes) == 4))
+    training = threading.Thread(target=lambda: stop_when(run, lambda: bool(threads) and len(codes) == 5))
     training.start()
     training.join()
     threads[0].join()
     captured = capsys.readouterr()
-    assert codes == [0, 0, 0, 7]
+    assert codes == [0, 0, 0, 0, 7]
     asked = json.loads(captured.out[: captured.out.index("}\n}") + 3])
     assert asked["outcome"]["action"] == "pause"
     assert "paused" in captured.out[len(json.dumps(asked)) :]
+    assert f"it goes on with: esper runs resume {run.info.run_id}" in captured.out
     assert f"{run.info.run_id} goes on, after" in captured.out
     assert "refused: the run is not paused" in captured.err
     assert command(["runs", "rollback", "latest", "--epoch", "1", "--step", "1"]) == 2

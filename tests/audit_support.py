@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 from urza_support import KEY, artefact, never_load, open_sealed, report
 
 from esper.security import KeyRing, Keys
-from esper.security.audit import Entry, Signer
+from esper.security.audit import Entry, Signer, link_of
 from esper.security.audit_heads import KeptHeads
 from esper.urza.database import open_database
 from esper.urza.library import KernelLibrary
@@ -110,6 +110,7 @@ def attacks(last: int) -> Iterator[tuple[str, Callable[[Connection], Any], int]]
         run(f"DELETE FROM audit WHERE sequence BETWEEN {middle} AND {middle + 5}"),
         middle,
     )
+    yield "edit, links made anew", rechained(middle), middle
     yield "reorder", move(middle, middle + 1), middle
     yield "reorder from afar", move(2, last), 2
     yield "insertion", insert(middle), middle + 1
@@ -119,6 +120,25 @@ def attacks(last: int) -> Iterator[tuple[str, Callable[[Connection], Any], int]]
     yield "all gone", run("DELETE FROM audit", "DELETE FROM audit_head"), 1
     yield "head gone", run("DELETE FROM audit_head"), last
     yield "head edited", run("UPDATE audit_head SET sequence = sequence - 1"), last - 1
+
+
+def rechained(number: int) -> Callable[[Connection], Any]:
+    """Change an entry, and make all links from there on anew, which takes no key."""
+
+    def do(connection: Connection) -> None:
+        connection.execute(text(f"UPDATE audit SET who = 'user-else' WHERE sequence = {number}"))
+        rows = connection.execute(
+            text(f"SELECT * FROM audit WHERE sequence >= {number - 1} ORDER BY sequence")
+        )
+        link = ""
+        for row in rows.mappings().all():
+            entry = Entry(**row)
+            link = link_of(link, entry.digest) if link else entry.link
+            values = {"link": link, "sequence": entry.sequence}
+            connection.execute(text("UPDATE audit SET link = :link WHERE sequence = :sequence"), values)
+        connection.execute(text("UPDATE audit_head SET link = :link"), {"link": link})
+
+    return do
 
 
 def cut_with_head(number: int) -> Callable[[Connection], Any]:

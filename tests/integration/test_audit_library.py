@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from audit_support import (
+    KERNELS,
     attacks,
     audited,
     auditor,
@@ -67,6 +68,30 @@ def test_what_is_done_to_the_trail_is_found_and_the_entry_named(stored_url: str,
             put_back(stored_url, table, rows)
     with audited(stored_url, tmp_path) as library:
         assert library.trail.verify().findings == ()
+
+
+def test_an_entry_of_another_history_does_not_pass(tmp_path: Path) -> None:
+    """It is signed, and at its number; yet the library went another way."""
+    files = {name: tmp_path / f"{name}.db" for name in ("one", "other")}
+    with audited(f"sqlite:///{files['one']}", tmp_path) as library:
+        change(library, KERNELS)
+    shutil.copy(files["one"], files["other"])
+    for name, path in files.items():
+        with audited(f"sqlite:///{path}", tmp_path) as library:
+            for number in range(4):
+                library.set_tags("kernel_0_1", [f"{name}{number}"])
+    number = KERNELS + 3
+    with closing(sqlite3.connect(files["one"])) as database:
+        database.execute(f"ATTACH '{files['other']}' AS other")
+        database.execute(f"DELETE FROM audit WHERE sequence = {number}")
+        database.execute(f"INSERT INTO audit SELECT * FROM other.audit WHERE sequence = {number}")
+        database.commit()
+    with audited(f"sqlite:///{files['one']}", tmp_path) as library:
+        findings = library.trail.verify().findings
+    assert [(each.wrong, each.sequence) for each in findings] == [
+        ("inserted", number),
+        ("inserted", number + 1),
+    ]
 
 
 def test_an_entry_that_is_not_stored_means_a_change_that_is_not(stored_url: str, tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ for log in (logging.getLogger("third.party"), own):
         raise ValueError("{SECRET}")
     except ValueError:
         log.exception("failed")
+# As a library does that makes records itself, or puts its own factory in the place of ours.
+logging.root.handle(logging.makeLogRecord({{"msg": "made {SECRET}", "levelno": 40, "levelname": "ERROR"}}))
 warnings.warn("{SECRET}")
 thread = threading.Thread(target=lambda: 1 / 0 if not "{SECRET}" else int("{SECRET}"))
 thread.start()
@@ -148,6 +150,7 @@ def test_no_secret_is_logged_by_anybody_in_any_way(form: str) -> None:
     assert done.returncode == 1
     assert SECRET not in done.stdout + done.stderr
     assert JWT not in done.stderr
+    assert "made [redacted]" in done.stderr
     assert "RuntimeError: [redacted]" in done.stderr
     assert done.stderr.count("ValueError: [redacted]") == 2
     if form == "json":

@@ -17,7 +17,7 @@ from esper.assembly.telemetry import TelemetryDatabase
 from esper.nissa.journal import JOURNAL_NAME, Journal, read_journal
 from esper.nissa.run_records import RunStatus
 from esper.nissa.runs import RunStore
-from esper.nissa.telemetry.messages import Sink
+from esper.nissa.telemetry.messages import Message, Sink
 from esper.nissa.telemetry.mirror import RunMirror, Source
 from esper.nissa.telemetry.postgres import EventTable, PostgresRuns
 from esper.nissa.telemetry.redis_runs import RedisRuns
@@ -177,6 +177,9 @@ def test_runs_of_this_host_and_names_that_are_none_are_left_alone(
             time.sleep(0.6)
             assert status(store, OTHER) is RunStatus.RUNNING
             assert journal.end == written == (tmp_path / OTHER / JOURNAL_NAME).stat().st_size
+            journal.close()  # nobody holds it any more, and it is a run of this host all the same
+            time.sleep(1.2)
+    assert (tmp_path / OTHER / JOURNAL_NAME).stat().st_size == written
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([OTHER, RUN])
     assert read_journal(tmp_path / RUN / JOURNAL_NAME)[0] == []
     assert not (tmp_path.parent / "escape").exists()
@@ -234,4 +237,7 @@ def _or_none(call: Callable[[], list[int]]) -> list[int] | None:
 def test_the_kernel_library_can_be_in_the_same_database(postgres_url: str) -> None:
     with closing(postgres_place(postgres_url).sink(RUN)) as sink:
         assert sink.position() == 0
+        for _ in range(2):  # as after a commit of which no word came back
+            sink.write([Message("event", "seed", 0.0, 7, {"n": 0})])
+        assert sink.position() == 7
     open_database(postgres_url).close()  # which refuses a database of something else

@@ -24,6 +24,7 @@ def model() -> nn.Sequential:
 def test_signals_so_far_are_those_of_a_drain_and_reset_nothing(model: nn.Sequential) -> None:
     with torch.no_grad():
         model[0].host.weight[0] = 0.0  # a feature that never varies
+        model[0].host.weight[1], model[0].host.bias[1] = 1e-3, -9.0  # one that is never above zero
     assert signals_so_far(model) == {}
     observe(model, True)
     for _ in range(2):

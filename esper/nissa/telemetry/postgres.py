@@ -104,7 +104,7 @@ class EventTable:
 
     def _row(self, message: Message) -> dict[str, Any]:
         at = datetime.fromtimestamp(message.at, UTC)
-        fields = dumps(message.fields).replace("\\u0000", "\\ufffd")  # which no text of PostgreSQL can hold
+        fields = dumps(message.fields)
         return {"run": self._run_id, "place": message.place, "name": message.name, "at": at, "fields": fields}
 
     @contextmanager

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from esper.errors import RunError, StorageError
-from esper.nissa.journal import JOURNAL_NAME, dumps, is_being_written
+from esper.nissa.journal import COPY_NAME, JOURNAL_NAME, dumps, is_being_written
 
 CONTROL_NAME = "control.jsonl"
 """Name of the file of requests in a run's folder."""
@@ -52,6 +52,11 @@ def ask(folder: Path, action: Action, *, epoch: int | None = None, step: int | N
     """
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     request = ControlRequest(secrets.token_hex(8), action, at, epoch, step)
+    if (folder / COPY_NAME).exists():
+        raise RunError(
+            f"run {folder.name} is a copy: nothing can be asked of it here",
+            hint="ask on the host where it trains",
+        )
     if not is_being_written(folder / JOURNAL_NAME):
         raise RunError(
             f"run {folder.name} does not go on: nothing can be asked of it",

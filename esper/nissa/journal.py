@@ -54,6 +54,9 @@ from esper.errors import RunError, StorageError
 JOURNAL_NAME = "journal.jsonl"
 """Name of the journal in a run's folder."""
 
+COPY_NAME = "mirrored"
+"""Name of the file in a run's folder that says that it is a copy of a run of another host."""
+
 DURABLE_EVENTS = frozenset(
     {"run_started", "epoch", "checkpoint", "control", "run_finished", "run_interrupted", "run_failed"}
 )

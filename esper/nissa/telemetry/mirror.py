@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from esper.errors import EsperError, RunError
-from esper.nissa.journal import JOURNAL_NAME, Event, Journal, read_journal
-
-MARK: Final = "mirrored"
-"""Name of the file that says that a run's folder is a copy."""
+from esper.nissa.journal import COPY_NAME, JOURNAL_NAME, Event, Journal, read_journal
 
 POLL_SECONDS: Final = 0.5
 MOST_RUNS: Final = 200
@@ -158,8 +155,8 @@ def is_copy(folder: Path) -> bool:
     """Whether ``folder`` is that of a copy, and may be written; it is made if there is none."""
     if not folder.exists():
         folder.mkdir(parents=True)
-        (folder / MARK).touch()
-    return (folder / MARK).exists()
+        (folder / COPY_NAME).touch()
+    return (folder / COPY_NAME).exists()
 
 
 def event_of(name: str, at: float, place: int, data: str | bytes | None) -> Event | None:

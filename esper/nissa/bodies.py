@@ -19,7 +19,9 @@ from esper.nissa.connection import closing
 from esper.nissa.refusal import Refusal
 
 MOST_BODY_BYTES: Final = 64 * 1024
-BODY_SECONDS: Final = 3.0
+BODY_SECONDS: Final = 2.0
+"""Less than the 3 s of silence after which Hypercorn gives a client up, and its answer with it."""
+
 ANSWER_SECONDS: Final = 30.0
 """How long an answer may take to begin."""
 

@@ -16,7 +16,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import fields as fields_of
 from dataclasses import is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +63,7 @@ _RELATIVE: Final = re.compile(
 )
 _BELOW: Final = re.compile(rf"{re.escape(PATH)}(?:/[^\s'\"<>,;]+)+")
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+")
+_SHORT: Final = 64
 _LEAST_NAME: Final = 3
 _COMMON_NAMES: Final = frozenset({"root", "user", "localhost", "test", "esper"})
 
@@ -133,17 +134,25 @@ def _said(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: _clean(value) if name in TEXTS else value for name, value in record.items()}
 
 
+@lru_cache(maxsize=4096)
+def _short(text: str, _secrets: int, _places: int) -> str:
+    """``without_places`` of a text that comes again and again, such as a name, while no more is known."""
+    return without_places(text)
+
+
+def _cleaned(text: str) -> str:
+    return _short(text, redact.registered, len(_places)) if len(text) <= _SHORT else without_places(text)
+
+
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return without_places(value)
+        return _cleaned(value)
     if isinstance(value, Path):
         return PATH
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _clean(getattr(value, field.name)) for field in fields_of(value)}
     if isinstance(value, Mapping):
-        return {
-            without_places(key) if isinstance(key, str) else key: _clean(item) for key, item in value.items()
-        }
+        return {_cleaned(key) if isinstance(key, str) else key: _clean(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_clean(item) for item in value]
     return value

@@ -63,6 +63,11 @@ class Redactor:
             longest_first = sorted(self._values, key=len, reverse=True)
             self._known = re.compile("|".join(map(re.escape, longest_first)))
 
+    @property
+    def registered(self) -> int:
+        """How many values were registered, in any form; it only grows."""
+        return len(self._values)
+
     def known(self, text: str) -> str:
         """``text`` without what was registered; shapes are not looked for."""
         return text if self._known is None else self._known.sub(MASK, text)

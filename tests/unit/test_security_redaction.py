@@ -207,3 +207,13 @@ def test_logs_of_a_program_that_imports_esper_are_its_own() -> None:
     assert logging.root.handlers == before
     with pytest.raises(ConfigError, match="text, json"):
         choose("xml", "info")
+
+
+def test_a_secret_that_becomes_known_later_goes_from_texts_that_were_seen_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(privacy, "redact", Redactor())
+    told = {"text": "harmless so far"}
+    assert leaving("message", told) == told
+    privacy.redact.register(told["text"])
+    assert leaving("message", told) == {"text": MASK}

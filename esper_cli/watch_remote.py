@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from http.client import HTTPException, HTTPResponse
 from itertools import chain, islice
@@ -30,6 +31,9 @@ SILENCE_SECONDS = 30.0
 
 LOST_SECONDS = 30.0
 """How long a server that was there may be gone."""
+
+RETRY_SECONDS = 1.0
+"""How long to wait before a lost connection is made anew."""
 
 MIDST_SECONDS = 5.0
 """How long the server may take for the next of many events that it has."""
@@ -54,7 +58,9 @@ class ServerSource:
     def __init__(self, url: str, name: str, token: str | None) -> None:
         self._server = _Server(url, token)
         details = self._server.get(f"/api/v1/runs/{quote(name, safe='')}")
-        self._run_id = str(details["run_id"])
+        if not isinstance(details.get("run_id"), str):
+            raise self._server.unreachable("its answer is not one of Esper's")
+        self._run_id: str = details["run_id"]
         self.folder = Path(self._run_id)
         latest = details.get("latest") or {}
         self._known: str | None = latest.get("at")
@@ -73,11 +79,16 @@ class ServerSource:
             return News(events, self._alive, more=self._before is not None)
         events = list(self._within(0.0))
         if not events and time.monotonic() - self._asked >= STATUS_SECONDS:
-            self._alive = _goes_on(self._server.get(f"/api/v1/runs/{quote(self._run_id, safe='')}"))
-            self._asked = time.monotonic()
+            self._ask()
             # What it wrote before it ended may have come since.
             events = [] if self._alive else list(self._within(QUIET_SECONDS))
         return News(events, self._alive)
+
+    def _ask(self) -> None:
+        """Whether the run goes on; a server that is gone for a while is the other thread's concern."""
+        with suppress(_Unreachable):
+            self._alive = _goes_on(self._server.get(f"/api/v1/runs/{quote(self._run_id, safe='')}"))
+        self._asked = time.monotonic()
 
     def _until_known(self) -> Iterator[Event]:
         """Events up to the latest epoch that the server knew of when it was asked first."""
@@ -108,21 +119,25 @@ class ServerSource:
 
     def _follow(self) -> None:
         """Put every event of the run into the queue, and the error that ends it; runs in a thread."""
-        seen, lost = "start", time.monotonic()
+        seen, lost = "start", None
         while True:
+            failure: EsperError | None = None
             try:
                 with self._server.open(f"/api/v1/events?run={quote(self._run_id)}", seen) as stream:
+                    lost = None
                     for place, data in server_sent_events(stream):
-                        lost = time.monotonic()
-                        self._events.put(json.loads(data))
+                        if (event := _parse(data)) is not None:
+                            self._events.put(event)
                         seen = place or seen
             except EsperError as error:
-                if not isinstance(error, _Unreachable) or time.monotonic() - lost > LOST_SECONDS:
-                    return self._events.put(error)
-            except (OSError, HTTPException, ValueError) as error:
-                if time.monotonic() - lost > LOST_SECONDS:
-                    return self._events.put(self._server.unreachable(error))
-            time.sleep(1.0)
+                failure = error
+            except (OSError, HTTPException) as error:
+                failure = self._server.unreachable(error)
+            now = time.monotonic()
+            lost = lost or now
+            if failure is not None and (not isinstance(failure, _Unreachable) or now - lost > LOST_SECONDS):
+                return self._events.put(failure)
+            time.sleep(RETRY_SECONDS)
 
 
 class _Unreachable(RunError):
@@ -165,7 +180,9 @@ class _Server:
         follow = {"Last-Event-ID": last_event, "Accept": "text/event-stream"} if last_event else {}
         request = urllib.request.Request(self._url + path, headers={**self._headers, **follow})
         try:
-            return self._opener.open(request, timeout=SILENCE_SECONDS if last_event else ANSWER_SECONDS)  # type: ignore[no-any-return]
+            seconds = SILENCE_SECONDS if last_event else ANSWER_SECONDS
+            answer: HTTPResponse = self._opener.open(request, timeout=seconds)
+            return answer
         except HTTPError as error:
             with error:
                 raise self._refusal(error.code, error.read(MAX_BYTES)) from None
@@ -193,17 +210,25 @@ class _Server:
 
 
 def server_sent_events(stream: HTTPResponse) -> Iterator[tuple[str, str]]:
-    """The id and data of each event in ``stream`` until it ends; ValueError for a line without an end."""
+    """The id and data of each event in ``stream`` until it ends; RunError for a line without an end."""
     fields: dict[str, str] = {}
     while line := stream.readline(MAX_BYTES):
         if not line.endswith(b"\n") and len(line) >= MAX_BYTES:
-            raise ValueError(f"a line of more than {MAX_BYTES} bytes")
-        name, _, value = line.decode().rstrip("\r\n").partition(": ")
+            raise RunError(f"an event of more than {MAX_BYTES} bytes", hint="look at the run where it lies")
+        name, _, value = line.decode(errors="replace").rstrip("\r\n").partition(": ")
         if name:
             fields[name] = value
         elif "data" in fields:
             yield fields.get("id", ""), fields["data"]
             fields = {}
+
+
+def _parse(data: str) -> Event | None:
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def _goes_on(details: dict[str, Any]) -> bool:

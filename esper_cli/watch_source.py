@@ -12,7 +12,6 @@ from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_wri
 POLL_SECONDS = 0.25
 """How often a journal is looked at; asking costs a stat and an open."""
 
-
 MOST_AT_ONCE = 100
 """Events that are read at a time: an epoch of 500 layers takes a megabyte."""
 

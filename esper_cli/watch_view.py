@@ -27,7 +27,6 @@ REDRAW_SECONDS = 1.0
 PAUSE_SECONDS = 0.5
 """The picture is drawn no sooner than that after the last one: of a long run it costs 0.1 s."""
 
-
 STEPS = {"left": -1, "right": 1, "page up": -10, "page down": 10}
 """How many epochs each key goes."""
 
@@ -52,8 +51,8 @@ class Viewer(Protocol):
         """Whether somebody looks at what was before, and the run's end has to wait."""
 
 
-class JsonViewer:
-    """Each event as a line of JSON, as it stands in the journal."""
+class _Still:
+    """What all viewers have that no keys reach."""
 
     def __enter__(self) -> Self:
         return self
@@ -71,13 +70,17 @@ class JsonViewer:
         time.sleep(seconds)
         return True
 
+
+class JsonViewer(_Still):
+    """Each event as a line of JSON, as it stands in the journal."""
+
     def show(self, _run: ToldRun, events: Sequence[Event]) -> None:
         """Print them."""
         sys.stdout.writelines(dumps(event) + "\n" for event in events)
         sys.stdout.flush()
 
 
-class LineViewer(JsonViewer):
+class LineViewer(_Still):
     """Each event that is news as a line for people, as ``esper train`` prints it."""
 
     def __init__(self) -> None:
@@ -93,7 +96,7 @@ class LineViewer(JsonViewer):
                 continue
 
 
-class FrameViewer(JsonViewer):
+class FrameViewer(_Still):
     """One picture of the run as it is at the end, or as it was when what ``note`` says had just happened."""
 
     def __init__(self, note: str = "") -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from servers.proxy import Proxy
 
+from esper.errors import RunError
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper_cli import watch_remote
 from esper_cli.app import run
@@ -110,17 +111,21 @@ def test_a_run_of_a_server_is_the_run_of_its_journal(
 
 
 def test_what_is_written_is_shown_once_though_the_connection_is_cut(
-    proxy: Proxy, folder: Path, capsys: pytest.CaptureFixture[str]
+    proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(watch_remote, "LOST_SECONDS", 1.0)  # since it was lost, not since the last event
+    monkeypatch.setattr(watch_remote, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(watch_remote, "STATUS_SECONDS", 0.1)
     with begin(folder / "runs", GOING) as journal:
         finish_epoch(journal, 0)
 
         def go_on() -> None:
             for epoch in range(1, 9):
-                if epoch == 4:
+                if epoch in (3, 6):
+                    time.sleep(1.3)
                     proxy.cut_after(10)
-                time.sleep(0.3)
-                if epoch == 5:
+                time.sleep(0.2)
+                if epoch in (4, 7):
                     proxy.heal()
                 finish_epoch(journal, epoch)
             journal.write("run_finished", summary={})
@@ -236,5 +241,5 @@ def test_events_are_read_as_they_were_sent() -> None:
     )  # fmt: skip
     assert list(server_sent_events(stream)) == [("7", '{"a": ": "}'), ("", "2")]
     endless: Any = _Lines(b"x" * watch_remote.MAX_BYTES)
-    with pytest.raises(ValueError, match="a line of more"):
+    with pytest.raises(RunError, match="an event of more"):
         next(server_sent_events(endless))

@@ -93,26 +93,18 @@ def _check_length(request: Request) -> None:
 
 async def _body(receive: Receive) -> bytes:
     """All of the body, or Refusal."""
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body", False):
-        return bytes(message.get("body", b""))
+    pieces, size = [], 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _rest(message, receive)
+            while (message := await receive())["type"] == "http.request":
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                if size > MOST_BODY_BYTES:
+                    raise _too_large()
+                if not message.get("more_body", False):
+                    return b"".join(pieces)
     except TimeoutError:
         raise Refusal(408, "the body of the request did not arrive in time") from None
-
-
-async def _rest(message: Message, receive: Receive) -> bytes:
-    pieces, size = [], 0
-    while message["type"] == "http.request":
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > MOST_BODY_BYTES:
-            raise _too_large()
-        if not message.get("more_body", False):
-            return b"".join(pieces)
-        message = await receive()
     raise _Gone
 
 

@@ -43,8 +43,7 @@ class TokenAuthority:
     def signing_key(self) -> tuple[SigningKey, Trusted]:
         """The key that signs now, made if there is none, and what is trusted beside it."""
         ring, _ = self._source.load_or_make()
-        trusted = self._publish(ring)
-        return SigningKey(ring.primary.id, _private(ring.primary)), trusted
+        return SigningKey(ring.primary.id, _private(ring.primary)), self._publish()
 
     def keys(self) -> KeyRing:
         """Those whose tokens are valid, the one that signs first."""
@@ -58,7 +57,7 @@ class TokenAuthority:
         """Sign with ``key``, a new one, from now on; tokens of the older ones stay valid."""
         self.keys()
         ring = self._source.change(lambda ring: ring.with_primary(key))
-        self._publish(ring)
+        self._publish()
         return ring
 
     def retire(self, key_id: str) -> None:
@@ -72,33 +71,50 @@ class TokenAuthority:
             return ring.without(key_id)
 
         self.keys()
-        self._publish(self._source.change(without))
+        try:
+            self._source.change(without)
+        finally:
+            self._publish()  # also of one that was forgotten by a process that was killed before this
 
     def revoke(self, token_id: str) -> None:
         """Have the token of that id be valid no more."""
         until = int(time.time()) + LONGEST_SECONDS
-        self._change(lambda trusted: replace(trusted, ids={**trusted.ids, token_id: until}))
+
+        def without(trusted: Trusted | None) -> Trusted:
+            known = self._known(trusted)
+            return replace(known, ids={**known.ids, token_id: until})
+
+        self._change(without)
 
     def revoke_all(self, name: str) -> None:
         """Have no token be valid that was issued for ``name`` until now."""
         since = int(time.time()) + 1
-        self._change(lambda trusted: replace(trusted, names={**trusted.names, name: since}))
 
-    def _publish(self, ring: KeyRing) -> Trusted:
-        keys = {key.id: _private(key).public_key() for key in ring.keys}
-        # Where what was revoked is lost, no older token is trusted.
-        return self._change(lambda trusted: replace(trusted, keys=keys), Trusted(keys, int(time.time())))
+        def later(trusted: Trusted | None) -> Trusted:
+            known = self._known(trusted)
+            return replace(known, names={**known.names, name: since})
 
-    def _change(self, change: Callable[[Trusted], Trusted], first: Trusted | None = None) -> Trusted:
+        self._change(later)
+
+    def _publish(self) -> Trusted:
+        def current(trusted: Trusted | None) -> Trusted:
+            # Read only now: whoever publishes later has read no older keys.
+            keys = {key.id: _private(key).public_key() for key in self._source.load().keys}
+            # Where what was revoked is lost, no older token is trusted.
+            return Trusted(keys, int(time.time())) if trusted is None else replace(trusted, keys=keys)
+
+        return self._change(current)
+
+    def _known(self, trusted: Trusted | None) -> Trusted:
+        if trusted is None:
+            raise SecurityError(f"there is no {self._trusted}, hence no token to revoke")
+        return trusted
+
+    def _change(self, change: Callable[[Trusted | None], Trusted]) -> Trusted:
+        now = int(time.time())
         with locked(beside(self._trusted, "lock")):
             before = read_trusted(self._trusted)
-            if before is None and first is None:
-                raise SecurityError(
-                    f"there is no {self._trusted}, hence no valid token", hint="nothing is left to revoke"
-                )
-            after = first if before is None else change(before)
-            assert after is not None
-            after = after.without_expired(int(time.time()), LONGEST_SECONDS)
+            after = change(before).without_expired(now, LONGEST_SECONDS)
             if max(len(after.names), len(after.ids)) > MOST_REVOKED:
                 raise SecurityError(
                     f"more than {MOST_REVOKED} tokens are revoked",

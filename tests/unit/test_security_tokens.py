@@ -2,6 +2,7 @@
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,39 @@ def test_a_rotation_keeps_older_tokens_valid_until_their_key_is_retired(forge: F
     forge.authority.retire(forge.key.id)
     assert not accepted(forge.good, trusted_in(tmp_path))
     assert accepted(newer, trusted_in(tmp_path))
+
+
+def test_a_key_that_was_retired_comes_back_with_no_token_that_is_issued_meanwhile(
+    forge: Forge, tmp_path: Path
+) -> None:
+    """The worst moment: another process has read the keys from before, and publishes after."""
+    forge.authority.rotate(new_key())
+    slow = TokenAuthority(tmp_path / "token_keys.json", tmp_path / "tokens.json")
+    load_or_make = slow._source.load_or_make
+
+    def read_then_retired() -> Any:
+        ring = load_or_make()
+        forge.authority.retire(forge.key.id)
+        return ring
+
+    slow._source.load_or_make = read_then_retired  # type: ignore[method-assign]
+    issue(slow, RULES, name="bob", role="viewer")
+    assert not accepted(forge.good, trusted_in(tmp_path))
+
+
+def test_many_at_once_lose_nothing(forge: Forge, tmp_path: Path) -> None:
+    ids = [f"{number:032x}" for number in range(40)]
+
+    def work(token_id: str) -> str:
+        authority = TokenAuthority(tmp_path / "token_keys.json", tmp_path / "tokens.json")
+        authority.revoke(token_id)
+        return issue(authority, RULES, name="bob", role="viewer")[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        tokens = list(pool.map(work, ids))
+    trusted = trusted_in(tmp_path)
+    assert set(trusted.ids) == set(ids)
+    assert all(accepted(token, trusted) for token in tokens)
 
 
 def test_one_token_or_all_of_a_name_can_be_revoked(forge: Forge, tmp_path: Path) -> None:

@@ -20,6 +20,18 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from esper.nissa.journal import JOURNAL_NAME
 
 ESPER = (sys.executable, "-m", "esper_cli")
+TOO_WIDE = """version: 1
+name: far_too_wide
+title: More parameters than a kernel may have
+layouts: [features]
+sizes:
+  r: 100000
+nodes:
+  - {id: down, op: linear, inputs: [x], params: {out: r}}
+  - {id: middle, op: linear, inputs: [down], params: {out: r}}
+  - {id: up, op: linear, inputs: [middle], params: {out: out}}
+output: up
+"""
 TOLD = ("error", "warning")
 
 
@@ -29,9 +41,12 @@ def environment(place: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that was really trained, with its kernels, and several that were made."""
+    """A folder with a run that was trained, though one blueprint cannot be compiled, and with made ones."""
     place = tmp_path_factory.mktemp("page")
-    command = [*ESPER, "train", "+experiment=smoke"]
+    blueprints = Path(__file__).parents[2] / "blueprints"
+    (place / "wide.yaml").write_text(TOO_WIDE)
+    paths = f"karn.paths=[wide.yaml,{blueprints}/residual_mlp.yaml]"
+    command = [*ESPER, "train", "+experiment=smoke", paths]
     subprocess.run(command, cwd=place, env=environment(place), check=True, capture_output=True, timeout=120)
     (trained,) = (place / "runs").glob("*-smoke-*")
     kernels = re.findall(r"kernel_[0-9a-f]{16}", (trained / JOURNAL_NAME).read_text())

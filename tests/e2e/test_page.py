@@ -55,7 +55,8 @@ def test_a_run_that_was_trained_shows_what_it_did_and_why(open_page: Open, place
     expect(decision.locator(".steps li").first).to_contain_text("germinated")
     expect(page.locator("#library table").first).to_contain_text("hit rate")
     expect(page.locator("#library table").nth(1).locator("tbody tr").first).to_be_visible()
-    expect(page.locator("#queue-sub")).to_contain_text("0 failed")
+    expect(page.locator("#queue-sub")).to_contain_text("2 failed")
+    expect(page.locator("#alert-list")).to_contain_text("Compilation failed: far_too_wide")
 
 
 def test_the_network_is_drawn_as_it_was_at_the_epoch_that_is_looked_at(open_page: Open) -> None:

@@ -3,6 +3,12 @@
 import { clock, day, el, plural, redraw, seconds, words } from "./format.js";
 
 const MOST = 50;
+const BEFORE = 600_000; // ms: what is compiled for a run is compiled before it starts
+
+// Whether something that happened at that time is of interest to who looks at that run.
+const during = (facts, at) =>
+  Date.parse(at) >= Date.parse(facts.started) - BEFORE &&
+  (facts.status === "running" || facts.status === "paused" || Date.parse(at) <= Date.parse(facts.last_event));
 
 export function alertsOf(runs, compilations) {
   const alerts = [];
@@ -52,8 +58,13 @@ export function alertsOf(runs, compilations) {
         facts.last_event,
       );
   });
-  for (const each of compilations)
-    alerts.push({ level: "wait", what: `Compilation failed: ${each.what}`, detail: each.why, at: each.at });
+  for (const each of compilations.filter((failed) => runs.some((run) => during(run.run, failed.at))))
+    alerts.push({
+      level: "wait",
+      what: `Compilation failed: ${each.blueprint_name || each.blueprint_id}`,
+      detail: [each.stage, each.reason].filter(Boolean).join(": "),
+      at: each.at,
+    });
   return alerts.sort((a, b) => String(b.at ?? "").localeCompare(String(a.at ?? "")));
 }
 

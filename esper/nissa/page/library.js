@@ -164,10 +164,12 @@ export class Library {
   }
 
   async ask() {
-    const [kernels, compilations] = await Promise.allSettled([
+    const [kernels, compilations, failed] = await Promise.allSettled([
       get(`/api/v1/kernels?limit=${SHOWN}`),
       get(`/api/v1/compilations?limit=${SHOWN}`),
+      get(`/api/v1/compilations?limit=${SHOWN}&status=failed`),
     ]);
+    if (failed.status === "fulfilled") this.onFailures(failed.value.compilations);
     if (kernels.status === "fulfilled") {
       this.kernels = kernels.value.kernels;
       this.problem = null;
@@ -187,16 +189,8 @@ export class Library {
       return;
     }
     const { compilations: all, counts } = answer.value;
-    const failed = all.filter((each) => each.status === "failed");
     this.compilations = all;
     this.queueSub.textContent = `${count(counts.compiled)} done, ${count(counts.failed)} failed`;
-    this.onFailures(
-      failed.map((each) => ({
-        what: each.blueprint_name || short(each.blueprint_id),
-        why: [each.stage, each.reason].filter(Boolean).join(": "),
-        at: each.at,
-      })),
-    );
     this.#queue();
   }
 }

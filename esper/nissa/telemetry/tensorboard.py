@@ -11,6 +11,9 @@ from esper.nissa.journal import dumps
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.scalars import NOTED, Scalars
 
+HEALTH = "seed/health"
+"""What is shown of a seed: its library takes longer for a number than all else takes for a record."""
+
 FLUSH_SECONDS = 2.0
 """How long what was written may wait before others can see it."""
 
@@ -48,6 +51,8 @@ class TensorBoard:
         """Add the scalars and texts of ``batch``."""
         for message in batch:
             for scalar in self._scalars.of(message):
+                if scalar.labels and scalar.name != HEALTH:
+                    continue
                 self._step = scalar.step
                 self._writer.add_scalar(scalar.path, scalar.value, scalar.step, message.at)
             if message.kind == "event" and message.name in NOTED:

@@ -34,7 +34,8 @@ MAX_KEPT = 20_000
 MAX_KEPT_BYTES = 32 * 2**20
 """So many of the latest events are kept in memory, and so many bytes of them."""
 
-_BATCH = 200
+_BATCH = 1000
+_BATCH_BYTES = 2**20
 _KIND = re.compile("[a-z_]{1,40}")
 
 log = logging.getLogger(__name__)
@@ -145,11 +146,13 @@ class EventHub:
 
     async def _read(self, tail: _Tail) -> None:
         while not self._stopped:
-            await asyncio.sleep(POLL_SECONDS)
-            if told := await run_in_threadpool(tail.read):
+            told = await run_in_threadpool(tail.read)
+            if told:
                 self._keep(told)
                 news, self._news = self._news, asyncio.Event()
                 news.set()
+            more = len(told) >= _BATCH or sum(len(each.data) for each in told) > _BATCH_BYTES
+            await asyncio.sleep(0 if more else POLL_SECONDS)
 
     def _keep(self, told: list[Told]) -> None:
         self._kept += told
@@ -175,7 +178,7 @@ class _Tail:
                     self._readers[run_id] = JournalReader(path, _end_of_lines(path))
 
     def read(self) -> list[Told]:
-        """What was written since, at most as much as is kept."""
+        """What was written since; of each run a batch, and the rest the next time."""
         told: list[Told] = []
         try:
             run_ids = self._store.run_ids()
@@ -188,7 +191,7 @@ class _Tail:
             reader = self._readers.setdefault(run_id, JournalReader(path))
             with contextlib.suppress(StorageError, OSError):  # it is gone since, or /health says why not
                 if path.stat().st_size != reader.offset + reader.torn:
-                    told += itertools.islice(_told(run_id, reader), MAX_KEPT - len(told))
+                    told += _some(_told(run_id, reader))
         return told
 
 
@@ -216,7 +219,15 @@ def _told(run_id: str, reader: JournalReader, since: float | None = None) -> Ite
 
 
 def _some(told: Iterator[Told]) -> list[Told]:
-    return list(itertools.islice(told, _BATCH))
+    """The next of ``told``, as many as one has in memory at once; none at the end."""
+    some: list[Told] = []
+    size = 0
+    for each in told:
+        some.append(each)
+        size += len(each.data)
+        if len(some) == _BATCH or size > _BATCH_BYTES:
+            break
+    return some
 
 
 def _time_of(event: Event) -> float:

@@ -270,7 +270,7 @@ def test_a_follower_that_is_too_slow_is_let_go_and_comes_back(
             time.sleep(1.5)
             for last in told:
                 seen.append(last.data["n"])
-        assert len(seen) < 300
+                assert len(seen) < 300, "it was not let go"
         with following(there.url, after=last.id) as told:
             while len(seen) < 300:
                 seen.append(next(told).data["n"])

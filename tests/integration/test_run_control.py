@@ -239,7 +239,7 @@ def test_the_command_line_asks_and_says_what_became_of_it(
         threads[0].start()
 
     # The run ends once it was asked everything.
-    cfg = config(tmp_path, "tolaria.epochs=300", "tolaria.flops=null")
+    cfg = config(tmp_path, "tolaria.epochs=100000")
     run = build_training(cfg, listeners=[asking := Asking("epoch", 1, start)])
     asking.folder = run.info.folder
     training = threading.Thread(target=lambda: stop_when(run, lambda: bool(threads) and len(codes) == 5))

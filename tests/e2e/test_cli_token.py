@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import ssl
@@ -111,11 +112,22 @@ def test_a_token_lets_in_until_it_is_revoked(client: httpx.Client) -> None:
     assert token not in err
 
 
-def test_a_browser_comes_in_by_its_address_once(client: httpx.Client) -> None:
+def test_a_browser_comes_in_by_its_address_once_and_follows_events_until_its_token_ends(
+    client: httpx.Client,
+) -> None:
     with httpx.Client(base_url=client.base_url, verify=False, follow_redirects=True) as browser:
         page = browser.get("/", params={"token": token_of("viewer")})
         assert (page.status_code, page.url.query) == (200, b"")
         assert browser.get("/api/v1/status").status_code == 200
+        with browser.stream("GET", "/api/v1/events") as stream:
+            assert stream.status_code == 200
+            assert esper("token", "revoke", "--all-of", "anna")[0] == 0
+            began = time.monotonic()
+            with contextlib.suppress(httpx.RemoteProtocolError):  # cut off in the middle
+                for _ in stream.iter_raw():
+                    pass
+            assert time.monotonic() - began < 4
+        assert browser.get("/api/v1/status").status_code == 401
 
 
 def test_a_certificate_lets_in_too(home: Path, client: httpx.Client) -> None:

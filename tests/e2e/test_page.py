@@ -124,10 +124,14 @@ def test_everything_can_be_done_without_a_mouse(open_page: Open) -> None:
 
 def test_a_run_is_followed_while_it_goes_on(open_page: Open, place: Path) -> None:
     page = open_page()
+    latest = open_page("#run=latest")
+    expect(latest.locator(".layer").first).to_be_visible()
     run = MadeRun(place / "runs", "20990101-100000-live-0009", layers=4, total=30, every=6)
     try:
         run.epochs(5)
         expect(page.locator("h1")).to_have_text("live")  # the newest, which nobody chose
+        expect(latest.locator("h1")).to_have_text("live")
+        expect(latest.locator(".label").first).to_have_text("stage1.0block")
         expect(page.locator(".status")).to_have_text("running")
         expect(page.locator("#link")).to_have_text("live")
         expect(page.locator("#at")).to_have_text("5 / 5")

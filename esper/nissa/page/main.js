@@ -96,13 +96,14 @@ async function refresh(which) {
   try {
     const told = await history(id, same ? known.cursor : null);
     if (wantedIds()[which] !== id) return;
-    if (same) known.merge(told);
+    const more = same && known.id === told.run.run_id; // "latest" may be another by now
+    if (more) known.merge(told);
     else {
       state.runs[which] = new Run(told);
       state.runs[which].asked = id;
     }
     state.lost = null;
-    render(!same);
+    render(!more);
   } catch (error) {
     trouble(error);
   } finally {
@@ -220,7 +221,8 @@ function onEvent(type, run) {
     });
   state.runs.forEach((each, which) => {
     if (!each) return;
-    const about = type === null ? each.going || state.lost : run === null || each.id === run;
+    const another = type === "run_started" && each.asked === "latest";
+    const about = type === null ? each.going || state.lost : run === null || each.id === run || another;
     if (about) refresh(which);
   });
   if (!state.runs.length && wantedIds().length && !REFUSALS.includes(state.lost?.status)) quietly(choose);

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 from servers.proxy import Proxy
 
-from esper.errors import RunError
+from esper.assembly.server_check import check_server
+from esper.errors import RunError, ServerError
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper_cli import watch_remote
 from esper_cli.app import run
+from esper_cli.config import compose
 from esper_cli.watch_remote import server_sent_events
 
 ENDED, GOING = "20261128-100000-ended-0000", "20261128-110000-going-0000"
@@ -161,6 +163,18 @@ def test_who_has_no_token_is_not_let_in(
         said = capsys.readouterr().err
         assert "does not let us in" in said
         assert "Traceback" not in said
+
+
+def test_esper_doctor_is_let_in_by_the_same_token(
+    port: int, token: str, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = [f"nissa.tls_certificate={certificate}", f"nissa.tls_key={certificate.parent / 'key.pem'}"]
+    monkeypatch.setenv("ESPER_TOKEN", token)
+    assert "metrics in" in check_server(compose([f"nissa.port={port}", *tls]))
+    monkeypatch.setenv("ESPER_TOKEN", "another")
+    assert "asks for a token" in check_server(compose([f"nissa.port={port}", *tls]))
+    with pytest.raises(ServerError, match="does not answer as it should"):
+        check_server(compose([f"nissa.port={port}"]))  # in plain HTTP
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from urza_support import KEY, artefact, never_load, open_sealed, report
 from esper.security import KeyRing, Keys
 from esper.security.audit import Entry, Signer, link_of
 from esper.security.audit_heads import KeptHeads
-from esper.urza.database import open_database
+from esper.urza.database import Database
 from esper.urza.library import KernelLibrary
 from esper.urza.trail import Auditor
 
@@ -61,9 +60,9 @@ def changes_in(count: int, seed: int = 0) -> int:
     return min(count, KERNELS) + sum(1 + (chance.randrange(4) == 1) for _ in range(KERNELS, count))
 
 
-def tamper(url: str, do: Callable[[Connection], Any]) -> None:
+def tamper(database: Database, do: Callable[[Connection], Any]) -> None:
     """Do ``do`` behind the library's back."""
-    with closing(open_database(url)) as database, database.writing() as connection:
+    with database.writing() as connection:
         do(connection)
 
 
@@ -158,15 +157,15 @@ def cut_with_head(number: int) -> Callable[[Connection], Any]:
     return do
 
 
-def copied(url: str, table: str) -> list[dict[str, object]]:
-    with closing(open_database(url)) as database, database.reading() as connection:
+def copied(database: Database, table: str) -> list[dict[str, object]]:
+    with database.reading() as connection:
         return [dict(row) for row in connection.execute(text(f"SELECT * FROM {table}")).mappings()]
 
 
-def put_back(url: str, table: str, rows: list[dict[str, object]]) -> None:
+def put_back(database: Database, table: str, rows: list[dict[str, object]]) -> None:
     columns = list(rows[0])
     values = ", ".join(f":{column}" for column in columns)
-    with closing(open_database(url)) as database, database.writing() as connection:
+    with database.writing() as connection:
         connection.execute(text(f"DELETE FROM {table}"))
         connection.execute(text(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})"), rows)
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from audit_support import attacks, audited, change, changes_in, copied, put_back, tamper, told, writer
 from servers.postgres import PostgresServer
 
+from esper.urza.database import open_database
+
 
 @contextmanager
 def libraries(folder: Path, changes: int) -> Iterator[list[tuple[str, str, int]]]:
@@ -55,18 +57,16 @@ def counted(name: str, url: str, folder: Path, changes: int) -> bool:
 def found(name: str, url: str, folder: Path) -> bool:
     """Whether each attack is found, and the first entry that is wrong named."""
     missed = []
-    with audited(url, folder) as library:
-        last = library.trail.verify().entries
-    tables = {table: copied(url, table) for table in ("audit", "audit_head")}
-    every = list(attacks(last))
-    for attack, do, wanted in every:
-        tamper(url, do)
-        with audited(url, folder) as library:
+    with audited(url, folder) as library, closing(open_database(url)) as database:
+        every = list(attacks(library.trail.verify().entries))
+        tables = {table: copied(database, table) for table in ("audit", "audit_head")}
+        for attack, do, wanted in every:
+            tamper(database, do)
             findings = library.trail.verify().findings
-        if not findings or findings[0].sequence != wanted or str(wanted) not in findings[0].text:
-            missed.append(attack)
-        for table, rows in tables.items():
-            put_back(url, table, rows)
+            if not findings or findings[0].sequence != wanted or str(wanted) not in findings[0].text:
+                missed.append(attack)
+            for table, rows in tables.items():
+                put_back(database, table, rows)
     print(
         f"{name}: {len(every)} attacks, {len(every) - len(missed)} found and the entry named {missed or ''}"
     )

@@ -103,11 +103,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory, redis: RedisServer) -> tup
     (folder / "leaky.py").write_text(POLICY)
     told = {
         "configuration": esper(folder, redis, "train", "+experiment=leak", "--cfg", "job"),
-        "experiment": esper(folder, redis, "train", "+experiment=leak", code=2),
         "override": esper(folder, redis, "train", f"urza.redis=redis://:{CONFIG}@127.0.0.1:1/0", code=2),
         "training": train(folder, redis),
-        "dead server": esper(folder, redis, "kernels", "ls", "urza.url=env:ESPER_REDIS_URL", code=2),
-        "trail": esper(folder, redis, "audit", "ls", *settings(folder)),
         "verified": esper(folder, redis, "audit", "verify", *settings(folder)),
     }
     token = esper(folder, redis, "token", "issue", "--role", "operator", "--for", "canary", *settings(folder))
@@ -239,7 +236,7 @@ def test_a_folders_name_stays_on_the_machine(outputs: tuple[Path, dict[str, byte
     _, found = outputs
     named = [name for name, data in found.items() if PLACE.encode() in data]
     own = [name for name in named if name.endswith("config.yaml")]
-    told = [name for name in named if name in ("training", "trail", "verified", "configuration")]
+    told = [name for name in named if name in ("training", "verified", "configuration")]
     assert set(named) - set(own) - set(told) == set()
 
 

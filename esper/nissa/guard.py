@@ -130,8 +130,10 @@ class Guard:
 
     def _login(self, request: Request) -> Response | None:
         """The answer to a page that is asked for with a token, if it is."""
+        if request.url.path != "/" or request.method != "GET":
+            return None
         tokens = request.query_params.getlist("token")
-        if request.url.path != "/" or request.method != "GET" or not tokens:
+        if not tokens:
             return None
         self._check_client(request)
         if len(tokens) > 1:

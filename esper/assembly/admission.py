@@ -91,7 +91,8 @@ def access_notice(admission: Admission) -> str:
     """What to tell the user about who is let in."""
     if admission.anonymous is not None:
         return "every user of this machine can read these pages (nissa.anonymous=none: only with a token)"
-    return "a token is needed: esper token issue --role viewer --for NAME"
+    other = ", or a client's certificate" if admission.certificates else ""
+    return f"a token is needed{other}: esper token issue --role viewer --for NAME"
 
 
 def _check_reachable(

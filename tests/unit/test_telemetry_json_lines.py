@@ -61,6 +61,39 @@ def test_a_line_that_a_full_disk_cut_off_spoils_no_other(tmp_path: Path) -> None
     assert [json.loads(line)["fields"]["n"] for line in whole] == [1, 2]
 
 
+def test_a_file_knows_what_it_has_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    sink = JsonLines(path, "run_a")
+    assert sink.position() == 0
+    sink.write([Message("event", "seed", 1e9, 70, {}), Message("step", "step", 1e9, 90, {"n": 1})])
+    JsonLines(path, "run_b").write([Message("event", "seed", 1e9, 800, {})])
+    with path.open("ab") as file:
+        file.write(b'no line of ours\n[]\n{"run":"run_a","kind":"event","place":9000')  # cut off
+    assert sink.position() == 70
+    assert JsonLines(path, "run_b").position() == 800
+    other = JsonLines(path, "run_c")
+    assert other.position() is None
+    other.write([step(1)])
+    assert json.loads(path.read_text().splitlines()[-1])["run"] == "run_c"  # on a line of its own
+    with path.open("ab") as file:
+        file.write(b"x" * 2**20)
+    assert sink.position() is None
+    sink.close()
+
+
+def test_a_run_whose_process_was_killed_lacks_no_event_in_its_file(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    for n in range(3):
+        with Journal(tmp_path / "journal.jsonl", fsync=False) as journal:
+            sink = JsonLines(lines, "run_a")
+            telemetry = Telemetry([sink], journal.path, lambda: journal.end, allow=everything)
+            journal.write("seed", n=2 * n)
+            telemetry.close()
+            journal.write("seed", n=2 * n + 1)  # nobody told the sink any more
+    told = [json.loads(line)["fields"]["n"] for line in lines.read_text().splitlines()]
+    assert told == [0, 1, 2, 3, 4]
+
+
 def test_standard_output_is_a_sink_too(capfd: pytest.CaptureFixture[str]) -> None:
     sink = JsonLines(None, "run_a")
     sink.write([step(1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,21 +15,25 @@ from esper.nissa.journal import dumps
 from esper.nissa.telemetry.health_record import SCHEMA, unpack
 from esper.nissa.telemetry.messages import Message
 
+_TAIL = 2**20
+
 
 class JsonLines:
     """One object a line: ``kind``, ``name``, ``at`` (UTC, ISO 8601), ``run``, ``place`` and ``fields``.
 
     The health of a layer has ``layer``, ``epoch``, ``step``, ``schema`` and ``record``, the packed record in
-    base64, for ``fields``. After an outage lines may come twice; an event is known by ``run`` and ``place``.
+    base64, for ``fields``. On standard output and in a pipe lines may come twice after an outage; an event is
+    known by ``run`` and ``place``.
     """
 
     name = "jsonl"
 
     def __init__(self, path: Path | None, run_id: str) -> None:
         """``path`` is appended to, and made if need be; None is standard output. Raises StorageError."""
+        self._path = path
         self._run_id = run_id
-        self._torn = False
         try:
+            self._torn = path is not None and path.is_file() and not _ends_a_line(path)
             if path is None:
                 self._fd = os.dup(1)
             else:
@@ -39,8 +44,26 @@ class JsonLines:
         except OSError as error:
             raise StorageError.from_os(error, path or "standard output", "cannot write to") from error
 
-    def position(self) -> None:
-        """It keeps none."""
+    def position(self) -> int | None:
+        """Place of the run's last event in the file; None if it is not among the last lines, or no file."""
+        if self._path is None or not self._path.is_file():
+            return None
+        with self._path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            lines = file.read(_TAIL).split(b"\n")[:-1]  # one that was cut off is not there
+        if size == 0:
+            return 0  # what is new gets the whole of a run
+        places = (self._place_in(line) for line in reversed(lines))
+        return next((place for place in places if place is not None), None)
+
+    def _place_in(self, line: bytes) -> int | None:
+        try:
+            said = json.loads(line)
+            mine = said["run"] == self._run_id and said["kind"] == "event"
+            return int(said["place"]) if mine else None
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return None
 
     def write(self, batch: Sequence[Message]) -> None:
         """Append the lines; OSError when the file takes none, as on a full disk."""
@@ -66,3 +89,11 @@ class JsonLines:
         record = unpack(message.record)
         line |= {"place": message.place, "layer": record.layer, "epoch": record.epoch, "step": record.step}
         return {**line, "schema": SCHEMA, "record": base64.b64encode(message.record).decode()}
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"

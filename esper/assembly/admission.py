@@ -33,9 +33,8 @@ def build_admission(cfg: DictConfig, *, tls: bool) -> Admission:
         raise ConfigError(
             f"nissa.anonymous is {nissa.anonymous!r}", hint=f"it is one of: {', '.join(ANONYMOUS)}"
         )
-    rules, trusted, verifier = build_token_rules(cfg), build_trusted(cfg), None
+    trusted, verifier = build_trusted(cfg), TokenVerifier(build_token_rules(cfg))
     certificates = _certificates(cfg)
-    verifier = TokenVerifier(rules)
 
     def verify(token: str) -> Caller:
         holder = verifier.verify(token, trusted())

@@ -86,7 +86,7 @@ def test_everything_can_be_done_without_a_mouse(open_page: Open) -> None:
     press = page.keyboard.press
     press("[")
     expect(page.locator("#at")).to_have_text("55 / 60")
-    press("[")
+    press("p")
     press("Shift+ArrowLeft")
     press("ArrowRight")
     expect(page.locator("#at")).to_have_text("41 / 60")

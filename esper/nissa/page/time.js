@@ -26,6 +26,8 @@ export class Time {
       End: () => this.follow(),
       "[": () => this.#jump(-1),
       "]": () => this.#jump(1),
+      p: () => this.#jump(-1), // where brackets need a third hand
+      n: () => this.#jump(1),
       " ": () => this.#play(!this.playing),
       Enter: () => this.onEnter(this.epoch),
       "?": () => this.#toggleKeys(),

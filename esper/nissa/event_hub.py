@@ -104,15 +104,18 @@ class EventHub:
                         if not kinds or old.kind in kinds:
                             yield old, mine.text()
                 mine.all_read(time.time())
+            quiet_since = time.monotonic()
             async for told in self._live(number):
-                if told is None:
-                    yield None
-                elif run_id in (None, told.run_id) and told.end > seen.get(told.run_id, -1):
-                    if kinds and told.kind not in kinds:
-                        continue
+                new = told is not None and told.end > seen.get(told.run_id, -1)
+                if told and new and run_id in (None, told.run_id) and (not kinds or told.kind in kinds):
                     mine.move(told.run_id, told.end, time.time())
                     mine.all_read(time.time())
                     yield told, mine.text()
+                elif told is not None:
+                    continue
+                else:
+                    yield None
+                quiet_since = time.monotonic()
         finally:
             self.followers -= 1
             if self.followers == 0 and self._reading is not None:
@@ -121,7 +124,7 @@ class EventHub:
 
     async def _live(self, number: int) -> AsyncGenerator[Told | None, None]:
         """What is kept from ``number`` on, as it comes; ends when that is kept no more."""
-        while not self._stopped and number >= self._first:
+        while not self._stopped and number >= self._first and self._is_reading:
             news = self._news
             place = number - self._first
             if place < len(self._kept):
@@ -136,13 +139,17 @@ class EventHub:
 
     async def _begin(self) -> None:
         async with self._beginning:
-            if self._reading is None:
+            if not self._is_reading:
                 self._first += len(self._kept)
                 self._kept.clear()
                 self._kept_bytes = 0
                 tail = _Tail(self._store)
                 await run_in_threadpool(tail.skip)
                 self._reading = asyncio.create_task(self._read(tail))
+
+    @property
+    def _is_reading(self) -> bool:
+        return self._reading is not None and not self._reading.done()
 
     async def _read(self, tail: _Tail) -> None:
         while not self._stopped:

@@ -208,8 +208,17 @@ def test_a_quiet_stream_stays_and_ends_at_once_with_the_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_hub, "HEARTBEAT_SECONDS", 0.5)
+    over = threading.Event()
+
+    def write() -> None:  # what was not asked for breaks no silence
+        with journal(tmp_path, "a") as a:
+            while not over.wait(0.1):
+                a.write("epoch")
+
+    writer = threading.Thread(target=write)
+    writer.start()
     with serving(tmp_path) as there:
-        address = f"{there.url}/api/v1/events"
+        address = f"{there.url}/api/v1/events?types=decision"
         with httpx.stream("GET", address, timeout=15) as answer:
             began = time.monotonic()
             beats = 0
@@ -218,6 +227,8 @@ def test_a_quiet_stream_stays_and_ends_at_once_with_the_server(
                 if beats == 8:  # longer than a silent client is waited for
                     there.server.stop()
                     stopped = time.monotonic()
+                    over.set()
+        writer.join()
         assert beats >= 8
         assert time.monotonic() - began > 3.5
         assert time.monotonic() - stopped < 1

@@ -337,3 +337,19 @@ def test_a_deleted_run_is_forgotten(tmp_path: Path) -> None:
     assert len(store.views()) == 3
     (tmp_path / "20261124-090000-resnet-0001" / JOURNAL_NAME).unlink()
     assert len(store.views()) == 2
+
+
+def test_the_latest_run_is_the_one_that_began_last_whatever_it_is_called(tmp_path: Path) -> None:
+    with RunWriter(tmp_path, "z-began-first") as first:
+        first.started()
+    with RunWriter(tmp_path, "a-began-last") as last:
+        last.write("later_version", note="before its start")
+        last.started()
+    with RunWriter(tmp_path, "z-has-no-start"):
+        pass
+    store = RunStore(tmp_path)
+    journal = tmp_path / "z-began-first" / JOURNAL_NAME
+    first_line = journal.read_text()
+    journal.write_text(first_line.replace(first_line.split('"at":"')[1][:10], "2001-01-01"))
+    assert store.find("latest") == store.views()[0].run_id == "a-began-last"
+    assert store.find("z-b") == "z-began-first"

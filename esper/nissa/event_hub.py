@@ -111,7 +111,7 @@ class EventHub:
                     mine.move(told.run_id, told.end, time.time())
                     mine.all_read(time.time())
                     yield told, mine.text()
-                elif told is not None:
+                elif time.monotonic() - quiet_since < HEARTBEAT_SECONDS:
                     continue
                 else:
                     yield None

@@ -217,21 +217,24 @@ def test_a_quiet_stream_stays_and_ends_at_once_with_the_server(
 
     writer = threading.Thread(target=write)
     writer.start()
-    with serving(tmp_path) as there:
-        address = f"{there.url}/api/v1/events?types=decision"
-        with httpx.stream("GET", address, timeout=15) as answer:
-            began = time.monotonic()
-            beats = 0
-            for line in answer.iter_lines():
-                beats += line.startswith(":")
-                if beats == 8:  # longer than a silent client is waited for
-                    there.server.stop()
-                    stopped = time.monotonic()
-                    over.set()
+    try:
+        with serving(tmp_path) as there:
+            address = f"{there.url}/api/v1/events?types=decision"
+            with httpx.stream("GET", address, timeout=15) as answer:
+                began = time.monotonic()
+                beats = 0
+                for line in answer.iter_lines():
+                    beats += line.startswith(":")
+                    assert time.monotonic() - began < 20
+                    if beats == 8:  # longer than a silent client is waited for
+                        there.server.stop()
+                        stopped = time.monotonic()
+            assert beats >= 8
+            assert time.monotonic() - began > 3.5
+            assert time.monotonic() - stopped < 1
+    finally:
+        over.set()
         writer.join()
-        assert beats >= 8
-        assert time.monotonic() - began > 3.5
-        assert time.monotonic() - stopped < 1
 
 
 def test_followers_share_the_reading_and_are_so_many_at_most(

@@ -78,7 +78,10 @@ def _end(
     elif not signer.head_is_good(head):
         yield Finding("head", number, f"{place}, of {number} entries, is not what a holder of a key wrote")
     elif head.trail != trail:
-        text = f"{place} is of another trail, of {number} entries: this one was begun anew, or exchanged"
+        text = (
+            f"{place} is of another trail, of {number} entries: this one was begun anew, or exchanged; "
+            "if that was you, remove that file"
+        )
         yield Finding("head", number, text)
     elif number > last:
         text = f"{_numbers(last + 1, number)} missing at the end: {place} knows {number} entries"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, RowMapping, delete, exists, func, insert, or_, select, update
 
-from esper.errors import CorruptKernel, KernelNotFound, LibraryError
+from esper.errors import CorruptKernel, KernelNotFound
 from esper.messages import CompilationRecord, InventionRecord, KernelArtefact, KernelMetadata
 from esper.security.audit import digest_of as audit_digest
 from esper.security.privacy import without_places
+from esper.urza.artefacts import checked_blobs
 from esper.urza.database import Database
 from esper.urza.entries import KernelEntry, Page, entry_by_id, entry_of, find_entry, standing_of, with_tags
 from esper.urza.query import KernelQuery, Status, cursor_after, matching, tag_groups
@@ -66,7 +66,7 @@ class KernelRecords:
             CorruptKernel: the artefact's bytes are not those that its metadata names.
             LibraryError: its metadata holds what the record cannot.
         """
-        blobs = _checked_blobs(artefact)
+        blobs = checked_blobs(artefact)
         metadata = replace(
             artefact.metadata,
             program_bytes=len(artefact.program),
@@ -323,25 +323,3 @@ def _tally(connection: Connection, kernel_id: str) -> dict[str, int]:
     statement = select(func.count(), kept).select_from(TrialRow).where(TrialRow.kernel_id == kernel_id)
     trials, good = connection.execute(statement).one()
     return {"trial_count": trials, "kept_count": good}
-
-
-def _checked_blobs(artefact: KernelArtefact) -> dict[str, bytes]:
-    """The artefact's blobs by digest, once its bytes and metadata are seen to be fit for the record."""
-    metadata = artefact.metadata
-    kernel = f"kernel {metadata.kernel_id!r} was not stored"
-    for name in ("compilation_time", "performance_score", "latency_ms", "latency_ratio"):
-        if not math.isfinite(getattr(metadata, name)):
-            raise LibraryError(f"{kernel}: its {name} is {getattr(metadata, name)}")
-    if len(metadata.input_shape) != 1 or len(metadata.output_shape) != 1:
-        shapes = f"{metadata.input_shape} -> {metadata.output_shape}"
-        raise LibraryError(f"{kernel}: its shapes {shapes} are not one feature count each")
-    blueprint = artefact.blueprint.encode()
-    named = {"program": metadata.program_digest, "weights": metadata.weights_digest}
-    for part, digest in named.items():
-        if digest_of(getattr(artefact, part)) != digest:
-            raise CorruptKernel(f"{kernel}: the digest of its {part} does not match")
-    return {
-        metadata.program_digest: artefact.program,
-        metadata.weights_digest: artefact.weights,
-        digest_of(blueprint): blueprint,
-    }

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, CursorResult, Table, func, select, update
@@ -88,6 +89,8 @@ class LibraryTrail:
         self._database = database
         self._auditor = auditor
         self._told = False
+        # Of two folders, each may have a library of the same name.
+        self._place = database.where if "://" in database.where else str(Path(database.where).absolute())
 
     @property
     def kept(self) -> bool:
@@ -140,19 +143,20 @@ class LibraryTrail:
     def verify(self) -> Verdict:
         """Check every entry against the head of the library and what this machine has seen of it."""
         assert self._auditor is not None
-        place = self._database.where
-        kept = self._auditor.heads.read(place)  # before the entries, so that it is never newer than they are
+        kept = self._auditor.heads.read(
+            self._place
+        )  # before the entries, so that it is never newer than they are
         with self._database.reading() as connection:
             head = _read_head(connection)
             heads = [("the library's head", head)] if head else []
             if kept:
-                heads.append((f"the head kept in {self._auditor.heads.path(place)}", kept))
+                heads.append((f"the head kept in {self._auditor.heads.path(self._place)}", kept))
             count, began = connection.execute(select(func.count(), func.min(_ENTRIES.c.at))).one()
             trail = head.trail if head else kept.trail if kept else None
             found = list(check_trail(self._auditor.signer, trail or "", _in_order(connection), heads))
         if count and head is None:
             found.append(Finding("head", count, f"the library has no head, and {count} entries"))
-        return Verdict(place, trail, began, count, tuple(found))
+        return Verdict(self._database.where, trail, began, count, tuple(found))
 
     def signed_by(self) -> dict[str, int]:
         """How many entries each key is needed for, by its id."""
@@ -177,14 +181,14 @@ class LibraryTrail:
             changed += done
             if last is None:
                 if pair is not None:
-                    self._auditor.heads.resign(self._database.where, *pair)
+                    self._auditor.heads.resign(self._place, *pair)
                 return changed
             after = last
 
     def _keep(self, heads: KeptHeads, head: Head) -> None:
         """What was changed is on record already, so it is not failed for this."""
         try:
-            heads.keep(self._database.where, head)
+            heads.keep(self._place, head)
         except EsperError as error:
             if not self._told:
                 log.warning("%s", error)

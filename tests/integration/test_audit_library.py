@@ -227,6 +227,17 @@ def test_a_trail_is_not_migrated_away(stored_url: str, tmp_path: Path) -> None:
         migrations.downgrade(connection, "0004")
 
 
+def test_libraries_of_the_same_name_in_two_folders_have_a_head_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "a"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        with audited("sqlite:///kernels.db", tmp_path) as library:
+            library.put(artefact(name))
+            assert library.trail.verify().findings == ()
+
+
 def test_a_library_in_memory_has_none(tmp_path: Path) -> None:
     with audited("sqlite://", tmp_path) as library:
         library.put(artefact("a"))

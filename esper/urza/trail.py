@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 
 from sqlalchemy import Connection, CursorResult, Table, func, select, update
 
-from esper.errors import EsperError
+from esper.errors import AuditError, EsperError
 from esper.security.audit import Action, Entry, Head, Signer, actor, digest_of, first_link, new_entry
 from esper.security.audit_check import Finding, check_trail
 from esper.security.audit_heads import KeptHeads
@@ -143,9 +143,8 @@ class LibraryTrail:
     def verify(self) -> Verdict:
         """Check every entry against the head of the library and what this machine has seen of it."""
         assert self._auditor is not None
-        kept = self._auditor.heads.read(
-            self._place
-        )  # before the entries, so that it is never newer than they are
+        # Before the entries, so that it is never newer than they are.
+        kept = self._auditor.heads.read(self._place)
         with self._database.reading() as connection:
             head = _read_head(connection)
             heads = [("the library's head", head)] if head else []
@@ -208,6 +207,11 @@ def matches(entry: Entry, query: TrailQuery) -> bool:
 
 def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action]) -> Head:
     head = _read_head(connection)
+    if head is None and connection.execute(select(_ENTRIES.c.sequence).limit(1)).first():
+        raise AuditError(
+            "the library's audit trail has lost its head: somebody removed it",
+            hint="nothing was changed; take the library from a copy, or look with: esper audit verify",
+        )
     trail = head.trail if head else secrets.token_hex(16)
     number, link = (head.sequence, head.link) if head else (0, first_link(trail))
     who = actor() or auditor.who()

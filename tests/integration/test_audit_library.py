@@ -27,7 +27,7 @@ from sqlalchemy import text
 from urza_support import KEY, artefact, never_load, open_sealed
 
 from esper.assembly.catalogue import LibraryCatalogue
-from esper.errors import KernelNotFound, LibraryError
+from esper.errors import AuditError, KernelNotFound, LibraryError
 from esper.nissa.api_queries import TagsBody
 from esper.nissa.catalogue import BoundedLibrary
 from esper.security import Envelope, KeyRing, new_key
@@ -106,6 +106,16 @@ def test_an_entry_that_is_not_stored_means_a_change_that_is_not(stored_url: str,
                 attempt()
         assert not library.contains("kernel_b")
         assert library.get("kernel_a").tags == ("linear",)
+
+
+def test_behind_a_trail_without_its_head_nothing_is_changed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/kernels.db"
+    with audited(url, tmp_path) as library, closing(open_database(url)) as database:
+        library.put(artefact("a"))
+        tamper(database, lambda connection: connection.execute(text("DELETE FROM audit_head")))
+        with pytest.raises(AuditError, match="lost its head"):
+            library.put(artefact("b"))
+        assert not library.contains("kernel_b")
 
 
 def test_what_changes_nothing_has_no_entry(tmp_path: Path) -> None:

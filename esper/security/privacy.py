@@ -40,7 +40,7 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = {
         "skipped decision",
         "control": "request action epoch step outcome reason",
         "cache": "tiers",
-        "checkpoint": "epoch step seconds paused",
+        "checkpoint": "epoch step path seconds paused",
         "step": "epoch step steps loss",
         "health": "epoch step layer schema version seeds record",
         "metrics": "epoch step values",
@@ -96,12 +96,9 @@ def register_own_places(runs: Path | str) -> None:
     register_place(runs, Path.cwd(), Path.home(), os.environ.get("ESPER_HOME", ""))
 
 
-def kept(fields: Mapping[str, Any]) -> dict[str, Any]:
+def kept(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """``fields`` of an event for the run's own journal: all, but what is said without places and secrets."""
-    return {
-        name: _clean(value) if name in TEXTS else _said(value) if isinstance(value, Mapping) else value
-        for name, value in fields.items()
-    }
+    return _said(fields)
 
 
 def shown(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,10 +125,11 @@ def without_places(text: str) -> str:
 
 
 def _said(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``record`` with what was said in it cleaned; most have nothing of the kind."""
-    if TEXTS.isdisjoint(record):
-        return record
-    return {name: _clean(value) if name in TEXTS else value for name, value in record.items()}
+    """``record`` with what was said in it, or in records in it (of each sink), cleaned."""
+    return {
+        name: _clean(value) if name in TEXTS else _said(value) if isinstance(value, Mapping) else value
+        for name, value in record.items()
+    }
 
 
 @lru_cache(maxsize=4096)

@@ -197,6 +197,8 @@ def test_a_journal_keeps_all_but_places_in_what_was_said() -> None:
     fields = {"error": "no /x/y", "epoch": 3, "outcome": {"status": "refused", "reason": "no /x/y"}}
     outcome = {"status": "refused", "reason": "no [path]"}
     assert kept(fields) == {"error": "no [path]", "epoch": 3, "outcome": outcome}
+    sinks = {"redis": {"written": 3, "reason": "no redis://:secret@cache.internal:6379"}}
+    assert kept({"sinks": sinks}) == {"sinks": {"redis": {"written": 3, "reason": "no [url]"}}}
 
 
 def test_logs_of_a_program_that_imports_esper_are_its_own() -> None:

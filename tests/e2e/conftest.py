@@ -112,7 +112,9 @@ def signed_in(browser: Browser, url: str, token: str) -> Any:
 
 
 @pytest.fixture
-def open_page(browser: Browser, url: str, signed_in: Any, request: pytest.FixtureRequest) -> Iterator[Open]:
+def open_page(
+    browser: Browser, url: str, signed_in: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Open]:
     """Opens the page; whatever a test does, nothing leaves the origin and the console tells of no error."""
     wrong: list[str] = []
     contexts = []
@@ -130,10 +132,9 @@ def open_page(browser: Browser, url: str, signed_in: Any, request: pytest.Fixtur
         return page
 
     yield open_page
-    keep = os.environ.get("ESPER_ARTEFACTS")
+    keep = Path(os.environ.get("ESPER_ARTEFACTS") or tmp_path)
     for number, context in enumerate(contexts):
-        if keep:
-            name = f"{request.node.name.removeprefix('test_')}-{number}.png"
-            context.pages[0].screenshot(path=Path(keep) / name)
+        name = f"{request.node.name.removeprefix('test_')}-{number}.png"
+        context.pages[0].screenshot(path=keep / name)
         context.close()
     assert wrong == []

@@ -182,7 +182,7 @@ export class Decisions {
     this.lists = [new DecisionList(0, onOpen), new DecisionList(1, onOpen)];
   }
 
-  show(runs, epoch) {
+  show(runs) {
     if (this.place.childElementCount !== runs.length)
       this.place.replaceChildren(...runs.map((_, which) => this.lists[which].node));
     runs.forEach((run, which) =>
@@ -190,7 +190,6 @@ export class Decisions {
     );
     const kept = runs[0].marks.filter((mark) => mark.kind === "kept" || mark.kind === "grown").length;
     this.counted.textContent = runs[0].marks.length ? `${kept} of ${runs[0].marks.length} kept` : "";
-    this.scrub(epoch);
   }
 
   scrub(epoch, reveal) {

@@ -76,7 +76,6 @@ export class Heads {
       );
       return runs.map((run, which) => this.#head(run, which, runs.length > 1));
     });
-    this.scrub(runs, epoch);
   }
 
   #head(run, which, both) {

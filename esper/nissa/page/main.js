@@ -144,8 +144,8 @@ function render(fresh) {
   time.show(runs);
   heads.show(runs, time.epoch);
   charts.show(runs, { fresh });
-  networks.show(runs, time.epoch);
-  decisions.show(runs, time.epoch);
+  networks.show(runs);
+  decisions.show(runs);
   library.show(runs);
   alerts.show(alertsOf(runs, state.failures));
   scrubbed();

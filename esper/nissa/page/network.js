@@ -67,19 +67,20 @@ class Network {
     }).observe(this.scroller);
   }
 
-  show(run, epoch, name) {
-    if (this.run?.id !== run.id) {
+  // Takes over what is known of a run; scrub draws it.
+  show(run, name) {
+    const shape = `${run.id} ${run.layers.map((layer) => `${layer.name} ${layer.seeds}`)}`;
+    if (this.shape !== shape) {
+      this.shape = shape;
       this.rows.forEach((row) => row.node.remove());
       this.rows.clear();
       this.chosen = 0;
     }
     this.run = run;
-    this.epoch = epoch;
     this.caption.textContent = name;
     this.caption.hidden = !name;
     this.spacer.style.height = `${run.layers.length * ROW}px`;
     this.#measure();
-    this.draw();
   }
 
   #measure() {
@@ -90,7 +91,7 @@ class Network {
 
   draw() {
     const { run, top, height } = this;
-    if (!run) return;
+    if (!run || this.epoch === undefined) return;
     const first = Math.max(0, Math.floor(top / ROW) - SPARE);
     const last = Math.min(run.layers.length, Math.ceil((top + height) / ROW) + SPARE);
     for (const [place, row] of this.rows) {
@@ -268,13 +269,12 @@ export class Networks {
     this.drawings = [new Network(0), new Network(1)];
   }
 
-  show(runs, epoch) {
+  show(runs) {
     const nodes = runs.map((_, which) => this.drawings[which].node);
     if (this.place.childElementCount !== nodes.length) this.place.replaceChildren(...nodes);
     runs.forEach((run, which) =>
-      this.drawings[which].show(run, epoch, runs.length > 1 ? `${which ? "B" : "A"}  ${run.run.experiment}` : ""),
+      this.drawings[which].show(run, runs.length > 1 ? `${which ? "B" : "A"}  ${run.run.experiment}` : ""),
     );
-    this.scrub(runs, epoch);
   }
 
   scrub(runs, epoch) {

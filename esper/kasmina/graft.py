@@ -191,8 +191,10 @@ def _named_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn
 
 def _refuse_sharded(model: nn.Module) -> None:
     """A graft needs whole chunks of a layer's output, and puts whole parameters into its place."""
-    sharding = sys.modules.get("torch.distributed.tensor")  # not there: nothing was sharded
-    for name, parameter in model.named_parameters() if sharding is not None else ():
+    sharding = sys.modules.get("torch.distributed.tensor")
+    if sharding is None:
+        return  # nothing in this process was sharded
+    for name, parameter in model.named_parameters():
         if isinstance(parameter, sharding.DTensor):
             raise GraftError(
                 f"{name} is sharded over processes, as FSDP2 does, and no kernel can be grafted into a part",

@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,15 +40,22 @@ class KeptHeads:
         """What was seen of the trail of ``place``, if anything; unauthenticated."""
         return read_head(self.path(place))
 
-    def keep(self, place: str, head: Head) -> None:
-        """Keep ``head`` unless a newer one, or one of another trail, is kept: that is evidence.
+    def keep(self, place: str, head: Head, link_at: Callable[[int], str | None]) -> None:
+        """Keep ``head``, unless a newer one is kept, or one that does not lead to it: that is evidence.
 
-        Not waited for until it is on the disk: an older number than the trail's is no false alarm.
+        ``link_at`` is the link of an entry of the trail of ``head``. Not waited for until it is on the disk:
+        an older number than the trail's is no false alarm.
         """
-        with _opened(self.path(place)) as fd:
-            kept = _head(fd, self.path(place))
-            if kept is None or (kept.trail == head.trail and kept.sequence < head.sequence):
+        path = self.path(place)
+        with _opened(path) as fd:
+            kept = _head(fd, path)
+            if kept is None or (kept.sequence < head.sequence and _leads_to(kept, head, link_at)):
                 _put(fd, head)
+            elif not _leads_to(kept, kept, link_at) or kept.trail != head.trail:
+                raise AuditError(
+                    f"the audit trail of {place} is not the one that {path} knows",
+                    hint="look at it with: esper audit verify",
+                )
 
     def resign(self, place: str, old: Head, new: Head) -> None:
         """Put ``new``, the same number under another key, in the place of ``old`` if that is still kept."""
@@ -75,6 +82,10 @@ def write_head(path: Path, head: Head) -> None:
     """Put ``head`` into the file ``path``, whatever is there."""
     with _opened(path) as fd:
         _put(fd, head)
+
+
+def _leads_to(kept: Head, head: Head, link_at: Callable[[int], str | None]) -> bool:
+    return kept.trail == head.trail and link_at(kept.sequence) == kept.link
 
 
 def _head(fd: int, path: Path) -> Head | None:

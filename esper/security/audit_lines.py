@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from esper.errors import StorageError
+from esper.errors import AuditError, StorageError
 from esper.security.audit import Entry, Head, Signer, first_link
 from esper.security.audit_heads import read_head, write_head
 
@@ -87,6 +87,12 @@ class LineTrail:
         """Go on where the file ``path`` ends; behind the head where the file is shorter, so that it shows."""
         self._head_path = path.with_name(HEAD_NAME)
         head, last = read_head(self._head_path), _last(path)
+        if head is not None and not self._signer.head_is_good(head):
+            # To sign on behind it would hide what was done.
+            raise AuditError(
+                f"{self._head_path} is not what a holder of a key wrote",
+                hint=f"look at the run with: esper audit verify --run {path.parent.name}",
+            )
         if last is not None and (head is None or last.entry.sequence > head.sequence):
             self._trail, self._number, self._link = last.trail, last.entry.sequence, last.entry.link
         elif head is not None:

@@ -17,12 +17,11 @@ from esper.security.audit import Action, Entry, Head, Signer, actor, digest_of, 
 from esper.security.audit_check import Finding, check_trail
 from esper.security.audit_heads import KeptHeads
 from esper.urza.database import Database
-from esper.urza.schema import AuditHeadRow, AuditRow
+from esper.urza.schema import AuditRow
 
 _ENTRY: Final = tuple(field.name for field in fields(Entry))
 _HEAD: Final = tuple(field.name for field in fields(Head))
 _ENTRIES: Final = cast(Table, AuditRow.__table__)
-_HEADS: Final = cast(Table, AuditHeadRow.__table__)
 # Run by the driver alone: what SQLAlchemy takes for a statement would be felt in each change.
 _READ_HEAD: Final = f"SELECT {', '.join(_HEAD)} FROM audit_head"
 _INSERT_HEAD: Final = f"INSERT INTO audit_head ({', '.join(_HEAD)}, id) VALUES ({'?, ' * len(_HEAD)}1)"
@@ -100,14 +99,14 @@ class LibraryTrail:
     @contextmanager
     def changing(self) -> Iterator[Change]:
         """A transaction of the library, stored with its entries or not at all."""
-        head: Head | None = None
+        entered: tuple[Head | None, Head] | None = None
         with self._database.writing() as connection:
             change = Change(connection)
             yield change
             if change.actions and self._auditor is not None:
-                head = _append(connection, self._auditor, change.actions)
-        if head is not None and self._auditor is not None:
-            self._keep(self._auditor.heads, head)
+                entered = _append(connection, self._auditor, change.actions)
+        if entered is not None and self._auditor is not None:
+            self._keep(self._auditor.heads, *entered)
 
     def note(self, action: Action) -> None:
         """Enter what is no change of the library itself, in a transaction of its own."""
@@ -184,10 +183,17 @@ class LibraryTrail:
                 return changed
             after = last
 
-    def _keep(self, heads: KeptHeads, head: Head) -> None:
+    def _keep(self, heads: KeptHeads, before: Head | None, head: Head) -> None:
         """What was changed is on record already, so it is not failed for this."""
+
+        def link_at(number: int) -> str | None:
+            if before is not None and number == before.sequence:
+                return before.link
+            with self._database.reading("statement") as connection:
+                return connection.scalar(select(_ENTRIES.c.link).where(_ENTRIES.c.sequence == number))
+
         try:
-            heads.keep(self._place, head)
+            heads.keep(self._place, head, link_at)
         except EsperError as error:
             if not self._told:
                 log.warning("%s", error)
@@ -205,13 +211,10 @@ def matches(entry: Entry, query: TrailQuery) -> bool:
     )
 
 
-def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action]) -> Head:
+def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action]) -> tuple[Head | None, Head]:
+    """The head that was there, and the new one."""
     head = _read_head(connection)
-    if head is None and connection.execute(select(_ENTRIES.c.sequence).limit(1)).first():
-        raise AuditError(
-            "the library's audit trail has lost its head: somebody removed it",
-            hint="nothing was changed; take the library from a copy, or look with: esper audit verify",
-        )
+    _check_head(connection, auditor.signer, head)
     trail = head.trail if head else secrets.token_hex(16)
     number, link = (head.sequence, head.link) if head else (0, first_link(trail))
     who = actor() or auditor.who()
@@ -229,11 +232,24 @@ def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action])
     if head is not None and len(made) == 1 and connection.dialect.name == "postgresql":
         # In one journey to the server.
         _run(connection, f"WITH entered AS ({_INSERT_ENTRY}) {_UPDATE_HEAD}", made[0] + astuple(new))
-        return new
+        return head, new
     for values in made:
         _run(connection, _INSERT_ENTRY, values)
     _run(connection, _INSERT_HEAD if head is None else _UPDATE_HEAD, astuple(new))
-    return new
+    return head, new
+
+
+def _check_head(connection: Connection, signer: Signer, head: Head | None) -> None:
+    """Refuse to go on behind a head that no holder of a key wrote: signing on would hide what was done."""
+    if head is None:
+        wrong = connection.execute(select(_ENTRIES.c.sequence).limit(1)).first() and "removed"
+    else:
+        wrong = None if signer.head_is_good(head) else "changed"
+    if wrong:
+        raise AuditError(
+            f"the head of the library's audit trail was {wrong} by somebody without the key",
+            hint="nothing was changed; take the library from a copy, or look with: esper audit verify",
+        )
 
 
 def _run(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -> CursorResult[Any]:

@@ -18,7 +18,9 @@ from audit_support import (
     change,
     changes_in,
     copied,
+    cut_with_head,
     put_back,
+    run,
     tamper,
     told,
     writer,
@@ -113,9 +115,25 @@ def test_behind_a_trail_without_its_head_nothing_is_changed(tmp_path: Path) -> N
     with audited(url, tmp_path) as library, closing(open_database(url)) as database:
         library.put(artefact("a"))
         tamper(database, lambda connection: connection.execute(text("DELETE FROM audit_head")))
-        with pytest.raises(AuditError, match="lost its head"):
+        with pytest.raises(AuditError, match="was removed"):
             library.put(artefact("b"))
         assert not library.contains("kernel_b")
+
+
+def test_going_on_behind_a_cut_does_not_hide_it(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/kernels.db"
+    with audited(url, tmp_path) as library, closing(open_database(url)) as database:
+        change(library, KERNELS)
+        rows = copied(database, "audit_head")
+        tamper(database, run("DELETE FROM audit WHERE sequence > 8", "UPDATE audit_head SET sequence = 8"))
+        with pytest.raises(AuditError, match="was changed"):
+            library.put(artefact("new"))
+        put_back(database, "audit_head", rows)
+        tamper(database, cut_with_head(8))  # by one who kept a copy of what was true once
+        change(library, 30, seed=1)
+        findings = library.trail.verify().findings
+    assert [(each.wrong, each.sequence) for each in findings] == [("changed", KERNELS + 1)]
+    assert "another one than the head kept in" in findings[0].text
 
 
 def test_what_changes_nothing_has_no_entry(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,15 @@ def test_a_run_that_goes_on_behind_a_cut_does_not_hide_it(path: Path) -> None:
     assert [(each.wrong, each.sequence) for each in findings(path)] == [("missing", 8)]
 
 
+def test_nobody_goes_on_behind_a_forged_head(path: Path) -> None:
+    head = head_of(path)
+    assert head is not None
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:14]))
+    write_head(path.with_name(HEAD_NAME), replace(head, sequence=7))
+    with pytest.raises(AuditError, match="not what a holder of a key wrote"):
+        Journal(path, trail=trail())
+
+
 def test_a_head_that_is_behind_is_no_alarm_and_one_that_is_damaged_an_error(path: Path) -> None:
     lines = list(audited_lines(path))
     eighth = lines[7]
@@ -142,6 +152,7 @@ def full(fd: int, data: bytes) -> int:
 WRITER = """
 import sys
 sys.path[:0] = [sys.argv[1]]
+from dataclasses import replace
 from pathlib import Path
 from unit.test_security_audit_lines import write
 print("begun", flush=True)

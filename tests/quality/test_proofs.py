@@ -1,4 +1,4 @@
-"""Recorded proofs are of what ships, and the README says what they say."""
+"""Recorded proofs are of what ships, and the README and docs/results.md say what they say."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from esper_cli.config import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text()
 FOLDERS = sorted(path.parent for path in (ROOT / "experiments").glob("*/proof.json"))
 
 
@@ -23,7 +24,7 @@ def proof(name: str) -> dict[str, Any]:
 
 
 def told(name: str, arm: str) -> str:
-    """A difference of a proof as the README writes it."""
+    """A difference of a proof as the results write it."""
     found = proof(name)["differences"][arm]
     return f"{found['mean']:+.1f} [{found['low']:+.1f}, {found['high']:+.1f}]"
 
@@ -38,9 +39,20 @@ def test_a_proof_is_of_the_configuration_that_ships(folder: Path) -> None:
     assert json.loads((folder / "state.json").read_text())["configuration"] == recorded["configuration"]
 
 
-def test_the_readme_has_the_numbers_of_the_proofs_in_the_columns_of_their_hosts() -> None:
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if "|" in line]
-    table = {re.sub(r"\*\*.*?\*\*: ", "", row[0]): row[-3:] for row in rows if len(row) == 5}
+def table(text: str) -> dict[str, list[str]]:
+    """The cells of text, resnet and mlp by what their row compares with."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
+    return {re.sub(r"\*\*.*?\*\*: ", "", row[0]): row[-3:] for row in rows if len(row) == 5}
+
+
+def test_the_readme_has_rows_of_the_results() -> None:
+    shown, results = table(README), table(RESULTS)
+    assert len(shown) > 4
+    assert {row: results[row] for row in shown} == shown
+
+
+def test_the_results_have_the_numbers_of_the_proofs_in_the_columns_of_their_hosts() -> None:
+    results = table(RESULTS)
     wanted = {
         "trained on, same further FLOPs": ("rescue", "train_on"),
         "large from scratch, same further FLOPs": ("rescue", "large"),
@@ -50,11 +62,11 @@ def test_the_readme_has_the_numbers_of_the_proofs_in_the_columns_of_their_hosts(
         "growth at random, same times": ("proof", "random"),
     }
     for row, (kind, arm) in wanted.items():
-        for host, cell in zip(("text", "resnet", "mlp"), table[row], strict=True):
+        for host, cell in zip(("text", "resnet", "mlp"), results[row], strict=True):
             assert told(f"{host}_{kind}", arm) in cell, f"{row}: {host}"
     budgets = {"best static width at each budget: half": "_half", "whole": "", "double": "_double"}
     for row, suffix in budgets.items():
-        for host, cell in zip(("text", "resnet", "mlp"), table[row], strict=True):
+        for host, cell in zip(("text", "resnet", "mlp"), results[row], strict=True):
             name = f"{host}_proof{suffix}"
             if (ROOT / "experiments" / name).exists():
                 assert told(name, proof(name)["best_static"]) in cell, f"{row}: {host}"

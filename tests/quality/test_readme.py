@@ -26,7 +26,7 @@ def runnable(command: str) -> list[str]:
     if arguments[0] == "train":
         swept = [a for a in arguments if a != "-m" and "," not in a and "--resume" not in a and a != "latest"]
         return swept if "--cfg" in swept else [*swept, "--cfg", "job"]
-    long = ("prove", "keys", "serve-metrics", "--install-completion")
+    long = ("prove", "keys", "serve-metrics", "watch", "token", "audit", "--install-completion")
     return [*arguments, "--help"] if arguments[0] in long else arguments
 
 

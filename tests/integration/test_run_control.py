@@ -73,12 +73,17 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The summary of a run that nobody asked anything."""
+    return build_training(config(tmp_path_factory.mktemp("whole"))).run()
+
+
 def asks(action: Action, **bounds: int) -> Callable[[Path], object]:
     return lambda folder: ask(folder, action, **bounds)
 
 
-def test_a_paused_run_waits_and_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    whole = build_training(config(tmp_path / "whole")).run()
+def test_a_paused_run_waits_and_goes_on_as_if_nothing_had_been(whole: dict[str, Any], tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
     def later(folder: Path) -> None:
@@ -193,8 +198,9 @@ def test_what_cannot_be_done_is_refused_with_the_reason(tmp_path: Path) -> None:
         ask(run.info.folder, "pause")
 
 
-def test_a_paused_run_takes_ctrl_c_and_resumes_from_where_it_was(tmp_path: Path) -> None:
-    whole = build_training(config(tmp_path / "whole")).run()
+def test_a_paused_run_takes_ctrl_c_and_resumes_from_there(
+    whole: dict[str, Any], tmp_path: Path
+) -> None:
 
     def pause(folder: Path) -> None:
         def later() -> None:

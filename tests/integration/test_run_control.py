@@ -198,9 +198,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(tmp_path: Path) -> None:
         ask(run.info.folder, "pause")
 
 
-def test_a_paused_run_takes_ctrl_c_and_resumes_from_there(
-    whole: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_paused_run_takes_ctrl_c_and_resumes_from_there(whole: dict[str, Any], tmp_path: Path) -> None:
 
     def pause(folder: Path) -> None:
         def later() -> None:

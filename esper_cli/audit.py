@@ -155,6 +155,7 @@ def _of_file(file: Path, overrides: Sequence[str]) -> Verdict:
 
 def _verdicts(run: str | None, overrides: Sequence[str]) -> Iterator[Verdict]:
     from esper.assembly.audit_trails import build_signer, verify_run
+    from esper.nissa.journal import COPY_NAME
     from esper.nissa.runs import RunStore
 
     with _library(overrides) as (cfg, library):
@@ -163,6 +164,9 @@ def _verdicts(run: str | None, overrides: Sequence[str]) -> Iterator[Verdict]:
             yield library.trail.verify()
         chosen = RunStore(root).run_ids() if run is None else [open_run(run, root).run_id]
         for run_id in chosen:
+            if (root / run_id / COPY_NAME).exists():
+                print_lines(f"{run_id}: a copy of a run of another host, whose trail is there", stderr=True)
+                continue
             verdict = verify_run(signer, root / run_id, library)
             if verdict is not None:
                 yield verdict

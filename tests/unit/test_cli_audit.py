@@ -13,7 +13,7 @@ from urza_support import artefact
 
 from esper.assembly.auditing import build_run_trail, note_run_ended
 from esper.assembly.storage import build_library
-from esper.nissa.journal import JOURNAL_NAME, Journal
+from esper.nissa.journal import COPY_NAME, JOURNAL_NAME, Journal
 from esper_cli import app
 from esper_cli.config import compose
 
@@ -123,6 +123,13 @@ def test_the_end_of_a_run_cut_with_its_head_shows_in_the_library(esper: Esper, r
     code, out, _ = esper("verify", "--run", RUN)
     assert code == 1
     assert "missing" in out
+
+
+def test_a_copy_of_another_hosts_run_is_told_and_not_verified(esper: Esper, run: Path) -> None:
+    (run / COPY_NAME).touch()
+    code, out, err = esper("verify")
+    assert (code, RUN in out) == (0, False)
+    assert f"{RUN}: a copy of a run of another host" in err
 
 
 def test_an_export_is_verified_where_the_key_is(esper: Esper, run: Path, home: Path) -> None:

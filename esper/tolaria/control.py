@@ -100,12 +100,17 @@ class RunControl:
         elif self.paused == (request.action == "pause"):
             word = "paused already" if self.paused else "not paused"
             self._tell(request, trainer, f"the run is {word}")
-        else:
-            self.paused = request.action == "pause"
+        elif request.action == "pause":
+            # Whatever becomes of the process meanwhile, the run can go on from here. What is to be saved may
+            # show to be unstable: then it pauses once it has gone back.
+            self._left.appendleft(request)
+            trainer.save_here()
+            self._left.popleft()
+            self.paused = True
             self._tell(request, trainer)
-            if self.paused:
-                # Whatever becomes of the process meanwhile, the run can go on from here.
-                trainer.save_here()
+        else:
+            self.paused = False
+            self._tell(request, trainer)
 
     def _find(self, request: ControlRequest, trainer: Trainer) -> None:
         """Raise RollbackAsked with the checkpoint that was meant, or refuse."""

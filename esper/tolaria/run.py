@@ -63,7 +63,9 @@ class Run:
         self.trainer.restore(state)
         for error in skipped:
             self.trainer.recorder.emit("message", text=f"passed over: {error.message}")
-        self._skipped = [error.message for error in skipped]
+        # By their names: a journal says of no place on this machine where it is.
+        folder = f"{self.info.folder / 'checkpoints'}/"
+        self._skipped = [error.message.replace(folder, "") for error in skipped]
         done, settings = self.trainer.progress.epochs_done, self.trainer.settings
         whole = (self.info.folder / SUMMARY_NAME).exists()
         if settings.flops is not None:

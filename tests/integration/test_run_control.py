@@ -110,7 +110,8 @@ def test_a_paused_run_waits_and_goes_on_as_if_nothing_had_been(whole: dict[str, 
     assert (resumed["action"], resumed["outcome"]) == ("resume", "done")
     assert paused["step"] == resumed["step"] == len(run.trainer.batches) + 16, "it was to be amid an epoch"
     # It can go on from where it was paused, whatever becomes of the process meanwhile.
-    assert paused["step"] in [event["step"] for event in events_of(run, "checkpoint")]
+    saved = [event["step"] for event in events_of(run, "checkpoint") if event["at"] <= paused["at"]]
+    assert paused["step"] in saved
     view = RunStore(tmp_path).open(run.info.run_id)
     assert view.status is RunStatus.FINISHED
     assert view.started_at is not None
@@ -119,6 +120,24 @@ def test_a_paused_run_waits_and_goes_on_as_if_nothing_had_been(whole: dict[str, 
     assert view.seconds < (view.updated_at - view.started_at).total_seconds() - 0.5
     assert summary["seconds"] < view.seconds
     assert "paused, as was asked for" in str(describe("control", paused))
+
+
+def test_a_run_that_has_become_unstable_goes_back_before_it_pauses(tmp_path: Path) -> None:
+    def spoil(folder: Path) -> None:
+        next(run.trainer.model.parameters()).data.fill_(float("nan"))
+        ask(folder, "pause")
+
+    def resume(folder: Path) -> None:
+        ask(folder, "resume")
+
+    asking = [Asking("step", 3, spoil), Asking("control", 1, resume)]
+    run = build_training(config(tmp_path), listeners=asking)
+    for each in asking:
+        each.folder = run.info.folder
+    run.run()
+    told = events_of(run, "rollback", "control")
+    assert [each.get("action", each["event"]) for each in told] == ["rollback", "pause", "resume"]
+    assert [each["outcome"] for each in told[1:]] == ["done", "done"]
 
 
 def test_a_run_goes_back_to_an_epoch_and_what_grew_since_rests(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -106,7 +105,7 @@ def _head(fd: int, path: Path) -> Head | None:
 
 
 def _put(fd: int, head: Head) -> None:
-    data = json.dumps(asdict(head), sort_keys=True).encode()
+    data = json.dumps({name: getattr(head, name) for name in _FIELDS}).encode()
     os.pwrite(fd, data.ljust(_LENGTH - 1) + b"\n", 0)
 
 

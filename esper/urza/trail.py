@@ -6,7 +6,8 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -27,6 +28,8 @@ _READ_HEAD: Final = f"SELECT {', '.join(_HEAD)} FROM audit_head"
 _INSERT_HEAD: Final = f"INSERT INTO audit_head ({', '.join(_HEAD)}, id) VALUES ({'?, ' * len(_HEAD)}1)"
 _UPDATE_HEAD: Final = f"UPDATE audit_head SET {', '.join(f'{name} = ?' for name in _HEAD)}"
 _INSERT_ENTRY: Final = f"INSERT INTO audit ({', '.join(_ENTRY)}) VALUES ({', '.join('?' * len(_ENTRY))})"
+_VALUES: Final = attrgetter(*_ENTRY)
+_HEAD_VALUES: Final = attrgetter(*_HEAD)
 _BATCH: Final = 1000
 _BEFORE_ALL: Final = -(2**31)
 
@@ -227,15 +230,15 @@ def _append(connection: Connection, auditor: Auditor, actions: Sequence[Action])
         number += 1
         entry = auditor.signer.entry(trail, link, new_entry(number, who, action))
         link = entry.link
-        made.append(astuple(entry))
+        made.append(_VALUES(entry))
     new = auditor.signer.head(trail, number, link)
     if head is not None and len(made) == 1 and connection.dialect.name == "postgresql":
         # In one journey to the server.
-        _run(connection, f"WITH entered AS ({_INSERT_ENTRY}) {_UPDATE_HEAD}", made[0] + astuple(new))
+        _run(connection, f"WITH entered AS ({_INSERT_ENTRY}) {_UPDATE_HEAD}", made[0] + _HEAD_VALUES(new))
         return head, new
     for values in made:
         _run(connection, _INSERT_ENTRY, values)
-    _run(connection, _INSERT_HEAD if head is None else _UPDATE_HEAD, astuple(new))
+    _run(connection, _INSERT_HEAD if head is None else _UPDATE_HEAD, _HEAD_VALUES(new))
     return head, new
 
 
@@ -298,5 +301,5 @@ def _resign_head(connection: Connection, signer: Signer) -> tuple[Head, Head] | 
     if old is None or old.key_id == signer.key_id or not signer.head_is_good(old):
         return None
     new = signer.head(old.trail, old.sequence, old.link)
-    _run(connection, _UPDATE_HEAD, astuple(new))
+    _run(connection, _UPDATE_HEAD, _HEAD_VALUES(new))
     return old, new

@@ -12,8 +12,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from esper.nissa.api.run_pages import alerts_of
 from esper.nissa.calibration import growth_impact
-from esper.nissa.run_pages import alerts_of
 from esper.nissa.run_records import Adaptation, RunStatus
 from esper.nissa.run_view import RunView
 from esper_cli.curves import Curves, Mark, Series

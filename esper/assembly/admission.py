@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 
 from esper.assembly.tokens import build_token_rules, build_trusted
 from esper.errors import ConfigError, SecurityError, ServerError
-from esper.nissa.browser import LOOPBACK_NAMES
-from esper.nissa.guard import Admission, Allowed, Caller
-from esper.nissa.limits import ConnectionLimit, RateLimit
-from esper.nissa.listener import is_loopback
-from esper.nissa.tls import self_signed_tls, server_tls
+from esper.nissa.http.browser import LOOPBACK_NAMES
+from esper.nissa.http.guard import Admission, Allowed, Caller
+from esper.nissa.http.limits import ConnectionLimit, RateLimit
+from esper.nissa.http.listener import is_loopback
+from esper.nissa.http.tls import self_signed_tls, server_tls
 from esper.security.audit import acting
 from esper.security.tokens import ROLES, TokenVerifier
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from esper.assembly.storage import redis_url
 from esper.messages import CompilationRecord
-from esper.nissa.api_queries import KernelsQuery, TagsBody
+from esper.nissa.api.queries import KernelsQuery, TagsBody
 from esper.nissa.run_records import CacheTier
 from esper.security.audit import Action
 from esper.urza.library import KernelLibrary
@@ -25,7 +25,7 @@ LATEST_TRIALS = 100
 
 
 class LibraryCatalogue:
-    """As ``esper.nissa.catalogue.Library`` asks; raises what the library raises."""
+    """As ``esper.nissa.api.catalogue.Library`` asks; raises what the library raises."""
 
     def __init__(self, library: KernelLibrary) -> None:
         self._library = library

@@ -12,11 +12,11 @@ from esper.assembly.admission import access_notice, build_admission, build_conne
 from esper.assembly.catalogue import LibraryCatalogue, redis_check
 from esper.assembly.storage import build_library
 from esper.assembly.telemetry import mirrored
-from esper.nissa.api import create_app
-from esper.nissa.guard import Guard
-from esper.nissa.kept_metrics import KeptMetrics
+from esper.nissa.api.application import create_app
+from esper.nissa.api.kept_metrics import KeptMetrics
+from esper.nissa.http.guard import Guard
+from esper.nissa.http.server import MetricsServer
 from esper.nissa.runs import RunStore
-from esper.nissa.server import MetricsServer
 from esper.security.privacy import hidden, register_own_places
 
 

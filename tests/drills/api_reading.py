@@ -21,11 +21,11 @@ import httpx
 from unit.nissa_support import RunWriter
 
 from esper.messages import SeedState
-from esper.nissa.api import create_app
+from esper.nissa.api.application import create_app
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.http.server import MetricsServer
 from esper.nissa.journal import JOURNAL_NAME
-from esper.nissa.monitor import Monitor
 from esper.nissa.runs import RunStore
-from esper.nissa.server import MetricsServer
 
 PATHS = ("runs", "runs?status=running", "adaptations", "adaptations?outcome=kept", "runs/latest", "status")
 WITHIN_MS = 100

@@ -29,11 +29,11 @@ from omegaconf import DictConfig
 from esper.assembly.catalogue import LibraryCatalogue
 from esper.assembly.storage import build_library
 from esper.assembly.training import build_training
-from esper.nissa.api import create_app
+from esper.nissa.api.application import create_app
+from esper.nissa.api.monitor import Monitor
 from esper.nissa.control import ask
-from esper.nissa.monitor import Monitor
+from esper.nissa.http.server import MetricsServer
 from esper.nissa.runs import RunStore
-from esper.nissa.server import MetricsServer
 from esper_cli.config import compose
 
 GROWING = (

@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
-from esper.nissa import event_hub
-from esper.nissa.api import create_app
+from esper.nissa.api import event_hub
+from esper.nissa.api.application import create_app
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.http.server import MetricsServer
 from esper.nissa.journal import JOURNAL_NAME, Journal
-from esper.nissa.monitor import Monitor
 from esper.nissa.runs import RunStore
-from esper.nissa.server import MetricsServer
 
 
 @dataclass

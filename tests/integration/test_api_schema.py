@@ -11,8 +11,8 @@ import httpx
 import pytest
 from drills.api_schema import Served, judge, served
 
-from esper.nissa import api_models as models
-from esper.nissa.api_openapi import openapi
+from esper.nissa.api import models
+from esper.nissa.api.openapi import openapi
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_no_answer_is_other_than_described(there: Served, tmp_path: Path) -> Non
 
 def test_the_description_in_the_docs_is_that_of_the_code() -> None:
     stored = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read_text())
-    assert stored == openapi(), "make it anew: python -m esper.nissa.api_openapi > docs/openapi.json"
+    assert stored == openapi(), "make it anew: python -m esper.nissa.api.openapi > docs/openapi.json"
 
 
 def test_answers_are_the_models_that_describe_them(there: Served, api: httpx.Client) -> None:

@@ -30,8 +30,8 @@ from urza_support import KEY, artefact, never_load, open_sealed
 
 from esper.assembly.catalogue import LibraryCatalogue
 from esper.errors import AuditError, KernelNotFound, LibraryError
-from esper.nissa.api_queries import TagsBody
-from esper.nissa.catalogue import BoundedLibrary
+from esper.nissa.api.catalogue import BoundedLibrary
+from esper.nissa.api.queries import TagsBody
 from esper.security import Envelope, KeyRing, new_key
 from esper.security.audit import Action, acting
 from esper.urza import migrations, open_library

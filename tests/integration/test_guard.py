@@ -14,13 +14,13 @@ from starlette.routing import Route
 from token_attacks import Forge, attacks
 
 from esper.errors import SecurityError
-from esper.nissa.api import create_app
-from esper.nissa.endpoints import ENDPOINTS
-from esper.nissa.guard import CALLER, RANKS, Admission, Caller, Guard
-from esper.nissa.limits import RateLimit
-from esper.nissa.monitor import Monitor
+from esper.nissa.api.application import create_app
+from esper.nissa.api.endpoints import ENDPOINTS
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.http.guard import CALLER, RANKS, Admission, Caller, Guard
+from esper.nissa.http.limits import RateLimit
+from esper.nissa.http.tls import CERTIFICATE
 from esper.nissa.runs import RunStore
-from esper.nissa.tls import CERTIFICATE
 from esper.security.audit import acting, actor
 from esper.security.token_keys import TokenAuthority
 from esper.security.token_trust import TrustedFile

@@ -22,10 +22,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from esper.errors import ConfigError, ServerError
-from esper.nissa.bodies import BODY_SECONDS, MOST_BODY_BYTES
-from esper.nissa.limits import ConnectionLimit, RateLimit
-from esper.nissa.server import HEAD_SECONDS, MetricsServer
-from esper.nissa.tls import CERTIFICATE, self_signed_tls, server_tls
+from esper.nissa.http.bodies import BODY_SECONDS, MOST_BODY_BYTES
+from esper.nissa.http.limits import ConnectionLimit, RateLimit
+from esper.nissa.http.server import HEAD_SECONDS, MetricsServer
+from esper.nissa.http.tls import CERTIFICATE, self_signed_tls, server_tls
 
 HALF_OPEN = 300
 MIB = 2**20
@@ -145,7 +145,7 @@ SERVER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from integration.test_nissa_limits import APP
-from esper.nissa.server import MetricsServer
+from esper.nissa.http.server import MetricsServer
 MetricsServer(APP, port=0).run(lambda url: print(url, flush=True))
 """
 
@@ -204,7 +204,7 @@ def test_a_body_comes_whole_and_small_or_not_at_all() -> None:
 
 
 def test_an_answer_has_to_begin_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("esper.nissa.bodies.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("esper.nissa.http.bodies.ANSWER_SECONDS", 0.3)
     release = threading.Event()
 
     def hang(request: Request) -> Response:

@@ -27,14 +27,14 @@ from starlette.routing import Route
 
 from esper.errors import ConfigError, LibraryError, ServerError
 from esper.messages import AdaptationDecision, CompilationRecord, Slot
-from esper.nissa.api import create_app
-from esper.nissa.api_queries import MAX_LIMIT, AdaptationsQuery
+from esper.nissa.api.application import create_app
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.api.queries import MAX_LIMIT, AdaptationsQuery
+from esper.nissa.http.listener import is_loopback
+from esper.nissa.http.server import HEAD_SECONDS, MetricsServer
 from esper.nissa.journal import JOURNAL_NAME, Journal
-from esper.nissa.listener import is_loopback
-from esper.nissa.monitor import Monitor
 from esper.nissa.run_records import CacheTier
 from esper.nissa.runs import RunStore, RunView
-from esper.nissa.server import HEAD_SECONDS, MetricsServer
 
 COMPILATIONS = [CompilationRecord("b", "b", Slot("features", 1, 1), "torchscript", "compiled", 0.03, "")]
 
@@ -425,7 +425,7 @@ def big(request: Request) -> Response:
 def test_a_client_that_does_not_take_its_answer_is_dropped(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("esper.nissa.listener.STALLED_SECONDS", 1)
+    monkeypatch.setattr("esper.nissa.http.listener.STALLED_SECONDS", 1)
     with serving(Starlette(routes=[Route("/big", big)])) as server:
         with socket.create_connection(
             ("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=15
@@ -508,10 +508,10 @@ def test_loopback_is_what_only_this_machine_can_reach() -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from esper.nissa.api import create_app
-from esper.nissa.monitor import Monitor
+from esper.nissa.api.application import create_app
+from esper.nissa.api.monitor import Monitor
 from esper.nissa.runs import RunStore
-from esper.nissa.server import MetricsServer
+from esper.nissa.http.server import MetricsServer
 monitor = Monitor(RunStore(Path(sys.argv[1])), lambda: [])
 MetricsServer(create_app(monitor), port=0).run(lambda url: print(url, flush=True))
 print("stopped", flush=True)

@@ -153,11 +153,12 @@ def test_over_tls_with_a_password_that_nobody_sees(tmp_path: Path) -> None:
             assert all("the budget is" in str(each.reason) for each in again)
             server.kill()
             assert worker.stdout is not None
-            said = "".join(worker.stdout.readline() for _ in range(5))  # of them the last is about the broker
+            said = ""
+            while "Cannot connect to" not in said:
+                said += worker.stdout.readline() or pytest.fail(said)
             server.start()
             said += end(worker)
     assert said.count("failed in build") == 2
-    assert "Cannot connect to" in said
     assert not re.search("of.{1,3}the.{1,3}tests", said)
 
 
@@ -250,6 +251,6 @@ def test_a_job_that_others_sealed_is_left_out(here: Place, tmp_path_factory: pyt
 
 def test_workers_and_the_broker_are_killed_and_no_kernel_is_lost_or_stored_twice(tmp_path: Path) -> None:
     for server in started(durable_redis()):
-        report = drill(tmp_path, server, jobs=40, kills=3, broker_kills=1)
-        assert (report.workers_killed, report.broker_killed) == (3, 1)
+        report = drill(tmp_path, server, jobs=20, kills=2, broker_kills=1)
+        assert (report.workers_killed, report.broker_killed) == (2, 1)
         assert (report.lost, report.duplicates, report.damaged) == (0, 0, 0), report

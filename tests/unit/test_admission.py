@@ -13,7 +13,7 @@ from servers.tls import make_certificates
 from esper.assembly.admission import access_notice, build_admission, build_connection_limit, build_tls
 from esper.assembly.tokens import build_token_authority, build_token_rules
 from esper.errors import ConfigError, EsperError, ServerError, TokenRefused
-from esper.nissa.guard import Admission, Caller
+from esper.nissa.http.guard import Admission, Caller
 from esper.security.tokens import issue
 from esper_cli.app import run
 from esper_cli.config import compose

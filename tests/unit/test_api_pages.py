@@ -16,13 +16,13 @@ from starlette.applications import Starlette
 
 from esper.errors import TierUnavailable
 from esper.messages import CompilationRecord, SeedState, Slot
-from esper.nissa import api_models as models
-from esper.nissa import health, monitor
-from esper.nissa.api import create_app
-from esper.nissa.api_openapi import DESCRIBED
-from esper.nissa.endpoints import ENDPOINTS
+from esper.nissa import health
+from esper.nissa.api import models, monitor
+from esper.nissa.api.application import create_app
+from esper.nissa.api.endpoints import ENDPOINTS
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.api.openapi import DESCRIBED
 from esper.nissa.journal import JOURNAL_NAME
-from esper.nissa.monitor import Monitor
 from esper.nissa.runs import RunStore, RunView
 
 

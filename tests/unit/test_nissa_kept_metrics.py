@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from esper.nissa import kept_metrics
-from esper.nissa.kept_metrics import KeptMetrics
-from esper.nissa.monitor import Monitor
+from esper.nissa.api import kept_metrics
+from esper.nissa.api.kept_metrics import KeptMetrics
+from esper.nissa.api.monitor import Monitor
 from esper.nissa.runs import RunStore
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

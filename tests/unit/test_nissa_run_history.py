@@ -14,9 +14,9 @@ import pytest
 from page_support import MadeRun
 
 from esper.errors import RunError
-from esper.nissa.api_history import History
+from esper.nissa.api.history import History
+from esper.nissa.api.run_history import KEPT, RunHistories
 from esper.nissa.journal import JOURNAL_NAME, dumps
-from esper.nissa.run_history import KEPT, RunHistories
 
 RUN = "20261128-100000-made-0001"
 FACTS = (

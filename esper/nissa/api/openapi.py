@@ -1,6 +1,6 @@
 """The API in OpenAPI 3.1, made from the table of endpoints and the models of what they take and answer.
 
-``python -m esper.nissa.api_openapi > docs/openapi.json`` writes it for people who have no server.
+``python -m esper.nissa.api.openapi > docs/openapi.json`` writes it for people who have no server.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from esper.nissa import api_models as answers
-from esper.nissa import api_queries as queries
-from esper.nissa.answers import PROBLEM
-from esper.nissa.api_history import History, HistoryQuery
-from esper.nissa.api_queries import Model
-from esper.nissa.endpoints import ENDPOINTS, Endpoint
+from esper.nissa.api import models as answers
+from esper.nissa.api import queries
+from esper.nissa.api.answers import PROBLEM
+from esper.nissa.api.endpoints import ENDPOINTS, Endpoint
+from esper.nissa.api.history import History, HistoryQuery
+from esper.nissa.api.queries import Model
 
 _JSON = "application/json"
 _REF = "#/components/schemas/{model}"

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from esper.errors import LibraryError
-from esper.nissa.api_queries import KernelsQuery, TagsBody
+from esper.nissa.api.queries import KernelsQuery, TagsBody
 from esper.nissa.health import BoundedCall
 
 T = TypeVar("T")

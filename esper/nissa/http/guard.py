@@ -22,7 +22,8 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from esper.errors import EsperError, TokenRefused
-from esper.nissa.browser import (
+from esper.nissa.api.endpoints import ENDPOINTS, Endpoint
+from esper.nissa.http.browser import (
     COOKIE,
     LOOPBACK_NAMES,
     check_host,
@@ -31,10 +32,9 @@ from esper.nissa.browser import (
     with_cookie,
     with_headers,
 )
-from esper.nissa.endpoints import ENDPOINTS, Endpoint
-from esper.nissa.limits import RateLimit, client_key, is_loopback_address
-from esper.nissa.refusal import Refusal
-from esper.nissa.tls import CERTIFICATE
+from esper.nissa.http.limits import RateLimit, client_key, is_loopback_address
+from esper.nissa.http.refusal import Refusal
+from esper.nissa.http.tls import CERTIFICATE
 
 Allowed = Literal["viewer", "operator", "admin"]
 RANKS: Final = {"public": 0, "viewer": 1, "operator": 2, "admin": 3}

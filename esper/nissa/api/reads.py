@@ -13,8 +13,14 @@ from starlette.responses import Response
 
 from esper.errors import ConfigError
 from esper.messages import CompilationRecord
-from esper.nissa.answers import HEADERS, json_answer, tagged_answer
-from esper.nissa.api_queries import (
+from esper.nissa.api.answers import HEADERS, json_answer, tagged_answer
+from esper.nissa.api.catalogue import BoundedLibrary
+from esper.nissa.api.cursors import BadCursor, read_cursor, write_cursor
+from esper.nissa.api.event_hub import MAX_FOLLOWERS, EventHub
+from esper.nissa.api.event_places import Places
+from esper.nissa.api.event_stream import EventStream
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.api.queries import (
     MAX_NAME,
     AdaptationsQuery,
     CompilationsQuery,
@@ -23,13 +29,7 @@ from esper.nissa.api_queries import (
     NoQuery,
     RunsQuery,
 )
-from esper.nissa.api_requests import read_query
-from esper.nissa.catalogue import BoundedLibrary
-from esper.nissa.cursors import BadCursor, read_cursor, write_cursor
-from esper.nissa.event_hub import MAX_FOLLOWERS, EventHub
-from esper.nissa.event_places import Places
-from esper.nissa.event_stream import EventStream
-from esper.nissa.monitor import Monitor
+from esper.nissa.api.requests import read_query
 
 Handler = Callable[[Request], Awaitable[Response]]
 

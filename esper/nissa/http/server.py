@@ -23,11 +23,11 @@ from hypercorn.typing import ASGIFramework, LifespanState
 from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp
 
-from esper.nissa.bodies import BoundedRequests
-from esper.nissa.connection import with_connection
-from esper.nissa.limits import ConnectionLimit
-from esper.nissa.listener import BACKLOG, DEFAULT_HOST, Listener, bind
-from esper.nissa.tls import with_certificate
+from esper.nissa.api.connection import with_connection
+from esper.nissa.http.bodies import BoundedRequests
+from esper.nissa.http.limits import ConnectionLimit
+from esper.nissa.http.listener import BACKLOG, DEFAULT_HOST, Listener, bind
+from esper.nissa.http.tls import with_certificate
 
 DEFAULT_PORT = 9464
 """The port that OpenTelemetry's Prometheus exporters use."""

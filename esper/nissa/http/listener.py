@@ -10,7 +10,7 @@ import weakref
 from typing import Any, Final
 
 from esper.errors import ConfigError, ServerError
-from esper.nissa.limits import ConnectionLimit, is_loopback_address
+from esper.nissa.http.limits import ConnectionLimit, is_loopback_address
 
 DEFAULT_HOST = "127.0.0.1"
 STALLED_SECONDS = 10

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from esper.messages import CompilationRecord, InventionRecord, KernelMetadata
-from esper.nissa.api_queries import Model
+from esper.nissa.api.queries import Model
 from esper.nissa.run_records import CacheTier, RunStatus
 
 Number = float | Literal["NaN", "Infinity", "-Infinity"]

@@ -1,4 +1,4 @@
-"""The HTTP API: an ASGI application, built from the table in ``esper.nissa.endpoints``.
+"""The HTTP API: an ASGI application, built from the table in ``esper.nissa.api.endpoints``.
 
 Every error is a problem of RFC 9457, in JSON. Who may ask what is for the server in front of it to say.
 """
@@ -16,20 +16,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from esper.errors import EsperError
-from esper.nissa.answers import on_bug, on_esper_error, on_http_error, on_timeout, tagged_answer
-from esper.nissa.api_changes import Changes
-from esper.nissa.api_history import HistoryReads
-from esper.nissa.api_openapi import openapi
-from esper.nissa.api_queries import NoQuery
-from esper.nissa.api_reads import Handler, Reads
-from esper.nissa.api_requests import read_query
-from esper.nissa.catalogue import BoundedLibrary, Library
-from esper.nissa.endpoints import ENDPOINTS
-from esper.nissa.event_hub import EventHub
-from esper.nissa.monitor import Monitor
+from esper.nissa.api.answers import on_bug, on_esper_error, on_http_error, on_timeout, tagged_answer
+from esper.nissa.api.catalogue import BoundedLibrary, Library
+from esper.nissa.api.changes import Changes
+from esper.nissa.api.endpoints import ENDPOINTS
+from esper.nissa.api.event_hub import EventHub
+from esper.nissa.api.history import HistoryReads
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.api.openapi import openapi
+from esper.nissa.api.private_bodies import PrivateBodies
+from esper.nissa.api.queries import NoQuery
+from esper.nissa.api.reads import Handler, Reads
+from esper.nissa.api.requests import read_query
+from esper.nissa.api.run_history import RunHistories
 from esper.nissa.page import index, page_file
-from esper.nissa.private_bodies import PrivateBodies
-from esper.nissa.run_history import RunHistories
 from esper.nissa.runs import RunStore
 
 _SMALL = 1000

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from esper.nissa.api_queries import AdaptationsQuery, RunsQuery
-from esper.nissa.cursors import BadCursor, read_cursor, write_cursor
+from esper.nissa.api.cursors import BadCursor, read_cursor, write_cursor
+from esper.nissa.api.queries import AdaptationsQuery, RunsQuery
 from esper.nissa.run_records import Adaptation, RunStatus, parse_time
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import start_key, summarize

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from esper.messages import Layout
-from esper.nissa.event_places import EVENT_ID
+from esper.nissa.api.event_places import EVENT_ID
 from esper.nissa.run_records import RunStatus
 
 MAX_LIMIT = 1000

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from esper.nissa.api_queries import Model
+from esper.nissa.api.queries import Model
 
 MAX_BODY_BYTES = 64 * 1024
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import Message, Send
 
-from esper.nissa.refusal import Refusal
+from esper.nissa.http.refusal import Refusal
 
 COOKIE: Final = "esper_token"
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})

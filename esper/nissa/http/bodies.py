@@ -15,8 +15,8 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from esper.nissa.connection import closing
-from esper.nissa.refusal import Refusal
+from esper.nissa.api.connection import closing
+from esper.nissa.http.refusal import Refusal
 
 MOST_BODY_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 2.0

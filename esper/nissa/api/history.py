@@ -10,11 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from esper.nissa.answers import tagged_answer
-from esper.nissa.api_models import Number, Outcome, RunItem
-from esper.nissa.api_queries import MAX_NAME, Model
-from esper.nissa.api_requests import read_query
-from esper.nissa.run_history import RunHistories
+from esper.nissa.api.answers import tagged_answer
+from esper.nissa.api.models import Number, Outcome, RunItem
+from esper.nissa.api.queries import MAX_NAME, Model
+from esper.nissa.api.requests import read_query
+from esper.nissa.api.run_history import RunHistories
 from esper.nissa.run_records import CacheTier
 
 

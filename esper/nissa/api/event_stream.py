@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from esper.nissa.connection import CONNECTED, closing
-from esper.nissa.event_hub import Told
+from esper.nissa.api.connection import CONNECTED, closing
+from esper.nissa.api.event_hub import Told
 
 _LOOK_SECONDS = 1.0
 

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any, Final
 
-from esper.nissa.monitor import Monitor
+from esper.nissa.api.monitor import Monitor
 
 KEPT_SECONDS: Final = 0.25
 

@@ -22,7 +22,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from esper.errors import StorageError
-from esper.nissa.event_places import LATE_SECONDS, Places
+from esper.nissa.api.event_places import LATE_SECONDS, Places
 from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, dumps
 from esper.nissa.run_records import parse_time
 from esper.nissa.runs import RunStore

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from esper.nissa.answers import problem
+from esper.nissa.api.answers import problem
 from esper.nissa.page import refused
 
 

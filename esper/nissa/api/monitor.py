@@ -15,8 +15,9 @@ from typing import Any
 
 from esper.errors import EsperError, StorageError
 from esper.messages import CompilationRecord
-from esper.nissa.api_queries import AdaptationsQuery, RunsQuery
-from esper.nissa.catalogue import LIBRARY_SECONDS
+from esper.nissa.api.catalogue import LIBRARY_SECONDS
+from esper.nissa.api.queries import AdaptationsQuery, RunsQuery
+from esper.nissa.api.run_pages import adaptations_page, run_details, runs_page
 from esper.nissa.health import (
     BoundedCall,
     HealthCheck,
@@ -28,7 +29,6 @@ from esper.nissa.health import (
     check_runs,
 )
 from esper.nissa.metrics import RunCollector, render
-from esper.nissa.run_pages import adaptations_page, run_details, runs_page
 from esper.nissa.run_records import CacheTier, ControlRecord
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore, summarize

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from esper.errors import RunError
-from esper.nissa.answers import json_answer, problem
-from esper.nissa.api_queries import NoQuery, RollbackBody, TagsBody, WaitQuery
-from esper.nissa.api_reads import Handler, name_of
-from esper.nissa.api_requests import read_body, read_query
-from esper.nissa.catalogue import BoundedLibrary
+from esper.nissa.api.answers import json_answer, problem
+from esper.nissa.api.catalogue import BoundedLibrary
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.api.queries import NoQuery, RollbackBody, TagsBody, WaitQuery
+from esper.nissa.api.reads import Handler, name_of
+from esper.nissa.api.requests import read_body, read_query
 from esper.nissa.control import Action, ControlRequest, ask
-from esper.nissa.monitor import Monitor
 from esper.nissa.run_records import ControlRecord
 
 _LOOK_SECONDS = 0.1

@@ -1,0 +1,1 @@
+"""The HTTP API: what may be asked, of whom, and how it is answered."""

@@ -133,17 +133,23 @@ def experiments() -> list[str]:
 def _checked(
     cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str], config_loader: ConfigLoader
 ) -> DictConfig:
-    defaults = config_loader.load_configuration(NAME, [], RunMode.RUN).hydra.runtime.choices
-    selected = [
-        f"{'' if group in defaults else '+'}{group}={'null' if choice is None else choice}"
+    base = config_loader.load_configuration(NAME, [], RunMode.RUN)
+    defaults = base.hydra.runtime.choices
+    chosen = {
+        group: choice
         for group, choice in choices.items()
         if group != config_source.GROUP and not group.startswith("hydra/")
-    ]
-    for group, choice in choices.items():
-        if choice is None and defaults.get(group) is not None and not group.startswith("hydra/"):
+    }
+    for group, choice in chosen.items():
+        if choice is None and defaults.get(group) is not None:
             raise ConfigError(f"{group} must be given", hint=f"choose one: {group}=OPTION")
-    base = _without_hydra(config_loader.load_configuration(NAME, selected, RunMode.RUN))
-    check(_without_hydra(cfg), base, _added(overrides))
+    if any(group not in defaults or choice != defaults[group] for group, choice in chosen.items()):
+        selected = [
+            f"{'' if group in defaults else '+'}{group}={'null' if choice is None else choice}"
+            for group, choice in chosen.items()
+        ]
+        base = config_loader.load_configuration(NAME, selected, RunMode.RUN)
+    check(_without_hydra(cfg), _without_hydra(base), _added(overrides))
     _heed(cfg)
     with open_dict(cfg):
         cfg.experiment = cfg.experiment or choices.get(config_source.GROUP)

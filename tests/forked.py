@@ -68,6 +68,7 @@ def _command(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))  # as Python does at its start
     sys.argv = ["esper", *args]
     if before is not None:
         before()

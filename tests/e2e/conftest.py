@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import forked
 import pytest
 from page_support import DEEP, FAILED, FLAGS, GROWN, STOPPED, WINDOW, MadeRun, Open
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -46,8 +47,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     blueprints = Path(__file__).parents[2] / "blueprints"
     (place / "wide.yaml").write_text(TOO_WIDE)
     paths = f"karn.paths=[wide.yaml,{blueprints}/residual_mlp.yaml]"
-    command = [*ESPER, "train", "+experiment=smoke", paths]
-    subprocess.run(command, cwd=place, env=environment(place), check=True, capture_output=True, timeout=120)
+    done = forked.esper("train", "+experiment=smoke", paths, cwd=place, env=environment(place))
+    assert done.returncode == 0, done.stderr
     (trained,) = (place / "runs").glob("*-smoke-*")
     kernels = re.findall(r"kernel_[0-9a-f]{16}", (trained / JOURNAL_NAME).read_text())
     grown = MadeRun(place / "runs", GROWN, layers=9, total=60, every=5, kernels=kernels)
@@ -69,9 +70,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def token(place: Path) -> str:
-    command = [*ESPER, "token", "issue", "--role", "viewer", "--for", "reader"]
-    issued = subprocess.run(command, cwd=place, env=environment(place), check=True, capture_output=True)
-    return issued.stdout.decode().strip()
+    words = ("token", "issue", "--role", "viewer", "--for", "reader")
+    issued = forked.esper(*words, cwd=place, env=environment(place))
+    assert issued.returncode == 0, issued.stderr
+    return issued.stdout.strip()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import forked
 import httpx
 import pytest
 import servers
@@ -64,14 +65,7 @@ def redis() -> Iterator[RedisServer]:
 
 def esper(folder: Path, redis: RedisServer, *args: str, code: int = 0) -> str:
     """Run it and return all that it wrote to stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "esper_cli", *args],
-        cwd=folder,
-        env=environment(folder, redis),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.esper(*args, cwd=folder, env=environment(folder, redis))
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 

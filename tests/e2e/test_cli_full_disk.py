@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 
-ESPER = (sys.executable, "-m", "esper_cli")
 WIDE = ("train", "+experiment=smoke", "tamiyo=never", "urza=memory", "model.hidden=[256,256]", "--json")
 LIMIT = 200_000
 """Bytes that a file may have: fewer than those of the tensors, more than those of the journal."""
 
 
 def esper(*args: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    def limited() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command, environment = [*ESPER, *args], {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, env=environment, preexec_fn=limited
-    )
+    limited = None if limit is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    return forked.esper(*args, before=limited)
 
 
 def test_the_checkpoint_before_stays_and_the_run_goes_on_from_it(
@@ -33,6 +26,7 @@ def test_the_checkpoint_before_stays_and_the_run_goes_on_from_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ESPER_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     first = esper(*WIDE, "tolaria.epochs=1")
     assert first.returncode == 0, first.stderr
     full = esper("train", "--resume", "latest", "tolaria.epochs=2", limit=LIMIT)

@@ -69,7 +69,7 @@ def test_one_that_is_killed_ends_the_run_with_a_line_that_says_so() -> None:
 
 
 def test_killed_it_starts_again_by_itself_and_goes_on_from_the_newest_checkpoint() -> None:
-    with training("tolaria.epochs=40", "tolaria.restarts=1") as process:
+    with training("tolaria.epochs=12", "tolaria.restarts=1") as process:
         os.kill(of_rank(process.pid, 0), signal.SIGKILL)
         _, said = process.communicate(timeout=2 * WITHIN)
     assert process.returncode == 0, said
@@ -78,7 +78,7 @@ def test_killed_it_starts_again_by_itself_and_goes_on_from_the_newest_checkpoint
     assert first["resumed_from_step"] is None
     assert second["resumed_from_step"] >= 19
     assert journal()[-1]["event"] == "run_finished"
-    assert journal()[-1]["summary"]["epochs"] == 40
+    assert journal()[-1]["summary"]["epochs"] == 12
 
 
 def test_interrupted_it_saves_and_says_how_to_go_on() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 ESPER = (sys.executable, "-m", "esper_cli")
@@ -42,8 +43,7 @@ def alive(group: int) -> list[int]:
 
 
 def test_it_prints_its_proof_as_json_and_tells_its_progress_on_stderr(workplace: Path) -> None:
-    command = [*ESPER, "prove", *TINY, *SHORT, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = forked.esper("prove", *TINY, *SHORT, "--json")
     assert done.returncode == 0, done.stderr
     proof = json.loads(done.stdout)
     assert [arm["arm"] for arm in proof["arms"]] == ["base", "train_on", "grown", "large"]

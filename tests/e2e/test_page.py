@@ -174,6 +174,7 @@ def test_who_comes_back_sees_what_was_missed(open_page: Open, place: Path) -> No
         expect(page.locator("#at")).to_have_text("4 / 4", timeout=15_000)
         expect(page.locator("#link")).to_have_text("live", timeout=15_000)
         page.evaluate(hide % "true")  # nobody looks
+        page.wait_for_timeout(1500)  # what was under way
         asked: list[str] = []
         page.on("request", lambda each: asked.append(each.url))
         run.epochs(2)

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from servers.proxy import Proxy
 
@@ -83,8 +84,8 @@ def port(folder: Path, certificate: Path) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def token(folder: Path) -> str:
-    command = [*ESPER, "token", "issue", "--role", "viewer", "--for", "watcher"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    done = forked.esper("token", "issue", "--role", "viewer", "--for", "watcher", cwd=folder)
+    assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
 
 

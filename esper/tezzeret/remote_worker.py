@@ -134,10 +134,10 @@ class RemoteWorker:
             outcome = Outcome("queue", outcome.seconds, reason)
             sealed = self._wire.seal_outcome(outcome, key, attempt)
         name, claim = self._broker.key("outcome", attempt), self._broker.key("asked", key)
-        stored, claimed = self._patiently(("SET", name, sealed, "NX", "EX", OUTCOME_SECONDS), ("GET", claim))
-        if outcome.artefact is None and claimed == attempt.encode():
-            self._patiently(("DEL", claim))  # whoever asks after a failure has it tried again
-        if stored:
+        if outcome.artefact is None and self._patiently(("GET", claim))[0] == attempt.encode():
+            # Before the outcome is there: whoever asks once it is has it tried again.
+            self._patiently(("DEL", claim))
+        if self._patiently(("SET", name, sealed, "NX", "EX", OUTCOME_SECONDS))[0]:
             self._on_outcome(job, outcome)
 
     def _patiently(self, *commands: tuple[str | bytes | int, ...]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ HOSTS = {
         "prove.random=false",
     ],
 }
+LONG = bool(os.environ.get("ESPER_LONG"))
+"""Whether to try every host: ESPER_LONG=1 pytest tests/integration; CI tries those that train quickly."""
+if not LONG:
+    del HOSTS["resnet"]
+
 COMMON = ["tolaria.epochs=2", "seeds=2"]
 
 

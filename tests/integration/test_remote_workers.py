@@ -251,6 +251,6 @@ def test_a_job_that_others_sealed_is_left_out(here: Place, tmp_path_factory: pyt
 
 def test_workers_and_the_broker_are_killed_and_no_kernel_is_lost_or_stored_twice(tmp_path: Path) -> None:
     for server in started(durable_redis()):
-        report = drill(tmp_path, server, jobs=20, kills=2, broker_kills=1)
+        report = drill(tmp_path, server, jobs=12, kills=2, broker_kills=1)
         assert (report.workers_killed, report.broker_killed) == (2, 1)
         assert (report.lost, report.duplicates, report.damaged) == (0, 0, 0), report

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from proving_support import LONG
 from safetensors.torch import load_file
 
 from esper.assembly.training import build_training, export_run
@@ -28,6 +29,8 @@ HOSTS = {
     "transformer": ["+experiment=transformer", "tamiyo.targets=[blocks]", "tamiyo.hidden=8"],
     "transformer, copies": ["+experiment=transformer", "tamiyo.targets=[blocks]", "tamiyo.like=copy"],
 }
+if not LONG:
+    del HOSTS["resnet, copies"], HOSTS["transformer"]
 TARGETS = {
     "mlp": ["hidden.1", "hidden.0"],
     "mlp, wrapped layers": ["hidden.0", "hidden.1"],

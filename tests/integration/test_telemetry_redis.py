@@ -42,6 +42,11 @@ def entries(server: RedisServer, stream: str) -> list[dict[bytes, bytes]]:
         return [fields for _, fields in client.xrange(stream)]
 
 
+def alive(server: RedisServer) -> bool:
+    with server.client() as client:
+        return bool(client.exists(ALIVE))
+
+
 def counted(server: RedisServer) -> list[int]:
     """Events by their number. What a stopped server had swallowed may come twice; its place tells."""
     places, numbers = [0], []
@@ -54,6 +59,7 @@ def counted(server: RedisServer) -> list[int]:
 
 def test_events_and_signals_arrive_in_their_streams(redis_server: RedisServer, tmp_path: Path) -> None:
     with telemetry_to(redis_server, tmp_path) as (journal, telemetry):
+        within(10.0, lambda: alive(redis_server))  # a sign of life comes first, and finds no stream
         journal.write("seed", n=0, layer="stage1")
         telemetry.step({"epoch": 0, "step": 8, "loss": float("nan")})
         telemetry.health(RECORD)
@@ -61,6 +67,7 @@ def test_events_and_signals_arrive_in_their_streams(redis_server: RedisServer, t
         with redis_server.client() as client:
             assert 0 < client.ttl(ALIVE) <= 15
             assert client.ttl(EVENTS) > 0
+            assert client.ttl(SIGNALS) > 0
             assert client.zrange("esper:runs", 0, -1) == [RUN.encode()]
         place = journal.end
     (event,), (step, health) = entries(redis_server, EVENTS), entries(redis_server, SIGNALS)

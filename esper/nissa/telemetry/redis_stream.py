@@ -70,6 +70,7 @@ class RedisStreams:
         self._events, self._signals, self._alive = keys_of(prefix, run_id)
         self._to_events = _adding_to(self._events, EVENTS_KEPT)
         self._to_signals = _adding_to(self._signals, SIGNALS_KEPT)
+        self._keeping = [_packed("EXPIRE", stream, KEEP_SECONDS) for stream in (self._events, self._signals)]
         self._next_beat = 0.0
 
     def position(self) -> int:
@@ -83,7 +84,9 @@ class RedisStreams:
 
     def write(self, batch: Sequence[Message]) -> None:
         """Add them, in one exchange."""
-        self._send([*map(self._adding, batch), *self._upkeep()])
+        # With each batch: a stream that a beat came before would otherwise wait for the next to get its end,
+        # and that of a run of a few seconds would have none.
+        self._send([*map(self._adding, batch), *self._keeping, *self._upkeep()])
 
     def idle(self) -> None:
         """Give a sign of life when it is time for one."""
@@ -114,8 +117,7 @@ class RedisStreams:
             _packed("SET", self._alive, now, "EX", ALIVE_SECONDS),
             _packed("ZADD", self._runs, "NX", now, self._run_id),
             _packed("ZREMRANGEBYSCORE", self._runs, 0, now - KEEP_SECONDS),
-            _packed("EXPIRE", self._events, KEEP_SECONDS),
-            _packed("EXPIRE", self._signals, KEEP_SECONDS),
+            *self._keeping,
         ]
 
     def _send(self, commands: Sequence[bytes]) -> None:

@@ -381,6 +381,19 @@ class CompilationRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CompileQueue:
+    """How many kernels wait to be compiled, how many are being compiled, and by how many workers.
+
+    ``oldest`` is since when the one waits that has waited longest, ISO 8601 in UTC; None where none waits.
+    """
+
+    waiting: int
+    compiling: int
+    workers: int
+    oldest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InventionRecord:
     """A blueprint that was invented for a slot: of what, why, and the kernel that came of it.
 

@@ -3,6 +3,8 @@
 Events and their fields (each also has ``event``, its name, and ``at``, UTC in ISO 8601):
 
 ===================  =====================================================================================
+``preparing``        experiment, task, seed, total_epochs; before ``run_started``, where kernels are compiled
+                     first
 ``run_started``      run_id, experiment, task, seed, resumed_from_epoch (last epoch of the checkpoint, or
                      null), parameters, flops_per_sample, total_epochs, layers {name: {kind, seeds}}
 ``epoch``            packet (a SystemStatePacket), seconds, samples_per_second, training_flops
@@ -13,6 +15,8 @@ Events and their fields (each also has ``event``, its name, and ``at``, UTC in I
 ``cache``            tiers {name: {hits, misses, errors, state}}, counted since the process started;
                      state is that of a circuit breaker (closed, open, half-open) or null; older
                      journals have tiers {name: [hits, misses]}
+``compile_queue``    waiting, compiling, workers, oldest (a CompileQueue): what is compiled for the run, when
+                     that changes, but at most once a second
 ``telemetry``        sinks {name: {written, dropped, lost, errors, behind, state, reason}}, counted since the
                      process started
 ``checkpoint``       epoch (how many are done), step, path, seconds to write it, paused (of training)

@@ -74,7 +74,7 @@ def until_epoch(events: Sequence[Event], epoch: int) -> Sequence[Event]:
     for place in range(ended[-1] + 1, len(events)):
         event = events[place]
         began = event.get("epoch") if event["event"] in ("seed", "fault") else None
-        if event["event"] in ("run_started", "rollback", "epoch") or (
+        if event["event"] in ("preparing", "run_started", "rollback", "epoch") or (
             isinstance(began, int) and began > epoch
         ):
             return events[:place]

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from esper.messages import FieldReport, InventionRecord, SeedState, Slot
+from esper.messages import CompileQueue, FieldReport, InventionRecord, SeedState, Slot
 from esper.nissa.journal import Event, number
 
 ACTIVE_STATES = frozenset(
@@ -228,6 +228,14 @@ def parse_epoch(event: Event, at: datetime) -> Epoch:
         training_flops=number(event.get("training_flops", 0)),
         packet=packet,
     )
+
+
+def parse_queue(event: Event) -> CompileQueue:
+    """The CompileQueue of a ``compile_queue`` event; KeyError, TypeError or ValueError when it is none."""
+    oldest = event.get("oldest")
+    if oldest is not None:
+        parse_time(oldest)
+    return CompileQueue(int(event["waiting"]), int(event["compiling"]), int(event["workers"]), oldest)
 
 
 def parse_adaptation(event: Event, at: datetime) -> Adaptation:

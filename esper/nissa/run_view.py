@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from esper.messages import FieldReport, InventionRecord, SeedState
+from esper.messages import CompileQueue, FieldReport, InventionRecord, SeedState
 from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_written, number
 from esper.nissa.run_records import (
     Adaptation,
@@ -34,6 +34,7 @@ from esper.nissa.run_records import (
     parse_epoch,
     parse_fault,
     parse_invention,
+    parse_queue,
     parse_report,
     parse_rollback,
     parse_time,
@@ -59,7 +60,8 @@ class RunHistory:
     invented beside the run, and of what the invented kernels were made that it tried; ``inventing_error`` why
     inventing ended before the run, if it did; ``checkpoints`` are by their paths, ``checkpoint`` is the one
     told of last; ``controls``, by request, what became of what was asked of the run; ``paused`` whether it
-    waits; ``ended`` how the run ended by its own word, None when it has given none.
+    waits; ``preparing`` whether kernels are compiled before it starts; ``told_queue`` what was said last of
+    what is compiled for it; ``ended`` how the run ended by its own word, None when it has given none.
     """
 
     experiment: str = ""
@@ -85,6 +87,8 @@ class RunHistory:
     checkpoints: dict[str, CheckpointRecord] = field(default_factory=dict)
     controls: dict[str, ControlRecord] = field(default_factory=dict)
     paused: bool = False
+    preparing: bool = False
+    told_queue: CompileQueue | None = None
     cache: dict[str, CacheTier] = field(default_factory=dict)
     sinks: dict[str, SinkCounts] = field(default_factory=dict)
     inventions: dict[tuple[str, str], InventionRecord] = field(default_factory=dict)
@@ -118,6 +122,11 @@ class RunView(RunHistory):
         if self.ended is not None or not self._alive:
             return self.ended or RunStatus.STOPPED
         return RunStatus.PAUSED if self.paused else RunStatus.RUNNING
+
+    @property
+    def queue(self) -> CompileQueue | None:
+        """What is compiled for the run now; None where nothing was yet, or the run has ended."""
+        return self.told_queue if self.status.goes_on else None
 
     @property
     def damaged(self) -> int:
@@ -162,12 +171,20 @@ class RunView(RunHistory):
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self._misunderstood += 1
             return
-        if event["event"] != "run_started" and self.updated_at is not None and not waited:
+        if event["event"] not in _BEGINNINGS and self.updated_at is not None and not waited:
             # A clock that was set back takes no time away.
             self.seconds += max(0.0, (at - self.updated_at).total_seconds())
         self.updated_at = at
 
     # One method an event. Each reads all its fields before it changes anything.
+
+    def _on_preparing(self, event: Event, at: datetime) -> None:
+        total_epochs = int(event.get("total_epochs", 0))
+        if self.started_at is None:  # else it is resumed, and what it is was told
+            self.experiment, self.task = str(event.get("experiment", "")), str(event.get("task", ""))
+            self.seed, self.total_epochs, self.started_at = event.get("seed"), total_epochs, at
+        self.preparing = True
+        self.told_queue = self.ended = None
 
     def _on_started(self, event: Event, at: datetime) -> None:
         resumed = event.get("resumed_from_epoch")
@@ -185,8 +202,10 @@ class RunView(RunHistory):
         self.ended = self.summary = self.error = self.inventing_error = None
         self.paused = False
         self._cache_base = dict(self.cache)
-        if self.started_at is None:
-            self.started_at = at
+        first = self.started_at is None or (self.preparing and epoch is None)
+        self.preparing, self.told_queue = False, None
+        if first:
+            self.started_at = self.started_at or at
         else:
             self.resumes += 1
             self._forget_after(-1 if epoch is None else epoch)
@@ -278,6 +297,9 @@ class RunView(RunHistory):
         for name, tier in parse_cache(event).items():
             self.cache[name] = tier.after(self._cache_base.get(name, CacheTier(0, 0)))
 
+    def _on_queue(self, event: Event, _: datetime) -> None:
+        self.told_queue = parse_queue(event)
+
     def _on_telemetry(self, event: Event, _: datetime) -> None:
         self.sinks = {str(name): SinkCounts.of(counts) for name, counts in event["sinks"].items()}
 
@@ -287,6 +309,7 @@ class RunView(RunHistory):
 
     def _on_inventing_ended(self, event: Event, _: datetime) -> None:
         self.inventing_error = str(event["reason"])
+        self.told_queue = None
 
     def _on_finished(self, event: Event, _: datetime) -> None:
         self.summary = dict(event.get("summary", {}))
@@ -305,7 +328,11 @@ def _drop_oldest(records: dict[str, Any], most: int) -> None:
         del records[next(iter(records))]
 
 
+_BEGINNINGS = ("preparing", "run_started")
+"""Events that a process begins with: what was before them is no time that the run worked."""
+
 _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
+    "preparing": RunView._on_preparing,
     "run_started": RunView._on_started,
     "epoch": RunView._on_epoch,
     "decision": RunView._on_decision,
@@ -316,6 +343,7 @@ _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "checkpoint": RunView._on_checkpoint,
     "control": RunView._on_control,
     "cache": RunView._on_cache,
+    "compile_queue": RunView._on_queue,
     "telemetry": RunView._on_telemetry,
     "invention": RunView._on_invention,
     "lineage": RunView._on_invention,

@@ -193,7 +193,7 @@ class RunStore:
 def _started(journal: Path) -> float:
     """When the run began that ``journal`` tells of, in Unix seconds; 0 where its first events do not say."""
     for event in islice(JournalReader(journal).read(), FIRST_EVENTS):
-        if event["event"] == "run_started":
+        if event["event"] in ("preparing", "run_started"):
             try:
                 return parse_time(event["at"]).timestamp()
             except (KeyError, TypeError, ValueError):

@@ -25,6 +25,7 @@ from esper.security.redaction import redact, redacted
 EVENTS: Final[Mapping[str, frozenset[str]]] = {
     event: frozenset(names.split())
     for event, names in {
+        "preparing": "experiment task seed total_epochs",
         "run_started": "run_id experiment task seed resumed_from_epoch resumed_from_step damaged_checkpoints "
         "parameters flops_per_sample total_epochs layers",
         "epoch": "packet seconds samples_per_second training_flops",
@@ -40,6 +41,7 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = {
         "skipped decision",
         "control": "request action epoch step outcome reason",
         "cache": "tiers",
+        "compile_queue": "waiting compiling workers oldest",
         "checkpoint": "epoch step path seconds paused",
         "step": "epoch step steps loss",
         "health": "epoch step layer schema version seeds record",

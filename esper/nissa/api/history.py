@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from esper.messages import CompileQueue
 from esper.nissa.api.answers import tagged_answer
 from esper.nissa.api.models import Number, Outcome, RunItem
 from esper.nissa.api.queries import MAX_NAME, Model
@@ -32,6 +33,7 @@ class HistoryRun(RunItem):
     """The run as a whole; ``result`` is that of a finished one."""
 
     seed: Any
+    preparing: Annotated[bool, Field(description="whether kernels are compiled before it starts")]
     last_event: str | None
     resumes: int
     parameters_at_start: int | None
@@ -75,6 +77,13 @@ class HistoryInvention(Model):
     at: str
 
 
+class HistorySink(Model):
+    """A sink of telemetry: ``up`` or ``down``, and its last error."""
+
+    state: str
+    reason: str
+
+
 class History(Model):
     """A run from ``from_epoch`` on: columns by epoch, and what changed in its network.
 
@@ -96,6 +105,8 @@ class History(Model):
     rollbacks: list[dict[str, Any]]
     checkpoint: dict[str, Any] | None
     cache: dict[str, CacheTier]
+    queue: Annotated[CompileQueue | None, Field(description="what is compiled for the run now")]
+    sinks: dict[str, HistorySink]
     inventions: list[HistoryInvention]
 
 

@@ -197,11 +197,12 @@ class ControlItem(Model):
 
 
 class Alert(Model):
-    """Something that a person should look at."""
+    """Something that a person should look at; ``hint`` is the command to go on with, where there is one."""
 
     at: str | None
     kind: str
     text: str
+    hint: str | None
 
 
 class Run(RunItem):

@@ -97,6 +97,8 @@ def history_of(timeline: Timeline, from_epoch: int = 0) -> dict[str, Any]:
         "rollbacks": [_record(rollback) for rollback in timeline.rollbacks],
         "checkpoint": _record(timeline.checkpoint) if timeline.checkpoint else None,
         "cache": timeline.cache,
+        "queue": timeline.queue,
+        "sinks": _sinks(timeline),
         "inventions": _inventions(timeline),
     }
 
@@ -111,6 +113,7 @@ def _run(timeline: Timeline) -> dict[str, Any]:
     return {
         **summary,
         "seed": timeline.seed,
+        "preparing": timeline.preparing,
         "last_event": timeline.updated_at.isoformat() if timeline.updated_at else None,
         "resumes": timeline.resumes,
         "parameters_at_start": timeline.parameters_at_start,
@@ -126,6 +129,12 @@ def _record(record: FaultRecord | RollbackRecord | CheckpointRecord) -> dict[str
     values = {**asdict(record), "at": record.at.isoformat()}
     values.pop("path", None)  # where on its machine is for those who have that machine
     return values
+
+
+def _sinks(timeline: Timeline) -> dict[str, Any]:
+    """How each sink of a run that goes on fares."""
+    sinks = timeline.sinks if timeline.status.goes_on else {}
+    return {name: {"state": sink.state, "reason": sink.reason} for name, sink in sinks.items()}
 
 
 def _inventions(timeline: Timeline) -> list[dict[str, Any]]:

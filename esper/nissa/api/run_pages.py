@@ -153,20 +153,33 @@ def alerts_of(view: RunView) -> list[dict[str, Any]]:
     alerts.sort(key=lambda alert: alert["at"])
     for name, tier in view.cache.items():
         if tier.state not in (None, "closed") and view.status.goes_on:
-            alerts.append(_alert(None, "cache", f"{name} is left alone, for it fails"))
+            alerts.append(_alert(None, "cache", f"{name} is left alone, for it fails", "esper doctor"))
+    for name, sink in view.sinks.items():
+        if sink.state == "down" and view.status.goes_on:
+            why = f": {sink.reason}" if sink.reason else ""
+            hint = f"esper doctor nissa/sinks={name}"
+            alerts.append(_alert(None, "sink", f"{name} takes no messages{why}", hint))
+    if (queue := view.queue) and queue.waiting and not queue.workers:
+        waits = f"{queue.waiting} to be compiled, and no worker takes any"
+        alerts.append(_alert(None, "queue", waits, "esper worker"))
     if view.inventing_error is not None:
         alerts.append(_alert(None, "inventing", view.inventing_error))
     if view.damaged:
         alerts.append(_alert(None, "journal", f"{view.damaged} lines of its journal could not be understood"))
     if view.status is RunStatus.FAILED:
-        alerts.append(_alert(view.updated_at, "failed", view.error or ""))
+        alerts.append(_alert(view.updated_at, "failed", view.error or "", _resume(view)))
     if view.status is RunStatus.STOPPED:
-        alerts.append(_alert(view.updated_at, "stopped", "its process ended without a word"))
+        alerts.append(_alert(view.updated_at, "stopped", "its process ended without a word", _resume(view)))
     return alerts
 
 
-def _alert(at: datetime | None, kind: str, text: str) -> dict[str, Any]:
-    return {"at": None if at is None else at.astimezone(UTC).isoformat(), "kind": kind, "text": text}
+def _alert(at: datetime | None, kind: str, text: str, hint: str | None = None) -> dict[str, Any]:
+    said = None if at is None else at.astimezone(UTC).isoformat()
+    return {"at": said, "kind": kind, "text": text, "hint": hint}
+
+
+def _resume(view: RunView) -> str | None:
+    return f"esper train --resume {view.run_id}" if view.checkpoints else None
 
 
 def _layer(view: RunView, name: str) -> dict[str, Any]:

@@ -7,17 +7,23 @@ after ``visibility_seconds``. Beside its lists stand, under the queue's name:
     QUEUE:hot:ATTEMPT       that it is in the queue as a hot one
     QUEUE:begun:ATTEMPT     how many times it was begun
     QUEUE:outcome:ATTEMPT   what became of it, sealed; written once
+    QUEUE:waiting           sorted set: the attempts that no worker has begun, by since when somebody waits
+    QUEUE:compiling         sorted set: those that a worker has begun, by when
+    QUEUE:workers           sorted set: NAME:JOBS of each worker, how many it does at once, by its last word
 
-All of it is in docs/decisions/0105.
+All times are those of the broker. All of it is in docs/decisions/0105 and 0128.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
 
 from esper.errors import CompilationError, ConfigError, TierUnavailable
+from esper.messages import CompileQueue
 from esper.urza.redis_client import BoundedRedis
 
 if TYPE_CHECKING:
@@ -29,6 +35,12 @@ HOT, SWEEP = 0, 9
 CALL_SECONDS: Final = 5.0
 OUTCOME_SECONDS: Final = 600
 """How long an outcome is kept for those who wait for it."""
+PRESENT_SECONDS: Final = 15
+"""A worker that has not been heard of for so long is gone."""
+
+Command = tuple[str | bytes | int, ...]
+
+_NOW: Final = "return redis.call('ZADD', KEYS[1], ARGV[2], redis.call('TIME')[1], ARGV[1])"
 
 
 class Broker:
@@ -69,7 +81,7 @@ class Broker:
         except TierUnavailable as error:
             raise CompilationError(error.message, stage="queue", hint=error.hint) from None
 
-    def ask(self, *commands: tuple[str | bytes | int, ...]) -> list[Any]:
+    def ask(self, *commands: Command) -> list[Any]:
         """The replies to ``commands``, in which names of keys lack the queue; raises ``TierUnavailable``."""
         with self.redis.call():
             return self.redis.ask_all(commands)
@@ -77,6 +89,55 @@ class Broker:
     def key(self, kind: str, name: str) -> str:
         """The key of ``kind`` for a job or an attempt."""
         return f"{self.queue}:{kind}:{name}"
+
+    def note_waiting(self, attempt: str) -> list[Command]:
+        """The commands that note that somebody waits for ``attempt``."""
+        key = f"{self.queue}:waiting"
+        return [self._add(key, attempt, "NX"), ("EXPIRE", key, 2 * self.visibility_seconds)]
+
+    def note_begun(self, attempt: str) -> list[Command]:
+        """The commands that note that a worker has begun with ``attempt``."""
+        key = f"{self.queue}:compiling"
+        begun = [self._add(key, attempt), ("EXPIRE", key, 2 * self.visibility_seconds)]
+        return [("ZREM", f"{self.queue}:waiting", attempt), *begun]
+
+    def note_ended(self, attempt: str) -> list[Command]:
+        """The commands that note that nobody works at ``attempt``, nor has to."""
+        return [("ZREM", f"{self.queue}:{where}", attempt) for where in ("waiting", "compiling")]
+
+    def note_present(self, name: str, jobs: int) -> list[Command]:
+        """The commands that note that the worker ``name`` does so many jobs at once."""
+        key = f"{self.queue}:workers"
+        return [self._add(key, f"{name}:{jobs}"), ("EXPIRE", key, 2 * PRESENT_SECONDS)]
+
+    def note_gone(self, name: str, jobs: int) -> list[Command]:
+        """The command that notes that the worker ``name`` is no more."""
+        return [("ZREM", f"{self.queue}:workers", f"{name}:{jobs}")]
+
+    def depth(self) -> CompileQueue:
+        """What all who ask wait for, and who works at it; raises ``TierUnavailable``."""
+        waiting = f"{self.queue}:waiting"
+        (now, _), count, oldest, compiling, workers = self.ask(
+            ("TIME",),
+            ("ZCARD", waiting),
+            ("ZRANGE", waiting, 0, 0, "WITHSCORES"),
+            *(("ZRANGE", f"{self.queue}:{name}", 0, -1, "WITHSCORES") for name in ("compiling", "workers")),
+        )
+        since = [datetime.now(UTC) - timedelta(seconds=age) for _, age in _ages(oldest, now)]
+        return CompileQueue(
+            waiting=count,
+            compiling=sum(age < self.visibility_seconds for _, age in _ages(compiling, now)),
+            workers=sum(_jobs(name) for name, age in _ages(workers, now) if age < PRESENT_SECONDS),
+            oldest=since[0].isoformat(timespec="seconds") if since else None,
+        )
+
+    def begun(self, attempts: Sequence[str]) -> list[bool]:
+        """Of each attempt, whether a worker has begun with it; raises ``TierUnavailable``."""
+        (found,) = self.ask(("MGET", *(self.key("begun", attempt) for attempt in attempts)))
+        return [times is not None for times in found]
+
+    def _add(self, key: str, member: str, condition: str = "CH") -> Command:
+        return ("EVAL", _NOW, 1, key, member, condition)
 
     def without_password(self, text: str) -> str:
         """``text``, in which the server or a driver may have repeated what it was sent."""
@@ -131,6 +192,18 @@ class Broker:
             },
         )
         return app
+
+
+def _ages(pairs: list[bytes], now: bytes) -> Iterator[tuple[bytes, float]]:
+    """The members of a sorted set, and how many seconds ago each was noted."""
+    for member, score in zip(pairs[::2], pairs[1::2], strict=True):
+        yield member, max(0.0, float(now) - float(score))
+
+
+def _jobs(worker: bytes) -> int:
+    """How many jobs a worker does at once, by its own word."""
+    jobs = worker.rpartition(b":")[2]
+    return int(jobs) if jobs.isdigit() and len(jobs) < 6 else 0
 
 
 def _for_celery(url: str) -> str:

@@ -71,6 +71,11 @@ class WorkerPool:
         self._waiting: list[tuple[bool, int, Job, Future[Outcome]]] = []
         self._asked: dict[Hashable, Future[Outcome]] = {}
 
+    @property
+    def serving(self) -> int:
+        """How many jobs are done at once."""
+        return self.workers
+
     def submit(self, job: Job, *, hot: bool = False) -> Future[Outcome]:
         """Have ``job`` done, ahead of others if it is ``hot``; its outcome holds what goes wrong in it.
 

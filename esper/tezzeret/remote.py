@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
@@ -24,6 +24,8 @@ from esper.tezzeret.wire import Wire, encoded
 
 POLL_SECONDS: Final = 0.02
 OUTAGE_POLL_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 1.0
+"""How often it is asked who works, and at what."""
 QUIET_SECONDS: Final = 15
 """Without a word from any worker for so long, the user is told."""
 MAX_AT_ONCE: Final = 10_000
@@ -65,6 +67,9 @@ class RemoteWorkers:
             raise ConfigError(f"tezzeret.engine.at_once must be between 1 and {MAX_AT_ONCE:,}, not {at_once}")
         broker.check()
         self.workers = at_once
+        self.serving = 0
+        """How many jobs all the workers do at once, as was heard last."""
+        self._looked = -LOOK_SECONDS
         self._broker = broker
         self._wire = wire
         self._silence = silence_seconds
@@ -105,7 +110,8 @@ class RemoteWorkers:
         self._wake.set()
         self._thread.join()
         for asked in left:
-            asked.future.cancel()
+            if not asked.future.cancel():  # a worker has begun with it
+                asked.future.set_exception(CancelledError())
         self._broker.close()
 
     def __enter__(self) -> Self:
@@ -124,6 +130,7 @@ class RemoteWorkers:
             try:
                 for asked in self._snapshot():
                     self._ask(asked)
+                self._look()
                 if self._collect():
                     self._heard, self._told = time.monotonic(), False
                 lost = None
@@ -172,6 +179,7 @@ class RemoteWorkers:
         )
 
     def _send(self, asked: _Asked) -> None:
+        self._broker.ask(*self._broker.note_waiting(asked.attempt))
         sealed = base64.b64encode(self._wire.seal_job(asked.job, asked.key, asked.attempt)).decode()
         self._broker.celery.send_task(
             TASK,
@@ -180,6 +188,18 @@ class RemoteWorkers:
             ignore_result=True,
             retry=False,
         )
+
+    def _look(self) -> None:
+        """Learn now and then how many workers there are, and with which jobs they have begun."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self.serving = self._broker.depth().workers
+        waiting = [asked for asked in self._snapshot() if asked.attempt and not asked.future.running()]
+        begun = self._broker.begun([asked.attempt for asked in waiting]) if waiting else []
+        for asked, has_begun in zip(waiting, begun, strict=True):
+            if has_begun:
+                asked.future.set_running_or_notify_cancel()
 
     def _collect(self) -> bool:
         """Hand out the outcomes that have come; whether there were any."""

@@ -9,17 +9,19 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Final
 
 from esper.errors import CompilationError, EsperError, TierUnavailable
-from esper.tezzeret.broker import OUTCOME_SECONDS, TASK, Broker
+from esper.tezzeret.broker import OUTCOME_SECONDS, PRESENT_SECONDS, TASK, Broker, Command
 from esper.tezzeret.jobs import CompileJob, Outcome
 from esper.tezzeret.pool import WorkerPool
 from esper.tezzeret.wire import Wire
@@ -81,6 +83,9 @@ class RemoteWorker:
         errors = _Errors(self._broker, self._tell)
         logger = logging.getLogger("celery")
         logger.addHandler(errors)
+        ended = threading.Event()
+        present = threading.Thread(target=self._be_present, args=(ended,), daemon=True)
+        present.start()
         try:
             state.should_stop = None
             self._broker.celery.set_default()  # where its threads look for tasks
@@ -96,10 +101,22 @@ class RemoteWorker:
                 ready_callback=lambda _: self._tell(f"waiting for jobs from {self._broker.where}"),
             ).start()
         finally:
+            ended.set()
+            present.join()
             state.should_stop = None
             logger.removeHandler(errors)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _be_present(self, ended: threading.Event) -> None:
+        """Say now and then that this worker is there, until it ends; others count who said so."""
+        named = secrets.token_hex(8), self._pool.workers
+        while not ended.is_set():
+            with suppress(TierUnavailable):
+                self._broker.ask(*self._broker.note_present(*named))
+            ended.wait(PRESENT_SECONDS / 3)
+        with suppress(TierUnavailable):
+            self._broker.ask(*self._broker.note_gone(*named))
 
     def _work(self, key: str, attempt: str, sealed: str) -> None:
         """One message of the queue; raises Celery's ``Reject`` where others should have it."""
@@ -113,14 +130,18 @@ class RemoteWorker:
         begun_key = self._broker.key("begun", attempt)
         try:
             if self._patiently(("EXISTS", self._broker.key("outcome", attempt)))[0]:
+                self._patiently(*self._broker.note_ended(attempt))
                 return
-            begun, _ = self._patiently(("INCR", begun_key), ("EXPIRE", begun_key, OUTCOME_SECONDS))
+            begun, *_ = self._patiently(
+                ("INCR", begun_key), ("EXPIRE", begun_key, OUTCOME_SECONDS), *self._broker.note_begun(attempt)
+            )
             if begun > MAX_BEGUN:
                 reason = f"it was begun {MAX_BEGUN} times, and each time its worker ended without an outcome"
                 outcome = Outcome("queue", 0.0, reason)
             else:
                 outcome = self._pool.submit(job).result()
             if outcome.lost:
+                self._patiently(*self._broker.note_ended(attempt), *self._broker.note_waiting(attempt))
                 raise Reject(outcome.reason, requeue=True)
             self._store(job, outcome, key, attempt)
         except (TierUnavailable, CompilationError, CancelledError) as error:
@@ -137,10 +158,11 @@ class RemoteWorker:
         if outcome.artefact is None and self._patiently(("GET", claim))[0] == attempt.encode():
             # Before the outcome is there: whoever asks once it is has it tried again.
             self._patiently(("DEL", claim))
-        if self._patiently(("SET", name, sealed, "NX", "EX", OUTCOME_SECONDS))[0]:
+        written = ("SET", name, sealed, "NX", "EX", OUTCOME_SECONDS)
+        if self._patiently(written, *self._broker.note_ended(attempt))[0]:
             self._on_outcome(job, outcome)
 
-    def _patiently(self, *commands: tuple[str | bytes | int, ...]) -> list[Any]:
+    def _patiently(self, *commands: Command) -> list[Any]:
         """The broker's replies, also where it is away for a while; raises ``TierUnavailable``."""
         until = time.monotonic() + STORE_SECONDS
         while True:

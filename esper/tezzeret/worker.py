@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -14,6 +15,7 @@ from esper.messages import CompilationRecord, KernelArtefact, Slot
 from esper.tezzeret.attempts import Attempt, first_attempt, stand_in_ids
 from esper.tezzeret.jobs import CompileJob, Outcome, attempt_here
 from esper.tezzeret.pipeline import Pipeline
+from esper.tezzeret.queue_depth import Depth, TellQueue, told
 
 
 class Library(Protocol):
@@ -40,6 +42,11 @@ class Workers(Protocol):
         """How many jobs are done at once."""
         ...
 
+    @property
+    def serving(self) -> int:
+        """How many workers there are, as far as is known."""
+        ...
+
     def submit(self, job: CompileJob, *, hot: bool = False) -> Future[Outcome]:
         """Has ``job`` done, ahead of others if it is ``hot``; what goes wrong in it is its outcome.
 
@@ -49,6 +56,7 @@ class Workers(Protocol):
         ...
 
 
+Pair = tuple[Blueprint, Slot]
 Told = Callable[[CompilationRecord], None]
 
 
@@ -59,6 +67,7 @@ def compile_missing(
     on_result: Told = lambda _: None,
     *,
     on_failure: Told = lambda _: None,
+    on_queue: TellQueue | None = None,
     workers: Workers | None = None,
     hot: bool = False,
 ) -> list[CompilationRecord]:
@@ -66,19 +75,23 @@ def compile_missing(
 
     What fails is tried in other configurations (``esper.tezzeret.attempts``); every attempt is recorded. A
     failure does not stop the pairs after it. ``on_result`` sees each record as it is stored, ``on_failure``
-    the last one of each kernel that no configuration gives. Only this process writes to the
-    library. Without ``workers`` it compiles, too; with them its jobs go ahead of others if they are ``hot``.
+    the last one of each kernel that no configuration gives; ``on_queue``, at most once a second and from
+    another thread, how much waits. Only this process writes to the library. Without ``workers`` it compiles,
+    too; with them its jobs go ahead of others if they are ``hot``.
     """
     records: list[CompilationRecord] = []
-    for attempt, outcome in _outcomes(_missing(pipeline, library, pairs), workers, hot):
-        record = record_of(attempt.job, outcome, attempt.asked)
-        if outcome.artefact is not None:
-            library.put(outcome.artefact)
-        library.record_compilation(record)
-        records.append(record)
-        on_result(record)
-        if outcome.artefact is None and attempt.after(outcome) is None:
-            on_failure(record)
+    pairs = list(pairs)
+    depth = Depth(pairs, lambda: 1 if workers is None else workers.serving)
+    with told(depth, on_queue) if on_queue and pairs else nullcontext():
+        for attempt, outcome in _outcomes(_missing(pipeline, library, depth.left), workers, hot, depth):
+            record = record_of(attempt.job, outcome, attempt.asked)
+            if outcome.artefact is not None:
+                library.put(outcome.artefact)
+            library.record_compilation(record)
+            records.append(record)
+            on_result(record)
+            if outcome.artefact is None and attempt.after(outcome) is None:
+                on_failure(record)
     return records
 
 
@@ -103,7 +116,7 @@ def _missing(
 
 
 def _outcomes(
-    kernels: Iterator[Attempt], workers: Workers | None, hot: bool
+    kernels: Iterator[Attempt], workers: Workers | None, hot: bool, depth: Depth[Pair]
 ) -> Iterator[tuple[Attempt, Outcome]]:
     """Every attempt at ``kernels``, in their order, each after those at the same kernel that failed.
 
@@ -114,11 +127,13 @@ def _outcomes(
         for first in kernels:
             attempt: Attempt | None = first
             while attempt is not None:
+                depth.here = True
                 outcome = attempt_here(attempt.job)
+                depth.here = False
                 yield attempt, outcome
                 attempt = attempt.after(outcome)
         return
-    under_way: deque[tuple[Attempt, Future[Outcome]]] = deque()
+    under_way: deque[tuple[Attempt, Future[Outcome]]] = depth.under_way
     while True:
         while _has_room(under_way, workers.workers) and (new := next(kernels, None)) is not None:
             under_way.append((new, workers.submit(new.job, hot=hot)))

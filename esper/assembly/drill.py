@@ -200,7 +200,7 @@ def _redis_gone(ground: Ground) -> Outcome:
     run = _train(own)
     told = _telling(run, "decision", "cache")
     trainer = run.trainer
-    layer = next(iter(trainer.orchestrator.layers.values()))
+    layer = next(iter(trainer.seeds.layers.values()))
     library = trainer.orchestrator.library
     assert isinstance(library, KernelLibrary)
     slot = layer.slot("series", 0)

@@ -177,7 +177,7 @@ def build_training(
         )
         if start is not None:
             with generators_kept():
-                restore_training(trainer.structure, trainer.orchestrator, start, hint=_start_hint(cfg))
+                restore_training(trainer.structure, trainer.seeds, start, hint=_start_hint(cfg))
         inventor = BackgroundInventor(cfg, lambda: trainer.model, recorder, info.run_id)
         draw_apart(group.rank)
         if background and group.rank == 0:

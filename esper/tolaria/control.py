@@ -183,15 +183,15 @@ def _meant(request: ControlRequest, marks: Sequence[tuple[str, Mark]], step: int
 def _go_back(trainer: Trainer, asked: RollbackAsked) -> None:
     """Put ``trainer`` where it was; what has grown since rests for a while, or the same would come again."""
     began = time.perf_counter()
-    before, left = trainer.orchestrator, trainer.progress
+    before, left = trainer.seeds, trainer.progress
     trainer.renew(asked.state)
     progress = trainer.progress
     note = Rollback("request", "", left.epochs_done, left.global_step, progress.global_step)
     progress.carry_on_from(left, note)
-    until = progress.epochs_done + max(1, trainer.orchestrator.plan.embargo_epochs)
+    until = progress.epochs_done + max(1, trainer.seeds.plan.embargo_epochs)
     undone = dict.fromkeys(each.target for each in left.adapted if each.epoch >= progress.epochs_done)
     progress.embargoed = (*progress.embargoed, *((target, until) for target in undone))
-    changed = trainer.orchestrator.changed_since(before)
+    changed = trainer.seeds.changed_since(before)
     trainer.recorder.emit(
         "rollback",
         **asdict(note),
@@ -202,6 +202,6 @@ def _go_back(trainer: Trainer, asked: RollbackAsked) -> None:
         seeds=changed,
         skipped=None,
     )
-    trainer.orchestrator.reset(changed, before, "rolled back: it was asked for", progress.epochs_done)
+    trainer.seeds.reset(changed, before, "rolled back: it was asked for", progress.epochs_done)
     trainer.checkpoints.forget_after(asked.name)
     trainer.save()

@@ -58,7 +58,7 @@ def recover(trainer: Trainer, symptom: Symptom) -> None:
     """
     began = time.perf_counter()
     trainer.settle()
-    before, progress = trainer.orchestrator, trainer.progress
+    before, progress = trainer.seeds, trainer.progress
     watched = progress.watched(symptom.epoch, trainer.limits)
     place = _go_back(trainer, symptom, symptom.global_step)
     cause, blamed = _cause(trainer, symptom, watched)
@@ -72,7 +72,7 @@ def recover(trainer: Trainer, symptom: Symptom) -> None:
     note = Rollback(cause, target, symptom.epoch, symptom.global_step, trainer.progress.global_step)
     trainer.progress.carry_on_from(progress, note)
     _carry_out(trainer, decision, target)
-    changed = trainer.orchestrator.changed_since(before)
+    changed = trainer.seeds.changed_since(before)
     trainer.recorder.emit(
         "rollback",
         **asdict(note),
@@ -85,7 +85,7 @@ def recover(trainer: Trainer, symptom: Symptom) -> None:
         decision=decision.to_json(),
     )
     reason = f"rolled back: {symptom.kind}, caused by {target or cause}"
-    trainer.orchestrator.reset(changed, before, reason, trainer.progress.epochs_done)
+    trainer.seeds.reset(changed, before, reason, trainer.progress.epochs_done)
     trainer.checkpoints.forget_after(place)
     trainer.save()
 
@@ -126,11 +126,11 @@ def _is_bad_batch(trainer: Trainer, symptom: Symptom) -> bool:
 def _is_bad(trainer: Trainer, epoch: int, step: int) -> bool:
     """Whether the loss of a batch stands out, with kernels on trial left aside."""
     x, y = trainer.batches.batch(epoch, step)
-    orchestrator = trainer.orchestrator
-    on_trial = [orchestrator.layers[t.layer].seed(t.seed_idx) for t in orchestrator.trials.values()]
+    seeds = trainer.seeds
+    on_trial = [seeds.layers[t.layer].seed(t.seed_idx) for t in seeds.trials.values()]
     with evaluating(trainer.model), seed_off(*on_trial):
         loss = float(mean_loss(trainer.model(x), y))
-    orchestrator.contain_faults()
+    seeds.contain_faults()
     loss = trainer.group.broadcast(loss)  # all processes are to come to one cause
     return not math.isfinite(loss) or is_spike(loss, trainer.watch.past.losses, trainer.limits)
 
@@ -148,7 +148,7 @@ def _carry_out(trainer: Trainer, decision: AdaptationDecision, target: str) -> N
         steps = progress.global_step, progress.global_step + len(trainer.batches)
         progress.easing = Easing(wanted["rate"], *steps)
     if target:
-        until = progress.epochs_done + max(1, trainer.orchestrator.plan.embargo_epochs)
+        until = progress.epochs_done + max(1, trainer.seeds.plan.embargo_epochs)
         progress.embargoed = (*progress.embargoed, (target, until))
 
 

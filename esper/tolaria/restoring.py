@@ -20,7 +20,7 @@ from esper.tolaria.structure import Structure, regrow
 from esper.tolaria.trial import SeedKey, Trial
 
 if TYPE_CHECKING:
-    from esper.tolaria.orchestrator import SeedOrchestrator
+    from esper.tolaria.lifecycle import SeedLifecycle
 
 
 def restore_model(
@@ -61,12 +61,12 @@ def reported_weights(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore_training(
-    structure: Structure, orchestrator: SeedOrchestrator, state: Mapping[str, Any], *, hint: str
+    structure: Structure, seeds: SeedLifecycle, state: Mapping[str, Any], *, hint: str
 ) -> None:
     """As ``restore_model``, with the optimizer's groups and what is remembered of growth."""
     with _fitting(hint):
         structure.restore(state["structure"])
-        orchestrator.restore(state["growth"])
+        seeds.restore(state["growth"])
         structure.model.load_state_dict(state["model"])
 
 

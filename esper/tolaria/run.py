@@ -127,7 +127,7 @@ class Run:
             total_epochs=self.trainer.total_epochs,
             layers={
                 name: {"kind": layer.kind, "seeds": len(layer.seeds)}
-                for name, layer in self.trainer.orchestrator.layers.items()
+                for name, layer in self.trainer.seeds.layers.items()
             },
         )
 
@@ -145,7 +145,7 @@ class Run:
         last = progress.history[-1]
         states = Counter(
             layer.seed(idx).state.value
-            for layer in trainer.orchestrator.layers.values()
+            for layer in trainer.seeds.layers.values()
             for idx in range(len(layer.seeds))
         )
         return {
@@ -162,7 +162,7 @@ class Run:
             "training_flops": progress.flops,
             "held_out": {"loss": last.loss, "accuracy": last.accuracy},
             "test": {"loss": tested.loss, "accuracy": tested.accuracy},
-            "adaptations": [asdict(report) for report in trainer.orchestrator.reports],
+            "adaptations": [asdict(report) for report in trainer.seeds.reports],
             "seeds": dict(states),
             "rollbacks": [asdict(rollback) for rollback in progress.rollbacks],
             "cache": {name: asdict(tier) for name, tier in library.tier_counts().items()},

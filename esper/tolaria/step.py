@@ -12,7 +12,7 @@ from esper.kasmina import pop_faults
 from esper.tolaria.averaging import GradientAverage, parts
 from esper.tolaria.compiled import CompiledForward
 from esper.tolaria.distributed import Group
-from esper.tolaria.orchestrator import SeedOrchestrator
+from esper.tolaria.lifecycle import SeedLifecycle
 from esper.tolaria.precision import Precision
 from esper.tolaria.weight_average import WeightAverage
 
@@ -30,7 +30,7 @@ class Step:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        orchestrator: SeedOrchestrator,
+        seeds: SeedLifecycle,
         group: Group,
         *,
         accumulate: int = 1,
@@ -41,7 +41,7 @@ class Step:
     ) -> None:
         self._model = model
         self._optimizer = optimizer
-        self._orchestrator = orchestrator
+        self._seeds = seeds
         self._group = group
         self._accumulate = accumulate
         self._max_grad_norm = max_grad_norm
@@ -57,7 +57,7 @@ class Step:
         self._optimizer.zero_grad(set_to_none=True)
         if self._group.size == self._accumulate == 1:
             loss = self._backward(x, y)
-            self._orchestrator.contain_faults()
+            self._seeds.contain_faults()
         else:
             loss = self._in_parts(x, y, samples)
         self._precision.unscale(self._optimizer)
@@ -65,7 +65,7 @@ class Step:
             for group in self._optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], self._max_grad_norm)
         if self._precision.step(self._optimizer):
-            self._orchestrator.step()
+            self._seeds.step()
             if self._average is not None:
                 self._average.update()
         else:
@@ -92,6 +92,6 @@ class Step:
             average.add(loss, len(y[part]) / samples)
         averaged = average.finish(len(faults))
         if averaged.faults:
-            agreed = self._orchestrator.agreed(faults)
-            self._orchestrator.take_out(agreed)
+            agreed = self._seeds.agreed(faults)
+            self._seeds.take_out(agreed)
         return averaged.loss

@@ -124,11 +124,12 @@ class Trainer:
         self.model, self.optimizer = network.model, network.optimizer
         self.held_out = network.held_out
         self.orchestrator, self.structure = network.orchestrator, network.structure
+        self.seeds = self.orchestrator.seeds
         self.precision = Precision(self.settings.precision, self.model, self.batches.y.device)
         self.step = Step(
             self.model,
             self.optimizer,
-            self.orchestrator,
+            self.seeds,
             self.group,
             accumulate=self.settings.accumulate,
             max_grad_norm=self.settings.max_grad_norm,
@@ -147,7 +148,7 @@ class Trainer:
             self.model,
             self.settings.compile,
             usual=usual_part(batch, self.group, self.settings.accumulate),
-            layers=self.orchestrator.layers.values(),
+            layers=self.seeds.layers.values(),
             shape=lambda: self.structure.version,
         )
 
@@ -208,7 +209,7 @@ class Trainer:
     def run_epoch(self, epoch: int) -> SystemStatePacket:
         """Train one epoch, judge the trials that are due, and measure what a policy may know."""
         started = self._worked()
-        self.orchestrator.begin_epoch(epoch)
+        self.seeds.begin_epoch(epoch)
         if self.so_far is None:
             self.structure.begin_epoch()
             self.so_far = EpochSoFar.begun(self.batches.y.device)
@@ -216,7 +217,7 @@ class Trainer:
         loss = self._train(epoch, self.so_far)
         self.so_far = None
         seconds = self._worked() - started
-        self.orchestrator.end_epoch()
+        self.seeds.end_epoch()
         packet = self._packet(epoch, loss)
         self.progress.flops += self.cost.take_evaluations()
         self.progress.seconds += self._worked() - started
@@ -290,7 +291,7 @@ class Trainer:
 
     def _packet(self, epoch: int, loss: float) -> SystemStatePacket:
         measured = self.held_out.evaluate()
-        self.orchestrator.contain_faults()
+        self.seeds.contain_faults()
         done = self._done(epoch + 1)
         if self.group.size > 1:
             restore_observed(self.model, merge_observed(self.group.gather(observed(self.model))))
@@ -306,7 +307,7 @@ class Trainer:
             total_epochs=self.total_epochs,
             learning_rate=self.optimizer.param_groups[0]["lr"],
             history=self.progress.history,
-            trials=tuple(self.orchestrator.reports),
+            trials=tuple(self.seeds.reports),
             refusals=self.progress.refusals,
             growths=tuple(self.structure.reports),
             widths=self._growable_widths() if self.policy.needs_widths else {},
@@ -327,7 +328,7 @@ class Trainer:
     @property
     def _version(self) -> tuple[int, int]:
         """Another one after each change of a seed or of the host's shape."""
-        return self.orchestrator.version, self.structure.version
+        return self.seeds.version, self.structure.version
 
     def _decide(self, packet: SystemStatePacket) -> AdaptationDecision | None:
         return from_first(self.group, lambda: self.policy.decide(packet))

@@ -23,7 +23,7 @@ def capture(trainer: Trainer) -> dict[str, Any]:
         "progress": asdict(trainer.progress),
         "so_far": _epoch_under_way(trainer),
         "structure": trainer.structure.state(),
-        "growth": trainer.orchestrator.state(),
+        "growth": trainer.seeds.state(),
         "model": trainer.model.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.precision.state(),
@@ -43,7 +43,7 @@ def put_back(trainer: Trainer, state: Mapping[str, Any]) -> None:
     trainer.batches.leave_out(trainer.progress.left_out)
     restore_training(
         trainer.structure,
-        trainer.orchestrator,
+        trainer.seeds,
         state,
         hint="resume with the model and the seeded layers that the run began with",
     )

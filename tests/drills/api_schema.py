@@ -78,7 +78,7 @@ def served(folder: Path) -> Iterator[Served]:
     ended.run()
     endless = compose([*overrides, "tolaria.epochs=1000000"])
     with training(endless) as alive, serving(compose(overrides)) as url:
-        kernel = ended.trainer.orchestrator.reports[0].kernel_id
+        kernel = ended.trainer.orchestrator.seeds.reports[0].kernel_id
         yield Served(url, ended.info.run_id, alive, kernel)
 
 

@@ -130,7 +130,7 @@ def fault_in_one(group: Group, runs: Path) -> dict[str, Any]:
     orchestrator.library.fetch = spoil  # type: ignore[method-assign]
     summary = run.run()
     states = [[seed.state.value for seed in layer.seed_list] for layer in orchestrator.layers.values()]
-    verdicts = [report.verdict for report in orchestrator.reports]
+    verdicts = [report.verdict for report in orchestrator.seeds.reports]
     return {**summary, "states": states, "verdicts": verdicts, "digest": digest(run.trainer.model)}
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from esper.assembly.drill import FAULTS
-from esper.tolaria.orchestrator import SeedOrchestrator
+from esper.tolaria.lifecycle import SeedLifecycle
 from esper_cli.app import run
 
 SMOKE = ["drill", "+experiment=smoke", "--json"]
@@ -56,7 +56,7 @@ def test_a_resume_that_forgets_something_is_found_out(
 def test_kernels_that_nobody_takes_out_are_found_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SeedOrchestrator, "take_out", lambda *_: None)
+    monkeypatch.setattr(SeedLifecycle, "take_out", lambda *_: None)
     code, found = rehearsed(capsys, "--only", "kernel-raises")
     assert (code, found["kernel-raises"]["survived"]) == (1, False)
 

@@ -114,7 +114,7 @@ def test_the_report_carries_the_confidence_and_the_tags(tmp_path: Path) -> None:
     outcome = orchestrator.apply(decision(1), PACKET)
     assert outcome is not None
     assert outcome.kernel_id is not None
-    trial = orchestrator.trials["hidden.0", 0]
+    trial = orchestrator.seeds.trials["hidden.0", 0]
     assert trial.confidence == 0.7
     assert trial.tags == orchestrator.library.get(outcome.kernel_id).tags
     assert type(trial).from_state(trial.state()) == trial

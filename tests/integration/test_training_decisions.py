@@ -49,7 +49,7 @@ def test_what_cannot_be_carried_out_is_refused_with_its_reason(
     assert outcome is not None
     assert (outcome.status, outcome.kernel_id) == ("refused", None)
     assert reason in outcome.reason
-    assert not orchestrator.trials
+    assert not orchestrator.seeds.trials
 
 
 def test_a_kernel_is_grafted_unless_it_is_to_be_avoided(orchestrator: SeedOrchestrator) -> None:
@@ -96,7 +96,7 @@ def test_a_kernel_in_training_costs_a_step_and_no_evaluation(tmp_path: Path) -> 
     assert grafted is not None
     assert grafted.status == "grafted"
     assert trainer.flops() == before
-    trainer.orchestrator.begin_epoch(1)
+    trainer.orchestrator.seeds.begin_epoch(1)
     after = trainer.flops()
     assert after.forward == before.forward
     assert after.training > before.training

@@ -126,7 +126,7 @@ def test_a_thousand_faults_are_survived(tmp_path: Path, optimizer: str, rate: fl
             for idx, state in enumerate(metrics.seed_states):
                 if (
                     state is SeedState.DORMANT
-                    and len(orchestrator.reports) + len(orchestrator.trials) < FAULTS
+                    and len(orchestrator.seeds.reports) + len(orchestrator.seeds.trials) < FAULTS
                 ):
                     assert orchestrator.apply(_decision(layer, idx), packet).status == "grafted"
     assert isinstance(first, SystemStatePacket)
@@ -135,9 +135,9 @@ def test_a_thousand_faults_are_survived(tmp_path: Path, optimizer: str, rate: fl
     faults = [event for event in events if event["event"] == "fault"]
     assert len(faults) == FAULTS
     assert set(Counter(fault["kernel_id"] for fault in faults)) == set(KINDS)
-    assert all(report.verdict == "failed" for report in orchestrator.reports)
+    assert all(report.verdict == "failed" for report in orchestrator.seeds.reports)
     assert len(library.trials) == FAULTS
-    assert not orchestrator.trials
+    assert not orchestrator.seeds.trials
     assert len(trainer.optimizer.param_groups) == 1
     assert set(trainer.optimizer.state) <= set(trainer.optimizer.param_groups[0]["params"])
     assert first_non_finite(trainer.model) is None
@@ -173,7 +173,7 @@ def test_a_kernel_that_fails_in_evaluation_is_out_before_the_packet_and_the_chec
     packet = trainer.run_epoch(1)
     assert packet.layer_metrics["hidden.0"].seed_states[1] is SeedState.ERROR_RECOVERY
     assert [(t.verdict, t.seed_idx) for t in packet.trials] == [("failed", 1)]
-    assert not orchestrator.trials
+    assert not orchestrator.seeds.trials
     assert not any("seed" in group for group in trainer.optimizer.param_groups)
     assert trainer.run_epoch(2).layer_metrics["hidden.0"].seed_states[1] is SeedState.DORMANT
     events, _ = read_journal(next(tmp_path.iterdir()) / JOURNAL_NAME)

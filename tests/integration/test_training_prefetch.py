@@ -97,11 +97,11 @@ def test_the_best_for_the_slots_of_dormant_seeds_are_fetched_once(
     prefetcher.wait()
     assert asked == [best]
     assert in_memory(orchestrator.library) == set(best)
-    orchestrator.reports.append(None)  # type: ignore[arg-type]
+    orchestrator.seeds.reports.append(None)  # type: ignore[arg-type]
     orchestrator.look_ahead()
     until(lambda: len(asked) == 2)
     assert asked[1] == []  # looked for again, as ranks may have changed, and nothing twice
-    orchestrator.reports.pop()
+    orchestrator.seeds.reports.pop()
     assert orchestrator.apply(DECISION, PACKET) is not None
     orchestrator.look_ahead()  # while a seed is on trial
     until(lambda: len(asked) == 3)

@@ -88,14 +88,14 @@ def test_resuming_it_ends_as_if_it_had_not_stopped(widened, policy, tmp_path):
 def test_kernels_come_along_and_trials_go_on(tmp_path):
     run = build(tmp_path, *GROW)
     run_id = stopped(run, 2)
-    first = run.trainer.orchestrator.trials
+    first = run.trainer.orchestrator.seeds.trials
     assert any(not trial.finished for trial in first.values())
     further = build(tmp_path, f"tolaria.start={tmp_path / run_id}", "tolaria.epochs=4")
     orchestrator = further.trainer.orchestrator
-    assert {trial.started_epoch for trial in orchestrator.trials.values()} == {0}
-    assert orchestrator.reports == []
+    assert {trial.started_epoch for trial in orchestrator.seeds.trials.values()} == {0}
+    assert orchestrator.seeds.reports == []
     owned = [g for g in further.trainer.optimizer.param_groups if "seed" in g]
-    assert len(owned) == len(orchestrator.trials) > 0
+    assert len(owned) == len(orchestrator.seeds.trials) > 0
     summary = further.run()
     assert len(summary["adaptations"]) >= 1
     assert all(report["ended_epoch"] >= report["started_epoch"] for report in summary["adaptations"])

@@ -76,10 +76,13 @@ class HealthCounters:
 
     def observe(self, output: torch.Tensor, axis: int, loss_scale: float = 1.0) -> None:
         """Note the statistics of ``output`` now, and of the gradient there once it is known."""
-        values = output.detach().to(torch.promote_types(output.dtype, torch.float32))
-        axes = [i for i in range(values.ndim) if i != axis % values.ndim]
-        variance, mean = torch.var_mean(values, axes, correction=0)
-        lowest, highest = values.amin(axes), values.amax(axes)
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        values = output.detach().to(dtype).movedim(axis, -1)
+        axes = list(range(values.ndim - 1))
+        mean = values.mean(axes)
+        # In two passes: var_mean needs one, and on a CPU 2 to 10 times as long for it.
+        variance = (values - mean).square_().mean(axes)
+        lowest, highest = _extremes(values, axes)
         totals = self._totals
         if totals is None or totals.device != values.device:
             self.steps = self.gradient_steps = 0
@@ -94,7 +97,7 @@ class HealthCounters:
         if output.requires_grad:
 
             def note(gradient: torch.Tensor) -> None:
-                gradient = gradient.to(totals.dtype)
+                gradient = gradient.to(totals.dtype).movedim(axis, -1)
                 if loss_scale != 1.0:  # an overflow is the scale's, and says nothing of the layer
                     gradient = torch.nan_to_num(gradient / loss_scale, nan=0.0, posinf=0.0, neginf=0.0)
                 totals[SQUARED_GRADIENT].add_(gradient.square().sum(axes))
@@ -138,6 +141,15 @@ class HealthCounters:
         for seed_idx, timing in self._timings:
             by_seed.setdefault(seed_idx, []).append(_milliseconds(timing))
         return {seed_idx: sum(times) / len(times) for seed_idx, times in by_seed.items()}
+
+
+def _extremes(values: torch.Tensor, axes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lowest and the highest value of each feature, which are the last axis."""
+    if not values.is_contiguous():
+        return values.amin(axes), values.amax(axes)
+    # Of long rows first: with few features a CPU takes 4 to 20 times as long over all axes at once.
+    rows, features = values.flatten(1), values.shape[-1]
+    return rows.amin(0).view(-1, features).amin(0), rows.amax(0).view(-1, features).amax(0)
 
 
 def _milliseconds(timing: Any) -> float:

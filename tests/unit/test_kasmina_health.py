@@ -19,12 +19,16 @@ def model() -> nn.Sequential:
     return model
 
 
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+
+
 def first(model: nn.Module) -> SeededLayer:
     return seeded_layers(model)["0"]
 
 
-def test_signals_are_the_statistics_of_each_chunk(model: nn.Sequential) -> None:
-    batches = [torch.randn(8, 4, 6, 6) for _ in range(3)]
+@LAYOUTS
+def test_signals_are_the_statistics_of_each_chunk(model: nn.Sequential, layout: torch.memory_format) -> None:
+    batches = [torch.randn(8, 4, 6, 6).to(memory_format=layout) for _ in range(3)]
     observe(model, True)
     outputs, gradients = [], []
     for x in batches:
@@ -53,7 +57,8 @@ def test_signals_are_the_statistics_of_each_chunk(model: nn.Sequential) -> None:
     assert metrics.gradient_norm == pytest.approx(float(whole), rel=1e-5)
 
 
-def test_dead_and_still_features_lower_the_health(model: nn.Sequential) -> None:
+@LAYOUTS
+def test_dead_and_still_features_lower_the_health(model: nn.Sequential, layout: torch.memory_format) -> None:
     layer = first(model)
     with torch.no_grad():
         layer.host.weight[0] = 0.0  # never varies
@@ -61,7 +66,7 @@ def test_dead_and_still_features_lower_the_health(model: nn.Sequential) -> None:
         layer.host.weight[4:7] *= 1e-3  # hardly varies
         layer.host.bias[4:7] = 1.0
     observe(model, True)
-    model(torch.randn(16, 4, 6, 6))
+    model(torch.randn(16, 4, 6, 6).to(memory_format=layout))
     metrics = drain(model)["0"]
     assert [signal.dead_share for signal in metrics.signals] == [0.5, 0.0, 0.0]
     assert metrics.seed_health[2] == 1.0

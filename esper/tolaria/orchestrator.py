@@ -75,14 +75,12 @@ class SeedOrchestrator:
         self.layers = self.seeds.layers
         self._ahead: tuple[tuple[Wanted, ...], int] = ((), 0)
 
-    def apply(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
+    def apply(self, decision: AdaptationDecision, packet: SystemStatePacket) -> Outcome:
         """Find, rank, fetch, graft; a decision that cannot be carried out is refused with its reason.
 
         A kernel that cannot be loaded, or does not fit, is passed over for the next in rank: one that is
         damaged must not end all growth.
         """
-        if decision is None:
-            return None
         if decision.adaptation_type != "add_seed":
             return Outcome("refused", f"this version carries out add_seed, not {decision.adaptation_type}")
         if decision.target_component not in self.layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -13,21 +13,23 @@ from torch.optim import Optimizer
 
 from esper.data.batches import Batches
 from esper.errors import EsperError
-from esper.kasmina import drain, merge_observed, observe, observed, restore_observed
-from esper.messages import AdaptationDecision, EpochRecord, Refusal, SystemStatePacket, WidthMetrics
+from esper.kasmina import observe
+from esper.messages import SystemStatePacket, WidthMetrics
 from esper.tamiyo.emergency import EmergencyPolicy
 from esper.tamiyo.policy import Policy
+from esper.tolaria.adaptation import apply, decide, record
 from esper.tolaria.averaging import share, usual_part
 from esper.tolaria.budget import Budget, Cost
 from esper.tolaria.checkpoints import BackgroundSaver, Mark, Saved
 from esper.tolaria.compiled import Backend, CompiledForward
 from esper.tolaria.control import RollbackAsked, RunControl
-from esper.tolaria.distributed import ALONE, Group, check_alike, copy_weights, from_first
+from esper.tolaria.distributed import ALONE, Group
 from esper.tolaria.evaluation import Flops, HeldOut
 from esper.tolaria.events import Recorder
+from esper.tolaria.measuring import measure
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.precision import Half, Precision
-from esper.tolaria.progress import Adapted, EpochSoFar, Progress
+from esper.tolaria.progress import EpochSoFar, Progress
 from esper.tolaria.recovery import Unstable, check_epoch, check_values, recover
 from esper.tolaria.schedule import HoldThenCosine
 from esper.tolaria.shared import SharedCheckpoints
@@ -35,7 +37,6 @@ from esper.tolaria.stability import Limits, StepWatch
 from esper.tolaria.step import Step
 from esper.tolaria.structure import Structure
 from esper.tolaria.training_state import capture, put_back
-from esper.tolaria.trial import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ class Trainer:
         self.group = group
         self.control = control or RunControl()
         self.progress = Progress()
-        self._saved_step = 0
+        self.saved_step = 0
+        """Optimizer steps at the newest checkpoint."""
         self.so_far: EpochSoFar | None = None
         """Of an epoch under way; None between two."""
         self._adopt(network)
@@ -186,9 +188,9 @@ class Trainer:
     def _live_epoch(self) -> None:
         packet = self.run_epoch(self.progress.epochs_done)
         check_epoch(packet, self.progress.watched(packet.epoch, self.limits), self.limits)
-        decision = self._decide(packet)
-        outcome = self._apply(decision, packet)
-        self._record(packet.epoch, decision, outcome)
+        decision = decide(self, packet)
+        outcome = apply(self, decision, packet)
+        record(self, packet.epoch, decision, outcome)
         self.progress.epochs_done += 1
         self.save()
 
@@ -202,7 +204,7 @@ class Trainer:
         """Epochs that the run will have had; under a budget of FLOPs as the network stands."""
         return self.budget.total_epochs(self.progress, self.cost)
 
-    def _done(self, epochs: float) -> float:
+    def done(self, epochs: float) -> float:
         """The share of the run that is done after so many epochs, in [0, 1]."""
         return self.budget.share(self.progress, self.cost, epochs)
 
@@ -218,7 +220,7 @@ class Trainer:
         self.so_far = None
         seconds = self._worked() - started
         self.seeds.end_epoch()
-        packet = self._packet(epoch, loss)
+        packet = measure(self, epoch, loss)
         self.progress.flops += self.cost.take_evaluations()
         self.progress.seconds += self._worked() - started
         packet_json = packet.to_json()
@@ -253,7 +255,7 @@ class Trainer:
             if (epoch, step) in self.progress.skipped or not samples:
                 so_far.steps += 1
                 continue
-            done = self._done(epoch + step / steps)
+            done = self.done(epoch + step / steps)
             self.progress.flops += cost
             observe(self.model, watched)
             self._set_rates(done)
@@ -289,38 +291,12 @@ class Trainer:
         if symptom := self.watch.look():
             raise Unstable(symptom)
 
-    def _packet(self, epoch: int, loss: float) -> SystemStatePacket:
-        measured = self.held_out.evaluate()
-        self.seeds.contain_faults()
-        done = self._done(epoch + 1)
-        if self.group.size > 1:
-            restore_observed(self.model, merge_observed(self.group.gather(observed(self.model))))
-        record = EpochRecord(epoch, loss, measured.loss, measured.accuracy)
-        self.progress.history += (record,)
-        return SystemStatePacket(
-            epoch=epoch,
-            global_step=self.progress.global_step,
-            loss=loss,
-            accuracy=measured.accuracy,
-            layer_metrics=drain(self.model),
-            held_out_loss=measured.loss,
-            total_epochs=self.total_epochs,
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            history=self.progress.history,
-            trials=tuple(self.seeds.reports),
-            refusals=self.progress.refusals,
-            growths=tuple(self.structure.reports),
-            widths=self._growable_widths() if self.policy.needs_widths else {},
-            rate_share=max(self.schedule.factor(done, self.progress.grown_at), self.schedule.rewarm),
-            progress=done,
-            inventions=self.orchestrator.untried_inventions() if self.invents else (),
-        )
-
     def flops(self) -> Flops:
         """FLOPs per sample of the network as it stands."""
         return self.cost.flops()
 
-    def _growable_widths(self) -> dict[str, WidthMetrics]:
+    def growable_widths(self) -> dict[str, WidthMetrics]:
+        """The widths of the host that can grow, found again after each change of the network."""
         if self._widths is None or self._widths[0] != self._version:
             self._widths = (self._version, self.structure.widths())
         return self._widths[1]
@@ -329,49 +305,6 @@ class Trainer:
     def _version(self) -> tuple[int, int]:
         """Another one after each change of a seed or of the host's shape."""
         return self.seeds.version, self.structure.version
-
-    def _decide(self, packet: SystemStatePacket) -> AdaptationDecision | None:
-        return from_first(self.group, lambda: self.policy.decide(packet))
-
-    def _apply(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
-        outcome = self._carry_out(decision, packet)
-        when = f"after epoch {packet.epoch + 1}"
-        if outcome is not None and outcome.status != "refused":
-            copy_weights(self.model, self.group, when)  # of what draws numbers each drew its own
-        check_alike(self.model, self.group, when)
-        if self.held_out.average is not None:
-            self.held_out.average.follow()
-        return outcome
-
-    def _carry_out(self, decision: AdaptationDecision | None, packet: SystemStatePacket) -> Outcome | None:
-        until = dict(self.progress.embargoed).get(_target(decision), 0) if decision is not None else 0
-        if packet.epoch < until:
-            return Outcome("refused", f"it was rolled back, and is not tried again before epoch {until + 1}")
-        if decision is not None and decision.adaptation_type == "modify_architecture":
-            changed = self.structure.apply(decision, packet.epoch)
-            self.progress.flops += self.cost.take_evaluations()
-            return changed
-        outcome = self.orchestrator.apply(decision, packet)
-        if decision is None and self.policy.needs_kernels:
-            self.orchestrator.look_ahead()
-        if self.orchestrator.start is not None:
-            self.progress.flops += self.orchestrator.start.take_flops()
-        return outcome
-
-    def _record(self, epoch: int, decision: AdaptationDecision | None, outcome: Outcome | None) -> None:
-        """Journal the decision, with the kernel that the orchestrator picked for it."""
-        if decision is None or outcome is None:
-            return
-        if outcome.status != "refused":
-            self.progress.grown_at = self._done(epoch + 1)
-            self.progress.adapted += (Adapted(epoch, _target(decision), self._saved_step),)
-        if outcome.status == "refused":
-            seed_idx = decision.parameters.get("seed_idx", -1)
-            refusal = Refusal(epoch, decision.target_component, seed_idx, outcome.reason)
-            self.progress.refusals += (refusal,)
-        chosen = {**decision.parameters, "kernel_id": outcome.kernel_id}
-        decided = replace(decision, parameters=chosen).to_json()
-        self.recorder.emit("decision", epoch=epoch, decision=decided, outcome=outcome.to_json())
 
     # Checkpoints
 
@@ -389,7 +322,7 @@ class Trainer:
         self.settle()
         self.progress.adapted = self.progress.watched(self.progress.epochs_done, self.limits)
         self.checkpoints.pin(each.step for each in self.progress.adapted)
-        self._saved_step = self.progress.global_step
+        self.saved_step = self.progress.global_step
         done, last = self.progress, self.progress.history[-1:]
         in_epoch = 0 if self.so_far is None else self.so_far.steps
         mark = Mark(done.global_step, done.epochs_done, in_epoch, last[0].loss if last else None)
@@ -399,7 +332,7 @@ class Trainer:
 
     def save_here(self) -> None:
         """As ``save``, and wait until it is on the disk; nothing if the newest checkpoint is from here."""
-        if self._saved_step != self.progress.global_step:
+        if self.saved_step != self.progress.global_step:
             self.save()
         self.settle()
 
@@ -424,17 +357,9 @@ class Trainer:
         Raises CheckpointError when the network is another one.
         """
         put_back(self, state)
-        self._saved_step = self.progress.global_step
+        self.saved_step = self.progress.global_step
 
     def renew(self, state: Mapping[str, Any]) -> None:
         """As ``restore``, in a run that goes on: into a network that is built anew."""
         self._adopt(self._rebuild())
         self.restore(state)
-
-
-def _target(decision: AdaptationDecision) -> str:
-    """What a decision changes, by the name that an embargo knows it by."""
-    wanted = decision.parameters
-    if decision.adaptation_type == "modify_architecture":
-        return f"{wanted.get('operator', '')} {decision.target_component}"
-    return f"{decision.target_component}#{wanted.get('seed_idx', '')}"

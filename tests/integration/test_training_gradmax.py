@@ -13,6 +13,7 @@ from esper.assembly.training import build_training
 from esper.data.batches import Batches
 from esper.errors import ConfigError
 from esper.nissa.runs import RunStore
+from esper.tolaria.adaptation import apply
 from esper_cli.config import compose
 from esper_cli.history import print_history
 
@@ -76,7 +77,7 @@ def test_a_graft_changes_nothing_but_the_kernel_and_its_flops_count(tmp_path: Pa
     spent, random = trainer.progress.flops, torch.random.get_rng_state()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     losses = trainer.held_out.evaluate().losses
-    trainer._apply(trainer.policy.decide(packet), packet)
+    apply(trainer, trainer.policy.decide(packet), packet)
     assert torch.equal(trainer.held_out.evaluate().losses, losses)
     assert torch.equal(torch.random.get_rng_state(), random)
     after = trainer.model.state_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from esper.nissa.journal import number
@@ -38,9 +38,10 @@ class Scalar:
 
 
 class Scalars:
-    """Gives the scalars of messages, which it is shown in order."""
+    """Gives the scalars of messages, which it is shown in order; of the health of seeds only ``fields``."""
 
-    def __init__(self) -> None:
+    def __init__(self, fields: Sequence[str] = FIELDS) -> None:
+        self._fields = [(FIELDS.index(name), f"seed/{name}") for name in fields]
         self._steps = 0  # of an epoch
 
     def of(self, message: Message) -> Iterator[Scalar]:
@@ -59,8 +60,8 @@ class Scalars:
         step = self._place(record.epoch, record.step)
         for seed, row in enumerate(record.values):
             labels = {"layer": record.layer, "seed": str(seed)}
-            for name, value in zip(FIELDS, row, strict=True):
-                yield Scalar(f"seed/{name}", step, message.at, float(value), labels)
+            for place, name in self._fields:
+                yield Scalar(name, step, message.at, float(row[place]), labels)
 
     def _place(self, epoch: int, step: int) -> int:
         return epoch * self._steps + step

@@ -1,21 +1,25 @@
-"""A sink of event files for TensorBoard, written by its own library."""
+"""A sink of event files for TensorBoard, in the format of its own library."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 from esper.nissa.journal import dumps
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.scalars import NOTED, Scalars
 
-HEALTH = "seed/health"
-"""What is shown of a seed: its library takes longer for a number than all else takes for a record."""
+SHOWN = ("health",)
+"""What is shown of a seed: a number takes longer here than a whole record elsewhere."""
 
 FLUSH_SECONDS = 2.0
 """How long what was written may wait before others can see it."""
+
+_files = itertools.count()
 
 
 class TensorBoard:
@@ -28,44 +32,47 @@ class TensorBoard:
 
     def __init__(self, folder: Path, run_id: str) -> None:
         """Writes below ``folder``, which is made, to a file with the run's id in its name."""
-        from tensorboard.summary.writer import event_file_writer
-        from torch.utils.tensorboard.writer import SummaryWriter
+        # Not the library's own writer: that hands each event to a thread of its own, which this sink has
+        # already, and puts the name of the host into the name of the file.
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # The name of the host would be in the file's name otherwise, and leave with the file.
-        library, event_file_writer.socket = (
-            event_file_writer.socket,
-            SimpleNamespace(gethostname=lambda: run_id),
-        )
-        try:
-            self._writer = SummaryWriter(str(folder))
-        finally:
-            event_file_writer.socket = library
-        self._scalars = Scalars()
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{run_id}.{os.getpid()}.{next(_files)}"
+        self._records = RecordWriter((folder / name).open("ab"))
+        self._scalars = Scalars(SHOWN)
         self._step = 0
         self._next_flush = 0.0
+        self._add(time.time(), file_version="brain.Event:2")
 
     def position(self) -> None:
         """It keeps none."""
 
     def write(self, batch: Sequence[Message]) -> None:
         """Add the scalars and texts of ``batch``."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard.summary import text
+
         for message in batch:
-            for scalar in self._scalars.of(message):
-                if scalar.labels and scalar.name != HEALTH:
-                    continue
-                self._step = scalar.step
-                self._writer.add_scalar(scalar.path, scalar.value, scalar.step, message.at)
+            if scalars := list(self._scalars.of(message)):
+                self._step = scalars[0].step
+                values = [Summary.Value(tag=each.path, simple_value=each.value) for each in scalars]
+                self._add(message.at, summary=Summary(value=values), step=self._step)
             if message.kind == "event" and message.name in NOTED:
-                text = f"    {dumps(message.fields)}"
-                self._writer.add_text(f"events/{message.name}", text, self._step, message.at)
+                shown = text(f"events/{message.name}", f"    {dumps(message.fields)}")
+                self._add(message.at, summary=shown, step=self._step)
         self.idle()
 
     def idle(self) -> None:
         """Let others see what was written, now and then."""
         if time.monotonic() >= self._next_flush:
-            self._writer.flush()
+            self._records.flush()
             self._next_flush = time.monotonic() + FLUSH_SECONDS
 
     def close(self) -> None:
         """End the file."""
-        self._writer.close()
+        self._records.close()
+
+    def _add(self, at: float, **what: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=at, **what).SerializeToString())

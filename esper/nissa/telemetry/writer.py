@@ -15,8 +15,9 @@ from esper.nissa.telemetry.buffer import SignalBuffer
 from esper.nissa.telemetry.events import EventLog
 from esper.nissa.telemetry.messages import Message, Sink, SinkCounts
 
-POLL_SECONDS = 0.1
-"""How often a writer looks for messages; a batch is what came meanwhile."""
+POLL_SECONDS = 0.5
+"""How often a writer looks for messages; a batch is what came meanwhile. A look after training had the caches
+to itself costs many times what a message does, and nobody else holds the interpreter while it goes on."""
 
 MOST_SIGNALS, MOST_EVENTS = 2000, 500
 """How many go to a sink at once."""

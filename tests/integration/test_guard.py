@@ -16,6 +16,7 @@ from token_attacks import Forge, attacks
 from esper.errors import SecurityError
 from esper.nissa.api.application import create_app
 from esper.nissa.api.endpoints import ENDPOINTS
+from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.http.guard import CALLER, RANKS, Admission, Caller, Guard
 from esper.nissa.http.limits import RateLimit
@@ -394,6 +395,26 @@ def test_no_web_socket_comes_in(gate: Gate) -> None:
 
 
 # How often, and how long
+
+
+def test_an_answer_may_be_repeated_only_where_nothing_but_the_request_counts(tmp_path: Path) -> None:
+    gate, repeatable = open_gate(tmp_path), {REPEATABLE: print}
+    gate.admission = replace(gate.admission, certificates={"prom": "viewer"}, hosts=None)
+    token = gate.token("viewer")
+
+    def kept(*headers: tuple[str, str], **more: Any) -> bool:
+        answer = gate.ask("GET", "/metrics", *headers, **repeatable, **more)
+        assert answer.status == 200
+        assert answer.reached is not None
+        return REPEATABLE in answer.reached
+
+    assert kept()
+    assert not kept(header(token))
+    assert not kept(cookie(token))
+    assert not kept(**{CERTIFICATE: ("prom",)})
+    assert not kept(client="192.0.2.1")
+    public = gate.ask("GET", "/health/live", client="192.0.2.1", **repeatable).reached
+    assert REPEATABLE not in (public or repeatable)
 
 
 def test_requests_are_limited_by_address_and_by_token_but_not_on_loopback(tmp_path: Path) -> None:

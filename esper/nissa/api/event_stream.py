@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from esper.nissa.api.connection import CONNECTED, closing
 from esper.nissa.api.event_hub import Told
 
 _LOOK_SECONDS = 1.0
@@ -27,13 +26,12 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; of HEAD the head alone."""
-        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await send(closing(scope, start))
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
         sending = asyncio.ensure_future(self._send_all(send))
-        gone = asyncio.ensure_future(_gone(scope.get(CONNECTED), receive))
+        gone = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({sending, gone}, return_when="FIRST_COMPLETED")
         finally:
@@ -57,11 +55,7 @@ class EventStream(Response):
                     await body(f"id: {place}\nevent: {told.kind}\ndata: {told.data}\n\n")
 
 
-async def _gone(connected: Callable[[], bool] | None, receive: Receive) -> None:
+async def _gone(receive: Receive) -> None:
     """Return once the client is gone."""
-    if connected is not None:
-        while connected():
-            await asyncio.sleep(_LOOK_SECONDS)
-        return
     while (await receive())["type"] != "http.disconnect":
         await asyncio.sleep(_LOOK_SECONDS)  # a server that always has an answer is not asked without end

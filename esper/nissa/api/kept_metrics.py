@@ -10,6 +10,10 @@ from esper.nissa.api.monitor import Monitor
 
 KEPT_SECONDS: Final = 0.25
 
+REPEATABLE: Final = "esper.repeatable"
+"""In the scope of a request whose answer may be repeated to the same bytes over the same connection: to be
+called with the time (``time.monotonic``) until which it holds, before it is sent."""
+
 
 class KeptMetrics(Monitor):
     """At most ``KEPT_SECONDS`` old; however many ask, one computes and the others wait for it."""
@@ -19,19 +23,19 @@ class KeptMetrics(Monitor):
         self._computing = threading.Lock()
         self._kept: dict[bool, tuple[float, tuple[bytes, str]]] = {}
 
-    def kept_metrics(self, accept: str, /) -> tuple[bytes, str] | None:
-        """What was computed within the last moment, if anything."""
-        until, answer = self._kept.get(_format(accept), (0.0, None))
-        return answer if time.monotonic() < until else None
+    def kept_metrics(self, accept: str, /) -> tuple[float, tuple[bytes, str]] | None:
+        """What was computed within the last moment, if anything, and until when (monotonic) it holds."""
+        kept = self._kept.get(_format(accept))
+        return kept if kept is not None and time.monotonic() < kept[0] else None
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """As :meth:`Monitor.metrics`."""
         with self._computing:
-            answer = self.kept_metrics(accept)
-            if answer is None:
+            kept = self.kept_metrics(accept)
+            if kept is None:
                 answer = super().metrics(accept)
-                self._kept[_format(accept)] = (time.monotonic() + KEPT_SECONDS, answer)
-            return answer
+                kept = self._kept[_format(accept)] = time.monotonic() + KEPT_SECONDS, answer
+            return kept[1]
 
 
 def _format(accept: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,14 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from esper.errors import EsperError, StorageError
-from esper.messages import CompilationRecord
+from esper.errors import EsperError
+from esper.messages import CompilationRecord, CompileQueue
 from esper.nissa.api.catalogue import LIBRARY_SECONDS
 from esper.nissa.api.queries import AdaptationsQuery, RunsQuery
 from esper.nissa.api.run_pages import adaptations_page, run_details, runs_page
 from esper.nissa.health import (
     BoundedCall,
-    HealthCheck,
     HealthReport,
     check_component,
     check_disk,
@@ -28,13 +28,15 @@ from esper.nissa.health import (
     check_newest_run,
     check_runs,
 )
-from esper.nissa.metrics import RunCollector, render
-from esper.nissa.run_records import CacheTier, ControlRecord
+from esper.nissa.metrics import MAX_ENDED_RUNS, RunCollector, render
+from esper.nissa.queue_metrics import broker_families
+from esper.nissa.run_list import RunList
+from esper.nissa.run_records import CacheTier, ControlRecord, RunStatus
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore, summarize
 
 FIRST_SECONDS = 5.0
-"""How long a request waits while all runs are read for the first time; that goes on meanwhile."""
+"""How long a request reads what was never read before, or waits while another does."""
 
 STATUS_RUNS = 20
 """The status shows every run that goes on and this many of those that ended last."""
@@ -46,8 +48,8 @@ class Monitor:
     """Answers for the server: blocking, safe to call from several threads at once.
 
     ``compilations`` reads the kernel library's records; it may raise EsperError, and may hang, as may the
-    checks of ``components``, which say what they found. ``tiers`` says what this process asked of the
-    library's tiers.
+    checks of ``components``, which say what they found, and ``broker``, which says what waits at the broker
+    of compile workers, if there is one. ``tiers`` says what this process asked of the library's tiers.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Monitor:
         compilations: Callable[[], Sequence[CompilationRecord]],
         *,
         components: Mapping[str, Callable[[], str]] | None = None,
+        broker: Callable[[], CompileQueue] | None = None,
         tiers: Callable[[], Mapping[str, CacheTier]] = dict,
     ) -> None:
         self._store = store
@@ -63,11 +66,17 @@ class Monitor:
         self._components = {
             name: BoundedCall(check, LIBRARY_SECONDS) for name, check in (components or {}).items()
         }
+        self._broker = None if broker is None else BoundedCall(broker, LIBRARY_SECONDS)
         self._tiers = tiers
-        self._mutex = threading.Lock()
-        self._first_look = BoundedCall(self._read_all, FIRST_SECONDS)
-        self._progress = 0, 0
-        self._all_read = threading.Event()
+        self._listing, self._viewing = threading.Lock(), threading.Lock()
+
+    def broker(self) -> CompileQueue | None:
+        """What waits at the broker of compile workers; None where there is none, or it does not answer."""
+        try:
+            return self._broker() if self._broker else None
+        except (EsperError, TimeoutError) as error:
+            log.warning("broker of compile workers: %s", error)
+            return None
 
     @property
     def root(self) -> Path:
@@ -79,46 +88,58 @@ class Monitor:
         return self._compilations()
 
     @contextmanager
-    def _runs(self) -> Iterator[RunStore]:
-        """The runs, for one thread at a time; TimeoutError while they are read for the first time."""
-        if not self._all_read.is_set():
-            try:
-                self._first_look()
-            except TimeoutError:
-                done, of = self._progress
-                raise TimeoutError(f"the runs are read for the first time: {done} of {of}") from None
-        with self._mutex:
-            yield self._store
+    def _runs(self, seconds: float | None = None) -> Iterator[RunList]:
+        """The list of runs, for one thread at a time; TimeoutError where much of it was never read before.
 
-    def _read_all(self) -> None:
-        """Read each run; what cannot be read is told of by whoever asks for it."""
-        with self._mutex, contextlib.suppress(StorageError):
-            run_ids = self._store.run_ids()
-            for number, run_id in enumerate(run_ids):
-                self._progress = number, len(run_ids)
-                with contextlib.suppress(StorageError):
-                    self._store.view(run_id)
-        self._all_read.set()
+        What was read by then is known to whoever asks next.
+        """
+        seconds = FIRST_SECONDS if seconds is None else seconds
+        deadline = time.monotonic() + seconds
+        with self._turn(self._listing, seconds):
+            self._store.outlines.deadline = deadline
+            yield self._store.outlines
+
+    @contextmanager
+    def _view(self, name: str) -> Iterator[RunView]:
+        """One run whole, for one thread at a time; RunError when there is no such run, TimeoutError."""
+        run_id = self.folder(name).name
+        with self._turn(self._viewing, FIRST_SECONDS):
+            yield self._store.view(run_id)
+
+    @contextmanager
+    def _latest_views(self, ended: int) -> Iterator[tuple[Sequence[RunView], Mapping[str, RunStatus]]]:
+        """The runs that go on and so many that have ended, latest first, whole; and how each run stands."""
+        deadline = time.monotonic() + FIRST_SECONDS
+        with self._runs() as runs:
+            statuses = runs.statuses()
+        going = [run_id for run_id, status in statuses.items() if status.goes_on]
+        others = [run_id for run_id, status in statuses.items() if not status.goes_on]
+        with self._turn(self._viewing, FIRST_SECONDS):
+            yield self._store.some([*going, *others[:ended]], deadline), statuses
+
+    @contextmanager
+    def _turn(self, mutex: threading.Lock, seconds: float) -> Iterator[None]:
+        if not mutex.acquire(timeout=seconds):
+            raise TimeoutError(self._store.outlines.progress)
+        try:
+            yield
+        finally:
+            mutex.release()
 
     def health(self) -> HealthReport:
         """The checks of runs folder, journals and library."""
-        library = check_library(self._compilations)
-        try:
-            with self._runs() as store:
-                return HealthReport((*check_runs(store), library))
-        except TimeoutError as error:
-            return HealthReport((HealthCheck("journals", False, str(error)), library))
+        return HealthReport((*check_runs(self._store), check_library(self._compilations)))
 
     def ready(self) -> HealthReport:
         """As ``health``, with the other components, the disk and the newest run."""
         others = [check_component(name, check) for name, check in self._components.items()]
         health = self.health()
         checks = [*health.checks, *others, check_disk(self.root)]
-        with contextlib.suppress(TimeoutError), self._runs() as store:
-            checks.append(check_newest_run(store))
+        with contextlib.suppress(TimeoutError), self._runs(LIBRARY_SECONDS) as runs:
+            checks.append(check_newest_run(runs))
         return HealthReport(tuple(checks))
 
-    def kept_metrics(self, _accept: str, /) -> tuple[bytes, str] | None:
+    def kept_metrics(self, _accept: str, /) -> tuple[float, tuple[bytes, str]] | None:
         """What ``metrics`` would answer, if that is at hand: this never waits. See ``kept_metrics.py``."""
         return None
 
@@ -129,50 +150,54 @@ class Monitor:
         except (EsperError, TimeoutError) as error:
             log.warning("kernel library: %s", error)
             compilations = None
-        with self._runs() as store:
-            return render(RunCollector(store.views(), compilations), accept)
+        more = [] if self._broker is None else broker_families(self.broker())
+        with self._latest_views(MAX_ENDED_RUNS) as (views, _):
+            return render(RunCollector(views, compilations, more), accept)
 
     def status(self) -> dict[str, Any]:
         """Every component with its state, and the runs that go on or ended last."""
-        ready = self.ready()
-        with self._runs() as store:
-            views = store.views()
-            going = [view for view in views if view.status.goes_on]
-            ended = [view for view in views if not view.status.goes_on]
+        ready, broker = self.ready(), self.broker()
+        with self._latest_views(STATUS_RUNS) as (views, statuses):
             return {
                 **ready.to_json(),
                 "version": version("esper-morph"),
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "run_counts": Counter(view.status.value for view in views),
-                "runs": [_run_status(view) for view in going + ended[:STATUS_RUNS]],
+                "run_counts": Counter(status.value for status in statuses.values()),
+                "runs": [_run_status(view) for view in views],
+                "compile_queue": {
+                    "runs": {view.run_id: view.queue for view in views if view.status.goes_on},
+                    "broker": broker,
+                },
                 "library": self._tiers(),
             }
 
     def adaptations(self, query: AdaptationsQuery) -> dict[str, Any]:
         """A page of decisions, newest first, each with its outcome; RunError or BadCursor."""
-        with self._runs() as store:
-            views = store.views() if query.run is None else [store.open(query.run)]
-            return adaptations_page(views, query)
+        with self._runs() as runs:
+            if query.run is None:
+                return adaptations_page(runs.refreshed(), query)
+            run = runs.outline(self._store.find(query.run))
+            run.refresh()
+            return adaptations_page([run], query)
 
     def runs(self, query: RunsQuery) -> dict[str, Any]:
         """A page of runs, the one started last first; BadCursor."""
-        with self._runs() as store:
-            return runs_page(store.views(), query)
+        with self._runs() as runs:
+            return runs_page(runs, query)
 
     def run(self, name: str) -> dict[str, Any]:
         """One run whole; RunError when there is no such run."""
-        with self._runs() as store:
-            return run_details(store.open(name))
+        with self._view(name) as view:
+            return run_details(view)
 
     def folder(self, name: str) -> Path:
         """The folder of a run, whose name is its id; RunError when there is no such run."""
-        with self._runs() as store:
-            return store.open(name).folder
+        with self._runs():
+            return self.root / self._store.find(name)
 
     def control(self, run_id: str, request: str) -> tuple[ControlRecord | None, bool]:
         """What became of a request to a run, if it is known, and whether the run goes on."""
-        with self._runs() as store:
-            view = store.open(run_id)
+        with self._view(run_id) as view:
             return view.controls.get(request), view.status.goes_on
 
 

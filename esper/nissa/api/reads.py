@@ -19,6 +19,7 @@ from esper.nissa.api.cursors import BadCursor, read_cursor, write_cursor
 from esper.nissa.api.event_hub import MAX_FOLLOWERS, EventHub
 from esper.nissa.api.event_places import Places
 from esper.nissa.api.event_stream import EventStream
+from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.api.queries import (
     MAX_NAME,
@@ -79,10 +80,13 @@ class Reads:
     async def metrics(self, request: Request) -> Response:
         """Prometheus's text, in the format that is asked for."""
         accept = request.headers.get("accept", "")
-        answer = self._monitor.kept_metrics(accept)
-        if answer is None:
-            answer = await run_in_threadpool(self._monitor.metrics, accept)
-        body, content_type = answer
+        kept = self._monitor.kept_metrics(accept)
+        if kept is None:
+            body, content_type = await run_in_threadpool(self._monitor.metrics, accept)
+        else:
+            until, (body, content_type) = kept
+            if REPEATABLE in request.scope:
+                request.scope[REPEATABLE](until)
         return Response(body, headers={**HEADERS, "Content-Type": content_type})
 
     async def status(self, request: Request) -> Response:
@@ -119,7 +123,8 @@ class Reads:
         """Attempts to compile a page at a time."""
 
         def read(query: CompilationsQuery) -> dict[str, Any]:
-            return _compilations_page(self._monitor.compilations(), query)
+            page = _compilations_page(self._monitor.compilations(), query)
+            return {**page, "broker": self._monitor.broker()}
 
         return await self._page(request, read, read_query(request, CompilationsQuery))
 

@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import Final
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from esper.nissa.api.connection import closing
 from esper.nissa.http.refusal import Refusal
 
 MOST_BODY_BYTES: Final = 64 * 1024
 BODY_SECONDS: Final = 2.0
-"""Less than the 3 s of silence after which Hypercorn gives a client up, and its answer with it."""
 
 ANSWER_SECONDS: Final = 30.0
 """How long an answer may take to begin."""
-
-SOON_SECONDS: Final = 2.5
-"""Hypercorn hears nothing more of a client that was silent for 3 s: a connection ends with such an answer."""
 
 LINGER_SECONDS: Final = 0.5
 LINGER_BYTES: Final = 1024 * 1024
@@ -56,13 +50,10 @@ class BoundedRequests:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun, late = False, False
-        asked = time.monotonic()
 
         async def watched(message: Message) -> None:
             nonlocal begun
             begun = True
-            if message["type"] == "http.response.start" and time.monotonic() - asked > SOON_SECONDS:
-                message = closing(scope, message)
             if not late:
                 await send(message)
 
@@ -129,17 +120,27 @@ def _after(body: bytes, receive: Receive) -> Receive:
 def _lingering(receive: Receive, send: Send) -> Send:
     """``send`` that throws a body away for a moment before it ends an answer, and with it the connection."""
 
+    enough = asyncio.Event()
+
     async def discard() -> None:
         size = 0
-        while (message := await receive()).get("more_body", False) and size < LINGER_BYTES:
+        while (message := await receive()).get("more_body", False):
             size += len(message["body"])
+            if size >= LINGER_BYTES:
+                enough.set()
+        enough.set()
 
     async def sending(message: Message) -> None:
         if message["type"] != "http.response.body":
             return await send(message)
         await send({**message, "more_body": True})
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(discard(), LINGER_SECONDS)
-        return await send({"type": "http.response.body", "body": b"", "more_body": False})
+        discarding = asyncio.ensure_future(discard())
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), LINGER_SECONDS)
+            # Meanwhile as well: Hypercorn queues the news of it, and a body may have filled its queue.
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            discarding.cancel()
 
     return sending

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from esper.errors import EsperError, TokenRefused
 from esper.nissa.api.endpoints import ENDPOINTS, Endpoint
+from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.http.browser import (
     COOKIE,
     LOOPBACK_NAMES,
@@ -109,6 +110,8 @@ class Guard:
             return await answer(scope, receive, send)
         if shown.caller is not None:
             scope[CALLER] = shown.caller
+        if shown.kind or not is_loopback_address(_address(request)):
+            scope.pop(REPEATABLE, None)  # a token may end meanwhile, and a rate counts each request
         if shown.caller is None or not shown.kind:
             return await self._app(scope, receive, send)
         with self._admission.acting(f"{shown.kind} {shown.caller.name}"):

@@ -19,14 +19,16 @@ from typing import Any, cast
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Event, RawData, Updated
 from hypercorn.typing import ASGIFramework, LifespanState
 from hypercorn.utils import wrap_app
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from esper.nissa.api.connection import with_connection
+from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.http.bodies import BoundedRequests
 from esper.nissa.http.limits import ConnectionLimit
 from esper.nissa.http.listener import BACKLOG, DEFAULT_HOST, Listener, bind
+from esper.nissa.http.repeats import RepeatingProtocol, Repeats
 from esper.nissa.http.tls import with_certificate
 
 DEFAULT_PORT = 9464
@@ -98,8 +100,8 @@ class MetricsServer:
         if self._stopped.is_set():
             return
         connections = _Connections(self._app)
-        server = await asyncio.start_server(
-            connections.serve,
+        server = await loop.create_server(
+            lambda: RepeatingProtocol(connections.serve, loop),
             sock=self._listener,
             backlog=BACKLOG,
             ssl=self._tls,
@@ -125,13 +127,18 @@ class _Connections:
         self._config = _hypercorn_config()
         self._context = WorkerContext(None)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, repeats: Repeats
+    ) -> None:
         """Serve one until it ends."""
         app = with_certificate(self._app, writer.get_extra_info("peercert"))
-        told = with_connection(app, lambda: not (writer.is_closing() or reader.at_eof()))
+
+        async def told(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, REPEATABLE: repeats.keep}, receive, send)
+
         wrapped = wrap_app(cast(ASGIFramework, told), self._config.wsgi_max_body_size, "asgi")
-        loop = asyncio.get_running_loop()
-        await _Connection(wrapped, loop, self._config, self._context, LifespanState(), reader, writer)
+        streams = asyncio.get_running_loop(), self._config, self._context, LifespanState(), reader, writer
+        await _Connection(repeats, wrapped, *streams)
 
     async def end(self, listener: Listener) -> None:
         """Let requests under way end for ``GRACE_SECONDS``, then drop what is left."""
@@ -143,11 +150,31 @@ class _Connections:
 
 
 class _Connection(TCPServer):
-    """One that ends with its client; Hypercorn's waits for the end of the idle time as well."""
+    """One that tells ``repeats`` what it answers, knows HTTP/1.1 alone, and ends with its client.
+
+    Hypercorn's speaks HTTP/2 to whoever begins with it, and waits for the end of the idle time when its
+    client has left.
+    """
+
+    def __init__(self, repeats: Repeats, *hypercorn: Any) -> None:
+        super().__init__(*hypercorn)
+        self._repeats = repeats
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            self._repeats.sent(event.data)
+        await super().protocol_send(event)
+        if isinstance(event, Updated) and event.idle:
+            self._repeats.answered()
 
     async def _read_data(self) -> None:
+        setattr(self.protocol.protocol, "_check_protocol", _http_1_alone)  # noqa: B010 (a method to mypy)
         await super()._read_data()
         await self.idle_task.stop()
+
+
+async def _http_1_alone(_: object) -> None:
+    """In the place of what changes to HTTP/2."""
 
 
 async def _closed(listener: Listener) -> bool:
@@ -161,12 +188,11 @@ async def _closed(listener: Listener) -> bool:
 
 def _hypercorn_config() -> Config:
     config = Config()
-    # The idle time runs from the connection to the end of the request head, however slowly that drips in;
-    # the read time-out ends what speaks HTTP/2 and then falls silent.
+    # The idle time runs from the connection to the end of the request head, however slowly that drips in.
+    # The read time-out has none to do: it takes a client that waits for an answer for one that has left.
     config.keep_alive_timeout = HEAD_SECONDS
-    config.read_timeout = HEAD_SECONDS
+    config.read_timeout = None
     config.h11_max_incomplete_size = MAX_HEAD_BYTES
-    config.h2_max_header_list_size = MAX_HEAD_BYTES
     config.include_server_header = False
     config.errorlog = None
     return config

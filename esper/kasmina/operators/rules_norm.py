@@ -16,8 +16,8 @@ from esper.kasmina.operators.tracing import NUMBERS, SIZED, Axes, Axis, Call, No
 @rule("batch_norm", "instance_norm")
 def batch_norm(call: Call) -> Axes:
     """(N, C, *) with C weights, biases, running means and variances."""
-    x, mean, variance, weight, bias = (
-        call.get(i, name) for i, name in enumerate(("input", "running_mean", "running_var", "weight", "bias"))
+    mean, variance, weight, bias = (
+        call.get(i, name) for i, name in enumerate(("running_mean", "running_var", "weight", "bias"), 1)
     )
     given = operand(call)
     channel = given[1] if len(given) > 1 else given[0]
@@ -26,7 +26,6 @@ def batch_norm(call: Call) -> Axes:
             call.trace.unify(channel.dim, call.axes(tensor)[0].dim, call.where)
             call.fill(tensor, value)
     call.attribute("num_features", channel.dim)
-    del x
     return keeping(given)
 
 

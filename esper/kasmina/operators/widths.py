@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from esper.kasmina.operators import rules, rules_norm, rules_pointwise, rules_shape
+from esper.kasmina.operators import (
+    rules,
+    rules_norm,
+    rules_parts,
+    rules_pointwise,
+    rules_shape,
+    rules_spatial,
+)
 from esper.kasmina.operators.labels import (
     Variable,
     expand,
@@ -20,7 +27,8 @@ from esper.kasmina.operators.labels import (
 )
 from esper.kasmina.operators.tracing import Place, Trace, trace
 
-_RULES = (rules, rules_norm, rules_pointwise, rules_shape)  # imported so that they register
+# Imported so that they register.
+_RULES = (rules, rules_norm, rules_parts, rules_pointwise, rules_shape, rules_spatial)
 
 Role = Literal["writer", "reader", "norm", "entry"]
 """``writer``: its rows make new units. ``reader``: it sums over them. ``norm``: weights and statistics of a

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from esper.kasmina.operators.calls import Place, Trace
 from esper.kasmina.operators.labels import Variable, expand, new_size, positions, twins, variables
 from esper.kasmina.operators.operator import Kept
-from esper.kasmina.operators.tracing import Place, Trace
 from esper.kasmina.operators.widths import Demands
 
 Sizes = Callable[[Variable], int]

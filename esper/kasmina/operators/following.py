@@ -10,9 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 from esper.errors import GraftError
 from esper.kasmina.operators.birth import Sizes
+from esper.kasmina.operators.calls import NUMBERS, Step, Trace
 from esper.kasmina.operators.labels import Dim, free, new_size, size_of
 from esper.kasmina.operators.running import name_of, own, tensors_in, undisturbed
-from esper.kasmina.operators.tracing import METADATA, NUMBERS, Step, Trace
+from esper.kasmina.operators.tracing import METADATA
 from esper.kasmina.operators.widths import name_widths
 from esper.kasmina.probing import call_with
 

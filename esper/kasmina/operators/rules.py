@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from esper.kasmina.operators.calls import Axes, Axis, Call, Unruled, Writers, plain, rule
 from esper.kasmina.operators.labels import Dim, Variable, pin, size_of
-from esper.kasmina.operators.tracing import Axes, Axis, Call, Unruled, Writers, plain, rule
 
 
 def joined(*sets: Writers | None) -> Writers | None:

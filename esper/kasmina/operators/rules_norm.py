@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.operators.calls import NUMBERS, SIZED, Axes, Axis, Call, Norm, Unruled, Writers, rule
 from esper.kasmina.operators.labels import DATA, Dim, Variable, expand, free, pin
 from esper.kasmina.operators.rules import bare, biased, merged
 from esper.kasmina.operators.rules_pointwise import keeping, operand
-from esper.kasmina.operators.tracing import NUMBERS, SIZED, Axes, Axis, Call, Norm, Unruled, Writers, rule
 
 
 @rule("batch_norm", "instance_norm")

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.kasmina.operators.calls import NUMBERS, SIZED, Axes, Axis, Call, Unruled, plain, rule
 from esper.kasmina.operators.labels import DATA, Dim, Variable, fresh, pin, size_of
 from esper.kasmina.operators.rules import joined
 from esper.kasmina.operators.rules_pointwise import keeping, operand
 from esper.kasmina.operators.rules_shape import grows, numbers
-from esper.kasmina.operators.tracing import NUMBERS, SIZED, Axes, Axis, Call, Unruled, plain, rule
 
 
 @rule("cat", "concat", "concatenate")

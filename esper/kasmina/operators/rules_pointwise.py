@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from esper.kasmina.operators.calls import Axes, Axis, Call, Unruled, Writers, plain, rule
 from esper.kasmina.operators.labels import pin, size_of
 from esper.kasmina.operators.rules import joined, merged
 from esper.kasmina.operators.running import tensors_in
-from esper.kasmina.operators.tracing import Axes, Axis, Call, Unruled, Writers, plain, rule
 
 # Names as ``name_of`` gives them: without underscores, so that in-place and operator forms are the same.
 SAME = """

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from esper.kasmina.operators.calls import NUMBERS, SIZED, Axes, Axis, Call, Unruled, plain, rule
 from esper.kasmina.operators.labels import (
     DATA,
     Dim,
@@ -19,7 +20,6 @@ from esper.kasmina.operators.labels import (
 )
 from esper.kasmina.operators.rules import joined
 from esper.kasmina.operators.rules_pointwise import operand
-from esper.kasmina.operators.tracing import NUMBERS, SIZED, Axes, Axis, Call, Unruled, plain, rule
 
 
 def numbers(values: Iterable[Any]) -> list[int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from esper.kasmina.operators.calls import Axes, Axis, Call, plain, rule
 from esper.kasmina.operators.labels import DATA, Segment, Variable, fresh, pin
 from esper.kasmina.operators.rules_pointwise import keeping, operand
-from esper.kasmina.operators.tracing import Axes, Axis, Call, plain, rule
 
 
 @rule(

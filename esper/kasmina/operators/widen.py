@@ -20,11 +20,12 @@ from esper.errors import GraftError
 from esper.kasmina.counters import HealthCounters
 from esper.kasmina.layer import Geometry, SeededLayer, chunk_sizes
 from esper.kasmina.operators.birth import Birth, Start
+from esper.kasmina.operators.calls import Trace
 from esper.kasmina.operators.following import Setting, settle
 from esper.kasmina.operators.labels import Variable, new_size, size_of
 from esper.kasmina.operators.operator import Growth, Resize, replays, resize, shrink
 from esper.kasmina.operators.running import difference, run
-from esper.kasmina.operators.tracing import Trace, trace
+from esper.kasmina.operators.tracing import trace
 from esper.kasmina.operators.widths import Named, Width, demands_of, find_widths, name_widths
 
 

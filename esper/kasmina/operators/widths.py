@@ -16,6 +16,7 @@ from esper.kasmina.operators import (
     rules_shape,
     rules_spatial,
 )
+from esper.kasmina.operators.calls import Place, Trace
 from esper.kasmina.operators.labels import (
     Variable,
     expand,
@@ -25,7 +26,7 @@ from esper.kasmina.operators.labels import (
     pin_variable,
     variables,
 )
-from esper.kasmina.operators.tracing import Place, Trace, trace
+from esper.kasmina.operators.tracing import trace
 
 # Imported so that they register.
 _RULES = (rules, rules_norm, rules_parts, rules_pointwise, rules_shape, rules_spatial)

@@ -275,6 +275,53 @@ def test_a_client_is_known_by_its_certificate(certificates: Certificates, tmp_pa
             httpx.get(url, verify=unknown)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_renewed_certificate_is_shown_to_whoever_comes_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: ssl.TLSVersion
+) -> None:
+    """By address, so that no name is asked for, and by name; with a client's certificate all the while."""
+    monkeypatch.setattr("esper.nissa.http.tls.LOOK_SECONDS", 0)
+    used, renewed = (make_certificates(made(tmp_path / name)) for name in ("used", "renewed"))
+    stranger = make_certificates(made(tmp_path / "stranger"))
+    known = ssl.create_default_context(cafile=used.authority)
+    known.load_verify_locations(renewed.authority)
+    known.maximum_version = version
+    known.load_cert_chain(stranger.certificate, stranger.key)
+    tls = server_tls(used.certificate, used.key, minimum="1.2", client_authority=stranger.authority)
+
+    def shown(name: str = "127.0.0.1") -> bytes | None:
+        with (
+            socket.create_connection(address(server), timeout=10) as plain,
+            known.wrap_socket(plain, server_hostname=name) as connection,
+        ):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(1000), b""))
+            assert b'"names":["localhost","127.0.0.1"]' in answer
+            return connection.getpeercert(binary_form=True)
+
+    with serving(tls) as server, httpx.Client(base_url=server.url, verify=known) as before:
+        first = shown()
+        before.get("/health")
+        used.certificate.write_bytes(renewed.certificate.read_bytes())
+        assert shown() == shown() == first, "the key is still the old one"
+        assert caplog.text.count("the certificate before it is shown still") == 1
+        used.key.write_bytes(renewed.key.read_bytes())
+        assert first != shown() == shown("localhost")
+        second = shown()
+        used.key.chmod(0o644)
+        used.key.write_bytes(first or b"")
+        assert shown() == second
+        used.certificate.unlink()
+        assert shown() == second
+        assert before.get("/health").status_code == 200
+    assert caplog.text.count("the certificate before it is shown still") == 3
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def test_files_that_cannot_be_used_are_one_clear_error(certificates: Certificates, tmp_path: Path) -> None:
     stranger = make_certificates(tmp_path)
     open_key = tmp_path / "open.key"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import ssl
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,23 +21,74 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from esper.errors import ConfigError, ServerError
+from esper.errors import ConfigError, EsperError, ServerError
 
 CERTIFICATE: Final = "esper.certificate"
 """Where the scope has the names in the certificate that the client has shown, if it has."""
 
 SELF_SIGNED_HOURS: Final = 24
+LOOK_SECONDS: Final = 2.0
+"""How often it is looked at most whether a certificate was renewed."""
+
 _MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+log = logging.getLogger(__name__)
 
 
 def server_tls(
     certificate: Path, key: Path, *, minimum: str = "1.3", client_authority: Path | None = None
 ) -> ssl.SSLContext:
-    """TLS with the certificate and key in these PEM files.
+    """TLS with the certificate and key in these PEM files, also when they are replaced.
 
     A client may show a certificate that one in ``client_authority`` has signed, and no other. Raises
-    ConfigError, or ServerError for files that cannot be used.
+    ConfigError, or ServerError for files that cannot be used; once it serves, what cannot be used is logged.
     """
+    load = partial(_load, certificate, key, minimum, client_authority)
+    renewal = _Renewal(load, (certificate, key))
+    renewal.context.sni_callback = renewal.choose  # of each handshake, also where no name is asked for
+    return renewal.context
+
+
+class _Renewal:
+    """Has each new connection served by what the files hold; what was last good is kept."""
+
+    def __init__(self, load: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> None:
+        self._load = load
+        self._files = files
+        self._seen = [_state(file) for file in files]
+        self._looked = time.monotonic()
+        self.context = load()
+
+    def choose(self, connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            self._look()
+        connection.context = self.context
+
+    def _look(self) -> None:
+        seen = [_state(file) for file in self._files]
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self.context = self._load()
+        except EsperError as error:
+            log.error("%s; the certificate before it is shown still", error)
+        else:
+            log.info("a new TLS certificate is shown: %s", self._files[0])
+
+
+def _state(file: Path) -> tuple[int, ...]:
+    """What differs once a file was replaced."""
+    try:
+        now = file.stat()
+    except OSError:
+        return ()
+    return now.st_ino, now.st_mtime_ns, now.st_size
+
+
+def _load(certificate: Path, key: Path, minimum: str, client_authority: Path | None) -> ssl.SSLContext:
     if minimum not in _MINIMUM:
         raise ConfigError(f"nissa.tls_minimum is {minimum!r}", hint='it is "1.3" or "1.2"')
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -73,7 +127,7 @@ def self_signed_tls(host: str, names: Sequence[str], *, minimum: str = "1.3") ->
         ):
             path.touch(mode=0o600)
             path.write_bytes(data)
-        context = server_tls(*files, minimum=minimum)
+        context = _load(*files, minimum, None)
     return context, certificate.fingerprint(SHA256()).hex(":").upper()
 
 

@@ -101,8 +101,8 @@ class LibraryError(EsperError):
 class KernelNotFound(LibraryError):
     """No kernel of that id is in the library."""
 
-    def __init__(self, kernel_id: str, *, hint: str | None = "list them with: esper kernels ls") -> None:
-        super().__init__(f"no kernel {kernel_id!r} in the library", hint=hint)
+    def __init__(self, kernel_id: str) -> None:
+        super().__init__(f"no kernel {kernel_id!r} in the library", hint="list them with: esper kernels ls")
         self.kernel_id = kernel_id
 
 
@@ -200,9 +200,7 @@ class SealBroken(SecurityError):
 class TokenRefused(SecurityError):
     """A token that is not valid; ``expired`` if that is all that is wrong with it. Nothing of it is told."""
 
-    def __init__(
-        self, reason: str, *, expired: bool = False, hint: str | None = "another: esper token issue"
-    ) -> None:
-        super().__init__(f"the token is refused: {reason}", hint=hint)
+    def __init__(self, reason: str, *, expired: bool = False) -> None:
+        super().__init__(f"the token is refused: {reason}", hint="another: esper token issue")
         self.reason = reason
         self.expired = expired

@@ -16,18 +16,18 @@ from esper.errors import ConfigError
 SHOW_KEYS = "see every key with: esper train --cfg job"
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Up to ``count`` of ``known`` that look like ``name``, the most similar first.
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of ``known`` that look like ``name``, the most similar first.
 
     Names that end alike count as near: ``epochs`` finds ``tolaria.epochs``.
     """
     names = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.75)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.75)
     last = name.rpartition(".")[2]
     tails = {candidate: candidate.rpartition(".")[2] for candidate in names}
-    similar = difflib.get_close_matches(last, list(tails.values()), n=count, cutoff=0.75)
+    similar = difflib.get_close_matches(last, list(tails.values()), n=3, cutoff=0.75)
     by_tail = [c for s in dict.fromkeys(similar) for c, tail in tails.items() if tail == s]
-    return list(dict.fromkeys([*close, *by_tail]))[:count]
+    return list(dict.fromkeys([*close, *by_tail]))[:3]
 
 
 def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from esper.errors import CorruptKernel, KernelNotFound, LibraryError, SealBroken
+from esper.errors import LibraryError
 from esper.messages import (
     CompilationRecord,
     FieldReport,
@@ -20,13 +20,14 @@ from esper.security.audit import Action
 from esper.urza.entries import Page
 from esper.urza.known import Known
 from esper.urza.modules import LoadedModules
+from esper.urza.parts import KernelParts
 from esper.urza.query import KernelQuery, Status
 from esper.urza.ranking import RankedKernel, TrialContext, Wanted
-from esper.urza.records import KernelRecords, corrupt, recompile
+from esper.urza.records import KernelRecords, recompile
 from esper.urza.reports import ReportPage, ReportQuery
 from esper.urza.rows import Trial
 from esper.urza.sealing import Progress, Sealing, quiet
-from esper.urza.tiers import MISSING, TierCounts, TieredStore
+from esper.urza.tiers import TierCounts, TieredStore
 from esper.urza.upkeep import Garbage
 
 if TYPE_CHECKING:  # listing kernels must not wait for PyTorch to be imported
@@ -103,6 +104,7 @@ class KernelLibrary:
         self._sealing = sealing
         self._on_close = on_close
         self._store = store
+        self._parts = KernelParts(records, store)
         self._load = loader
         self._modules = modules
         self._changes = changes
@@ -188,7 +190,7 @@ class KernelLibrary:
     def blueprint(self, kernel_id: str) -> str:
         """The blueprint of a kernel, canonical JSON; raises as :meth:`fetch` does, and loads nothing."""
         digest = self._records.entry(kernel_id).digests["blueprint"]
-        return self._part(kernel_id, "blueprint", digest).decode()
+        return self._parts.one(kernel_id, "blueprint", digest).decode()
 
     def prefetch(self, kernels: Iterable[KernelMetadata]) -> None:
         """Have the programs of ``kernels`` fetched into nearer tiers in the background, each once.
@@ -212,7 +214,9 @@ class KernelLibrary:
         Raises as :meth:`fetch` does, and loads nothing.
         """
         entry = self._records.entry(kernel_id)
-        parts = {part: self._on_record(kernel_id, part, digest) for part, digest in entry.digests.items()}
+        parts = {
+            part: self._parts.on_record(kernel_id, part, digest) for part, digest in entry.digests.items()
+        }
         return KernelArtefact(entry.metadata, parts["blueprint"].decode(), parts["program"], parts["weights"])
 
     def verify(self, kernel_id: str) -> None:
@@ -334,7 +338,7 @@ class KernelLibrary:
         del digests["weights"]
         if self._modules.holds(_module_key(entry.metadata)):
             del digests["program"]
-        parts = self._parts(kernel_id, digests)
+        parts = self._parts.several(kernel_id, digests)
         known = _Known(entry.metadata, parts["blueprint"].decode())
         self._known.put(kernel_id, known, ticket)
         return known, parts.get("program")
@@ -342,7 +346,7 @@ class KernelLibrary:
     def _loaded(self, metadata: KernelMetadata, program: bytes | None) -> nn.Module:
         kernel_id = metadata.kernel_id
         if program is None:
-            program = self._part(kernel_id, "program", metadata.program_digest)
+            program = self._parts.one(kernel_id, "program", metadata.program_digest)
         try:
             return self._load(metadata, program)
         except RuntimeError as error:
@@ -361,48 +365,6 @@ class KernelLibrary:
         if self._changes is not None:
             self._changes.publish(kernel_id)
 
-    def _parts(self, kernel_id: str, digests: Mapping[str, str]) -> dict[str, bytes]:
-        try:
-            found = self._store.get_many(list(digests.values()))
-        except CorruptKernel:  # which part it is shows when each is asked for
-            found = {}
-        return {
-            part: found[digest] if digest in found else self._part(kernel_id, part, digest)
-            for part, digest in digests.items()
-        }
-
-    def _part(self, kernel_id: str, part: str, digest: str) -> bytes:
-        try:
-            data = self._store.get(digest)
-        except CorruptKernel as error:
-            raise corrupt(kernel_id, _reason(part, error)) from error
-        if data is MISSING:
-            # The store may know only that it was absent a moment ago, before another process put it.
-            data = self._on_record(kernel_id, part, digest)
-            self._store.remember(digest, data)
-        return data
-
-    def _on_record(self, kernel_id: str, part: str, digest: str) -> bytes:
-        try:
-            data = self._records.blob(digest)
-        except CorruptKernel as error:
-            raise corrupt(kernel_id, _reason(part, error)) from error
-        if data is MISSING:
-            self._raise_missing(kernel_id, part)
-        return data
-
-    def _raise_missing(self, kernel_id: str, part: str) -> NoReturn:
-        # Another process may have removed the kernel between our two reads; then nothing is corrupt.
-        if not self._records.contains(kernel_id):
-            raise KernelNotFound(kernel_id)
-        raise corrupt(kernel_id, f"its {part} is missing")
-
 
 def _module_key(metadata: KernelMetadata) -> Hashable:
     return metadata.program_digest, metadata.device
-
-
-def _reason(part: str, error: CorruptKernel) -> str:
-    if isinstance(error.__cause__, SealBroken):
-        return f"its {part} {'are' if part == 'weights' else 'is'} not what was sealed"
-    return f"the digest of its {part} does not match"

@@ -39,9 +39,9 @@ class Variable:
 DATA = "it is a size of the data, not of the network"
 
 
-def fresh(size: int, hint: str = "") -> Dim:
+def fresh(size: int) -> Dim:
     """A dimension of one new variable."""
-    return ((Variable(size, hint=hint),),)
+    return ((Variable(size),),)
 
 
 def data(size: int) -> Dim:

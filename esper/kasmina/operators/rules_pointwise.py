@@ -35,12 +35,9 @@ bernoulli logit
 """
 
 
-def keeping(axes: Axes, *, mean: bool = False, zero: bool = False, source: bool = False) -> Axes:
+def keeping(axes: Axes, *, mean: bool = False, zero: bool = False) -> Axes:
     """The same dimensions with only what is asked for still known of them."""
-    return tuple(
-        Axis(a.dim, a.mean if mean else None, a.zero if zero else None, a.source if source else None)
-        for a in axes
-    )
+    return tuple(Axis(a.dim, a.mean if mean else None, a.zero if zero else None) for a in axes)
 
 
 def operand(call: Call) -> Axes:

@@ -6,12 +6,14 @@ import os
 from collections.abc import Generator
 from typing import Any
 
+import composing
 import pytest
 import torch
 
 pytest_plugins = ["servers.redis", "servers.postgres"]  # postgres imports redis
 
 torch.set_num_threads(1)
+composing.remember()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 _PRELOADED = [
     "torch",
@@ -35,30 +36,35 @@ def esper(
     before: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``esper`` with ``args`` and wait; ``before`` is called in its process, like ``preexec_fn``."""
+    return call(_command, args, before, cwd=cwd, env=env)
+
+
+def call(
+    function: Callable[..., None],
+    *given: Any,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Call ``function`` of a module with ``given`` in such a process and wait for its end."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         place = (str(cwd or Path.cwd()), dict(os.environ if env is None else env))
-        process = context.Process(target=_command, args=(args, *place, str(out), str(err), before))
+        process = context.Process(target=_in_place, args=(*place, str(out), str(err), function, given))
         process.start()
         process.join(_SECONDS)
         if process.exitcode is None:
             process.kill()
             process.join()
-            raise subprocess.TimeoutExpired(("esper", *args), _SECONDS)
+            raise subprocess.TimeoutExpired((function.__name__, *map(str, given)), _SECONDS)
         code = process.exitcode
         process.close()
-        return subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
+        return subprocess.CompletedProcess(given, code, out.read_text(), err.read_text())
 
 
-def _command(
-    args: tuple[str, ...],
-    cwd: str,
-    env: dict[str, str],
-    out: str,
-    err: str,
-    before: Callable[[], None] | None,
+def _in_place(
+    cwd: str, env: dict[str, str], out: str, err: str, function: Callable[..., None], given: tuple[Any, ...]
 ) -> None:
     for number, path in ((0, os.devnull), (1, out), (2, err)):
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -69,6 +75,10 @@ def _command(
     os.environ.clear()
     os.environ.update(env)
     sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))  # as Python does at its start
+    function(*given)
+
+
+def _command(args: tuple[str, ...], before: Callable[[], None] | None) -> None:
     sys.argv = ["esper", *args]
     if before is not None:
         before()

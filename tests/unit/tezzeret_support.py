@@ -103,7 +103,7 @@ def workers() -> list[int]:
     ]
 
 
-def until(condition: Callable[[], Any], seconds: float = 10) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     """What ``condition`` gives once it gives something."""
     end = time.monotonic() + seconds
     while not (given := condition()):

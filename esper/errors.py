@@ -200,7 +200,9 @@ class SealBroken(SecurityError):
 class TokenRefused(SecurityError):
     """A token that is not valid; ``expired`` if that is all that is wrong with it. Nothing of it is told."""
 
-    def __init__(self, reason: str, *, expired: bool = False) -> None:
-        super().__init__(f"the token is refused: {reason}", hint="another: esper token issue")
+    def __init__(
+        self, reason: str, *, expired: bool = False, hint: str | None = "another: esper token issue"
+    ) -> None:
+        super().__init__(f"the token is refused: {reason}", hint=hint)
         self.reason = reason
         self.expired = expired

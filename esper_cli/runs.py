@@ -70,7 +70,7 @@ def list_runs(
 ) -> None:
     """List runs, the latest first."""
     store = open_store(overrides or ())
-    runs = store.list()[:limit]
+    runs = store.list(limit)
     if as_json:
         print_json([run.to_json() for run in runs])
         return

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from esper.errors import EsperError, StorageError
+from esper.nissa.journal import JOURNAL_NAME, check_journal
+from esper.nissa.run_list import RunList
 from esper.nissa.runs import RunStore
 
 T = TypeVar("T")
@@ -87,7 +89,7 @@ class BoundedCall(Generic[T]):
 
 
 def check_runs(store: RunStore) -> tuple[HealthCheck, HealthCheck]:
-    """Whether the folder of runs can be read, and every journal in it.
+    """Whether the folder of runs can be read, and every journal in it begun to be.
 
     A folder that is not there yet is healthy: no run was started. So is a journal with a torn line, which a
     crash leaves behind and readers skip.
@@ -98,13 +100,21 @@ def check_runs(store: RunStore) -> tuple[HealthCheck, HealthCheck]:
             HealthCheck("journals", True, "none"),
         )
     try:
-        views = store.views()
+        run_ids = store.run_ids()
     except StorageError as error:
         return HealthCheck("runs folder", False, str(error)), HealthCheck("journals", False, "not looked at")
-    folder = HealthCheck("runs folder", True, f"{store.root}, {len(views)} readable runs")
-    if store.problems:
-        return folder, HealthCheck("journals", False, "; ".join(map(str, store.problems.values())))
-    return folder, HealthCheck("journals", True, f"{len(views)} read")
+    problems = [str(problem) for run_id in run_ids if (problem := _problem(store.root / run_id))]
+    readable = len(run_ids) - len(problems)
+    folder = HealthCheck("runs folder", True, f"{store.root}, {readable} readable runs")
+    return folder, HealthCheck("journals", not problems, "; ".join(problems) or f"{readable} can be read")
+
+
+def _problem(run: Path) -> StorageError | None:
+    try:
+        check_journal(run / JOURNAL_NAME)
+    except StorageError as error:
+        return error
+    return None
 
 
 def check_library(read: Callable[[], Sequence[Any]]) -> HealthCheck:
@@ -134,14 +144,14 @@ def check_disk(folder: Path) -> HealthCheck:
     return HealthCheck("disk", free >= LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB free")
 
 
-def check_newest_run(store: RunStore) -> HealthCheck:
+def check_newest_run(runs: RunList) -> HealthCheck:
     """How the run that was started last stands. That one failed is no fault of what shows it."""
     try:
-        views = store.views()
+        newest = next(iter(runs.measured()), None)
     except StorageError as error:
         return HealthCheck("newest run", False, str(error))
-    if not views:
+    if newest is None:
         return HealthCheck("newest run", True, "none yet")
-    at = views[0].updated_at
+    at = newest.updated_at
     when = f", last heard of at {at.isoformat(timespec='seconds')}" if at is not None else ""
-    return HealthCheck("newest run", True, f"{views[0].run_id}: {views[0].status}{when}")
+    return HealthCheck("newest run", True, f"{newest.run_id}: {newest.status}{when}")

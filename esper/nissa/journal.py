@@ -47,11 +47,14 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
+
+from pydantic_core import from_json
 
 from esper.errors import RunError, StorageError
 
@@ -69,7 +72,8 @@ DURABLE_EVENTS = frozenset(
 Event = dict[str, Any]
 """One line of a journal."""
 
-_CHUNK = 1 << 20
+_FIRST_CHUNK = 1 << 14
+_CHUNK = 1 << 18
 _LOCK_WAIT_SECONDS = 0.5
 
 
@@ -191,8 +195,9 @@ class JournalReader:
 
     ``offset`` is the byte after the last whole line that was read, ``torn`` the number of bytes after it
     (a line still being written, or cut off by a crash; they are read again next time), ``damaged`` the number
-    of whole lines that were no event. When the file was replaced or became shorter, reading starts again and
-    ``restarts`` is one higher. Not safe to share between threads.
+    of whole lines that were no event, ``decoded_bytes`` the size of those that were not passed over. When
+    the file was replaced or became shorter, reading starts again and ``restarts`` is one higher. Not safe to
+    share between threads.
     """
 
     def __init__(self, path: Path, offset: int = 0) -> None:
@@ -200,37 +205,67 @@ class JournalReader:
         self.offset = offset
         self.torn = 0
         self.damaged = 0
+        self.decoded_bytes = 0
         self.restarts = 0
         self._inode: tuple[int, int] | None = None
 
-    def read(self) -> Generator[Event, None, None]:
-        """The events written since the last call; raises StorageError when the file cannot be read."""
+    def read(self, skip: tuple[bytes, ...] = ()) -> Generator[Event, None, None]:
+        """The events written since the last call; raises StorageError when the file cannot be read.
+
+        Lines that begin with one of ``skip`` (see ``line_head``) are passed over, whether they are events or
+        not. Whoever stops early is at the event that came last.
+        """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            with os.fdopen(fd, "rb", buffering=0) as file:
-                self._find_place(os.fstat(fd))
+            with open_journal(self.path) as file:
+                self._find_place(os.fstat(file.fileno()))
                 file.seek(self.offset)
-                tail = b""
-                while chunk := file.read(_CHUNK):
+                tail, size = b"", _FIRST_CHUNK
+                while chunk := file.read(size):
                     *lines, tail = (tail + chunk).split(b"\n")
-                    for line in lines:
-                        self.offset += len(line) + 1
-                        event = _parse(line)
-                        if event is not None:
-                            yield event
-                        elif line:
-                            self.damaged += 1
+                    yield from self._events(lines, skip)
+                    size = min(2 * size, _CHUNK)
                 self.torn = len(tail)
         except OSError as error:
             raise StorageError.from_os(error, self.path, "cannot read the journal") from error
 
+    def _events(self, lines: list[bytes], skip: tuple[bytes, ...]) -> Generator[Event, None, None]:
+        done = 0
+        for number in [number for number, line in enumerate(lines) if not line.startswith(skip)]:
+            self.offset += _size(lines[done : number + 1])
+            self.decoded_bytes += len(lines[number])
+            done = number + 1
+            event = parse_line(lines[number])
+            if event is not None:
+                yield event
+            elif lines[number]:
+                self.damaged += 1
+        self.offset += _size(lines[done:])
+
+    def is_at(self, journal: Path | int) -> bool:
+        """Whether ``journal``, a path or an open file, is what was read until now, or more of it."""
+        return self._size_of(journal) >= self.offset
+
+    def is_all(self) -> bool:
+        """Whether there is nothing that was not read."""
+        return self._size_of(self.path) == self.offset + self.torn
+
+    def begin_again(self) -> None:
+        """Read from the beginning the next time."""
+        self.offset, self.damaged, self.decoded_bytes = 0, 0, 0
+        self.restarts += 1
+
+    def _size_of(self, journal: Path | int) -> int:
+        """-1 when it is another file than was read, or none."""
+        try:
+            status = os.fstat(journal) if isinstance(journal, int) else journal.stat()
+        except OSError:
+            return -1
+        return status.st_size if self._inode == (status.st_dev, status.st_ino) else -1
+
     def _find_place(self, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
         inode = (status.st_dev, status.st_ino)
         if status.st_size < self.offset or self._inode not in (None, inode):
-            self.offset, self.damaged = 0, 0
-            self.restarts += 1
+            self.begin_again()
         self._inode = inode
 
 
@@ -280,12 +315,44 @@ def number(value: Any) -> float:
     raise ValueError(f"not a number: {value!r}")
 
 
-def _parse(line: bytes) -> Event | None:
+def line_head(event: str) -> bytes:
+    """What a line of that event begins with."""
+    return b'{"event":"%s","at":"' % event.encode("ascii")
+
+
+def open_journal(path: Path) -> FileIO:
+    """The journal at ``path``, to be read and unbuffered; OSError when it cannot be, or is no file."""
+    file = FileIO(path, opener=lambda path, _: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file")
+    return file
+
+
+def check_journal(path: Path) -> None:
+    """Raise StorageError when the journal at ``path`` cannot be read."""
     try:
-        # NaN is not JSON, but other writers know no better: read it as this module writes it.
-        event = json.loads(line.decode(), parse_constant=str)
-    except (ValueError, RecursionError):
-        return None
+        with open_journal(path) as file:
+            file.read(1)
+    except OSError as error:
+        raise StorageError.from_os(error, path, "cannot read the journal") from error
+
+
+def _size(lines: Sequence[bytes]) -> int:
+    return sum(map(len, lines)) + len(lines)
+
+
+def parse_line(line: bytes) -> Event | None:
+    """The event that a line of a journal holds; None when it holds none."""
+    try:
+        # What this takes it reads as json does, in a third of the time.
+        event = from_json(line, allow_inf_nan=False, cache_strings="keys")
+    except ValueError:
+        try:
+            # NaN is not JSON, but other writers know no better: read it as this module writes it.
+            event = json.loads(line.decode(), parse_constant=str)
+        except (ValueError, RecursionError):
+            return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 

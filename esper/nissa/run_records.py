@@ -234,7 +234,7 @@ def parse_queue(event: Event) -> CompileQueue:
     """The CompileQueue of a ``compile_queue`` event; KeyError, TypeError or ValueError when it is none."""
     oldest = event.get("oldest")
     if oldest is not None:
-        parse_time(oldest)
+        oldest = parse_time(oldest).isoformat()
     return CompileQueue(int(event["waiting"]), int(event["compiling"]), int(event["workers"]), oldest)
 
 
@@ -309,6 +309,9 @@ def parse_control(event: Event, at: datetime) -> ControlRecord:
 def parse_rollback(event: Event, at: datetime) -> RollbackRecord:
     """The RollbackRecord of a ``rollback`` event; raises KeyError, TypeError or ValueError if it is none."""
     skipped = event["skipped"]
+    if skipped is not None:
+        skipped_epoch, skipped_step = skipped
+        skipped = int(skipped_epoch), int(skipped_step)
     return RollbackRecord(
         at=at,
         cause=str(event["cause"]),
@@ -321,7 +324,7 @@ def parse_rollback(event: Event, at: datetime) -> RollbackRecord:
         to_epoch=int(event["to_epoch"]),
         seconds=number(event["seconds"]),
         seeds=tuple((str(layer), int(seed_idx)) for layer, seed_idx in event["seeds"]),
-        skipped=None if skipped is None else (int(skipped[0]), int(skipped[1])),
+        skipped=skipped,
     )
 
 
@@ -341,22 +344,25 @@ def parse_cache(event: Event) -> dict[str, CacheTier]:
     return tiers
 
 
+_REPORT = {item.name: str(item.type) for item in dataclasses.fields(FieldReport)}
+_REPORT_NUMBERS = [(name, kind == "float") for name, kind in _REPORT.items() if kind.startswith("float")]
+_SLOT = [item.name for item in dataclasses.fields(Slot)]
+
+
 def parse_report(data: Mapping[str, Any]) -> FieldReport:
     """The FieldReport that was written as ``data``; fields of newer versions are left out, those that an
     older one did not write have their defaults.
 
     Raises KeyError, TypeError or ValueError when it is none.
     """
-    values: dict[str, Any] = {}
-    for item in dataclasses.fields(FieldReport):
-        if item.name not in data and item.default is not dataclasses.MISSING:
-            continue  # written before there was such a field
-        value = data[item.name]
-        of_number = item.type == "float" or (item.type == "float | None" and value is not None)
-        values[item.name] = number(value) if of_number else value
+    values = {name: data[name] for name in _REPORT if name in data}
+    for name, needed in _REPORT_NUMBERS:
+        value = values.get(name)
+        if type(value) is not float and (needed or value is not None):
+            values[name] = number(value)
     values["tags"] = tuple(map(str, data.get("tags", ())))
-    slot = {item.name: data["slot"][item.name] for item in dataclasses.fields(Slot)}
-    return FieldReport(**{**values, "slot": Slot(**slot)})
+    values["slot"] = _slot(data)
+    return FieldReport(**values)
 
 
 def parse_invention(data: Mapping[str, Any]) -> InventionRecord:
@@ -365,8 +371,12 @@ def parse_invention(data: Mapping[str, Any]) -> InventionRecord:
     for name in ("predicted_impact", "uncertainty"):
         values[name] = None if values[name] is None else number(values[name])
     values["parents"] = tuple(map(str, values["parents"]))
-    slot = {item.name: data["slot"][item.name] for item in dataclasses.fields(Slot)}
-    return InventionRecord(**{**values, "slot": Slot(**slot)})
+    values["slot"] = _slot(data)
+    return InventionRecord(**values)
+
+
+def _slot(data: Mapping[str, Any]) -> Slot:
+    return Slot(**{name: data["slot"][name] for name in _SLOT})
 
 
 def parse_time(text: str) -> datetime:

@@ -10,7 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ MAX_CHECKPOINTS_KEPT = 1000
 class RunHistory:
     """Everything that the events of a run add up to, each list oldest first.
 
-    ``seconds`` is the time that the run's processes have worked, without the pauses between them; ``layers``
+    ``worked`` is the time that the run's processes have worked, without the pauses between them; ``layers``
     are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` what each tier of the kernel
     library was asked; ``sinks`` how each sink of telemetry fares; ``inventions``, by graph and slot, what was
     invented beside the run, and of what the invented kernels were made that it tried; ``inventing_error`` why
@@ -73,7 +73,7 @@ class RunHistory:
     layers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     started_at: datetime | None = None
     updated_at: datetime | None = None
-    seconds: float = 0.0
+    worked: timedelta = timedelta()
     resumes: int = 0
     epochs: list[Epoch] = field(default_factory=list)
     adaptations: list[Adaptation] = field(default_factory=list)
@@ -112,6 +112,7 @@ class RunView(RunHistory):
         self._keep_packets = keep_packets
         self._reader = JournalReader(folder / JOURNAL_NAME)
         self._restarts = 0
+        self._has_shed = False
         self._alive = False
         self._misunderstood = 0
         self._cache_base: dict[str, CacheTier] = {}
@@ -122,6 +123,11 @@ class RunView(RunHistory):
         if self.ended is not None or not self._alive:
             return self.ended or RunStatus.STOPPED
         return RunStatus.PAUSED if self.paused else RunStatus.RUNNING
+
+    @property
+    def seconds(self) -> float:
+        """How long the run's processes have worked."""
+        return self.worked.total_seconds()
 
     @property
     def queue(self) -> CompileQueue | None:
@@ -147,6 +153,10 @@ class RunView(RunHistory):
         """Read what was written since; returns itself. Raises StorageError when it cannot be read."""
         # Asked before reading: a process that is gone by now has written all that it ever will.
         self._alive = is_being_written(self.folder / JOURNAL_NAME)
+        if self._has_shed:
+            if self._reader.is_all():
+                return self
+            self._reader.begin_again()
         for event in self._reader.read():
             self._start_over_if_replaced()
             self._apply(event)
@@ -160,6 +170,12 @@ class RunView(RunHistory):
             setattr(self, item.name, getattr(RunHistory(), item.name))
         self._cache_base, self._misunderstood = {}, 0
         self._restarts = self._reader.restarts
+        self._has_shed = False
+
+    def shed(self) -> None:
+        """Keep no epoch but the last and no transitions; should more be written, all is read again."""
+        self.epochs, self.transitions = self.epochs[-1:], []
+        self._has_shed = True
 
     def _apply(self, event: Event) -> None:
         handler = _HANDLERS.get(event["event"])
@@ -171,9 +187,9 @@ class RunView(RunHistory):
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             self._misunderstood += 1
             return
-        if event["event"] not in _BEGINNINGS and self.updated_at is not None and not waited:
+        if event["event"] not in BEGINNINGS and self.updated_at is not None and not waited:
             # A clock that was set back takes no time away.
-            self.seconds += max(0.0, (at - self.updated_at).total_seconds())
+            self.worked += max(timedelta(), at - self.updated_at)
         self.updated_at = at
 
     # One method an event. Each reads all its fields before it changes anything.
@@ -183,7 +199,7 @@ class RunView(RunHistory):
         if self.started_at is None:  # else it is resumed, and what it is was told
             self.experiment, self.task = str(event.get("experiment", "")), str(event.get("task", ""))
             self.seed, self.total_epochs, self.started_at = event.get("seed"), total_epochs, at
-        self.preparing = True
+        self.preparing, self.paused = True, False
         self.told_queue = self.ended = None
 
     def _on_started(self, event: Event, at: datetime) -> None:
@@ -328,7 +344,7 @@ def _drop_oldest(records: dict[str, Any], most: int) -> None:
         del records[next(iter(records))]
 
 
-_BEGINNINGS = ("preparing", "run_started")
+BEGINNINGS = ("preparing", "run_started")
 """Events that a process begins with: what was before them is no time that the run worked."""
 
 _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {

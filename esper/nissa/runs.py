@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import os
+import math
 import re
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from esper.errors import RunError, StorageError
-from esper.nissa.journal import JOURNAL_NAME, JournalReader
-from esper.nissa.run_records import RunStatus, parse_time
+from esper.nissa.run_list import RunList
+from esper.nissa.run_outline import RunOutline
+from esper.nissa.run_records import RunStatus
 from esper.nissa.run_view import RunView
 
 __all__ = ["LATEST", "RunStatus", "RunStore", "RunSummary", "RunView", "new_run_id"]
@@ -23,8 +25,8 @@ __all__ = ["LATEST", "RunStatus", "RunStore", "RunSummary", "RunView", "new_run_
 LATEST = "latest"
 """The name that ``RunStore.find`` takes for the run that was started last."""
 
-FIRST_EVENTS = 100
-"""A run tells among these when it began."""
+KEPT_ENDED = 100
+"""So many runs that have ended are kept by a store that keeps less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,8 @@ class RunSummary:
         return asdict(self)
 
 
-def summarize(view: RunView) -> RunSummary:
-    """The one line of ``view``."""
+def summarize(view: RunView | RunOutline) -> RunSummary:
+    """The one line of ``view``; an outline has to be measured."""
     last = view.last
     return RunSummary(
         run_id=view.run_id,
@@ -89,15 +91,21 @@ def new_run_id(experiment: str, now: datetime | None = None) -> str:
 class RunStore:
     """The runs in the folder ``root``, which need not exist before the first one.
 
-    Views are kept and only what was appended since is read, so asking again is cheap. ``problems`` holds the
-    runs whose journal could not be read at the last look, by id. Not safe to share between threads.
+    Views are kept and only what was appended since is read, so asking again is cheap. Not safe to share
+    between threads, but one may be in the ``outlines`` while another reads views.
     """
 
     def __init__(self, root: Path, *, keep_packets: bool = True) -> None:
+        """Without ``keep_packets`` it is for a process that follows many runs, and keeps less of them."""
         self.root = root
-        self.problems: dict[str, StorageError] = {}
+        self.outlines = RunList(root)
         self._keep_packets = keep_packets
         self._views: dict[str, RunView] = {}
+
+    @property
+    def problems(self) -> dict[str, StorageError]:
+        """The runs whose journal could not be read at the last look, by id."""
+        return self.outlines.problems
 
     def create(self, experiment: str) -> Path:
         """Make the folder of a new run, which no other process gets too; its name is the run's id."""
@@ -115,26 +123,11 @@ class RunStore:
 
     def run_ids(self) -> Sequence[str]:
         """The names of all folders that hold a journal, sorted. StorageError when ``root`` is unreadable."""
-        try:
-            with os.scandir(self.root) as entries:
-                return sorted(entry.name for entry in entries if _holds_a_journal(entry))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise StorageError.from_os(error, self.root, "cannot read the runs in") from error
+        return self.outlines.run_ids()
 
     def views(self) -> Sequence[RunView]:
-        """Every readable run as of now, the one started last first."""
-        run_ids = self.run_ids()
-        self._views = {run_id: view for run_id, view in self._views.items() if run_id in set(run_ids)}
-        self.problems = {}
-        views = []
-        for run_id in run_ids:
-            try:
-                views.append(self.view(run_id))
-            except StorageError as error:
-                self.problems[run_id] = error
-        return sorted(views, key=start_key, reverse=True)
+        """Every readable run as of now, whole, the one started last first."""
+        return [*self.some([each.run_id for each in self.outlines.begun()])]
 
     def open(self, name: str) -> RunView:
         """The run that ``find`` finds; StorageError when its journal cannot be read."""
@@ -152,7 +145,7 @@ class RunStore:
         if name in run_ids:
             return name
         if name == LATEST:
-            return self._latest(run_ids)
+            return self._latest()
         matches = [run_id for run_id in run_ids if name and run_id.startswith(name)]
         if len(matches) == 1:
             return matches[0]
@@ -166,48 +159,43 @@ class RunStore:
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         raise RunError(f"no run {name!r} in {self.root}{nearest}", hint="list them with: esper runs ls")
 
-    def list(self) -> list[RunSummary]:
-        """One line for every readable run, the one started last first."""
-        return [summarize(view) for view in self.views()]
+    def list(self, most: int | None = None) -> list[RunSummary]:
+        """One line for every readable run, or so many at most, the one started last first."""
+        return list(islice(map(summarize, self.outlines.measured()), most))
 
     def view(self, run_id: str) -> RunView:
         """The run of exactly that id; StorageError when its journal cannot be read."""
-        view = self._views.get(run_id)
-        if view is None:
-            view = self._views[run_id] = RunView(self.root / run_id, keep_packets=self._keep_packets)
-        return view.refresh()
+        view = self._views.pop(run_id, None) or RunView(self.root / run_id, keep_packets=self._keep_packets)
+        view.refresh()
+        self._views[run_id] = view
+        if not self._keep_packets:
+            self._shed(view)
+        return view
 
-    def _latest(self, run_ids: Sequence[str]) -> str:
-        started: dict[str, float] = {}
-        problems = []
-        for run_id in run_ids:
+    def some(self, run_ids: Sequence[str], deadline: float = math.inf) -> Iterator[RunView]:
+        """Those of ``run_ids`` that can be read, whole and as of now.
+
+        After ``deadline`` (``time.monotonic``) those that were not read before are not begun: TimeoutError.
+        """
+        for number, run_id in enumerate(run_ids):
+            if run_id not in self._views and time.monotonic() > deadline:
+                raise TimeoutError(f"the runs are read for the first time: {number} of {len(run_ids)}")
             try:
-                started[run_id] = _started(self.root / run_id / JOURNAL_NAME)
+                yield self.view(run_id)
             except StorageError as error:
-                problems.append(error)
-        if not started:
-            raise problems[0]
-        return max(started, key=lambda run_id: (started[run_id], run_id))
+                self.problems[run_id] = error
 
+    def _shed(self, view: RunView) -> None:
+        """Of runs that have ended keep little, and of the latest that were asked for alone."""
+        if view.status.goes_on:
+            return
+        view.shed()
+        ended = [run_id for run_id, each in self._views.items() if not each.status.goes_on]
+        for run_id in ended[:-KEPT_ENDED]:
+            del self._views[run_id]
 
-def _started(journal: Path) -> float:
-    """When the run began that ``journal`` tells of, in Unix seconds; 0 where its first events do not say."""
-    for event in islice(JournalReader(journal).read(), FIRST_EVENTS):
-        if event["event"] in ("preparing", "run_started"):
-            try:
-                return parse_time(event["at"]).timestamp()
-            except (KeyError, TypeError, ValueError):
-                continue
-    return 0.0
-
-
-def _holds_a_journal(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir() and (Path(entry) / JOURNAL_NAME).exists()
-    except OSError:
-        return True  # a folder that may not be entered is a problem to report, not a run to leave out
-
-
-def start_key(view: RunView) -> tuple[float, str]:
-    """What runs are sorted by: when each was started, and its id."""
-    return (view.started_at.timestamp() if view.started_at else 0.0, view.run_id)
+    def _latest(self) -> str:
+        begun = self.outlines.begun()
+        if not begun:
+            raise next(iter(self.problems.values()))
+        return begun[0].run_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from esper.nissa.api.endpoints import ENDPOINTS
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.api.openapi import DESCRIBED
 from esper.nissa.journal import JOURNAL_NAME
-from esper.nissa.runs import RunStore, RunView
+from esper.nissa.run_outline import RunOutline
+from esper.nissa.runs import RunStore
 
 
 def compilation(number: int, status: Any = "compiled") -> CompilationRecord:
@@ -216,31 +218,31 @@ def test_ready_tells_of_every_component(tmp_path: Path, monkeypatch: pytest.Monk
     assert client(tmp_path / "none" / "yet").get("/health/ready").json()["reasons"][0].startswith("disk: ")
 
 
-class SlowStore(RunStore):
-    """Runs that take long to read for the first time."""
-
-    def view(self, run_id: str) -> RunView:
-        if run_id not in self._views:
-            time.sleep(0.2)
-        return super().view(run_id)
-
-
 def test_while_runs_are_read_for_the_first_time_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def slow(run: RunOutline) -> None:
+        if not run.was_read:
+            time.sleep(0.1)
+        read(run)
+
     for number in range(5):
         new_run(tmp_path, number).close()
-    monkeypatch.setattr(monitor, "FIRST_SECONDS", 0.3)
-    api = Api(create_app(Monitor(SlowStore(tmp_path), lambda: ())))
-    busy = api.get("/api/v1/runs")
-    assert busy.status_code == 503
-    assert busy.headers["retry-after"] == "2"
-    assert busy.json()["detail"] == "the runs are read for the first time: 1 of 5"
-    assert api.get("/health/live").status_code == 200
-    assert "the runs are read for the first time" in api.get("/health").json()["reasons"][0]
-    time.sleep(0.8)
+    read = RunOutline.refresh
+    monkeypatch.setattr(RunOutline, "refresh", slow)
+    monkeypatch.setattr(monitor, "FIRST_SECONDS", 0.15)
+    api = client(tmp_path)
+    for path in ("/api/v1/runs", "/api/v1/adaptations"):
+        busy = api.get(path)
+        assert busy.status_code == 503
+        assert busy.headers["retry-after"] == "2"
+        said = re.fullmatch(r"the runs are read for the first time: (\d) of 5", busy.json()["detail"])
+        assert said
+        assert 1 <= int(said[1]) <= 4
+        assert api.get("/health").status_code == 200
+    answers = [api.get("/api/v1/adaptations") for _ in range(4)]
+    assert answers[-1].json()["total"] == 0
     assert api.get("/api/v1/runs").json()["total"] == 5
-    assert api.get("/health").status_code == 200
 
 
 # How answers are sent

@@ -115,7 +115,7 @@ class Monitor:
         going = [run_id for run_id, status in statuses.items() if status.goes_on]
         others = [run_id for run_id, status in statuses.items() if not status.goes_on]
         with self._turn(self._viewing, FIRST_SECONDS):
-            yield self._store.some([*going, *others[:ended]], deadline), statuses
+            yield [*self._store.some([*going, *others[:ended]], deadline)], statuses
 
     @contextmanager
     def _turn(self, mutex: threading.Lock, seconds: float) -> Iterator[None]:

@@ -60,7 +60,7 @@ class RunHistories:
 
     def _timeline(self, run: str) -> tuple[Timeline, threading.Lock]:
         with self._mutex:
-            run_id = run if run in self._store.run_ids() else self._store.open(run).run_id
+            run_id = self._store.find(run)
             entry = self._timelines.pop(run_id, None)
             if entry is None:
                 entry = Timeline(self._store.root / run_id), threading.Lock()

@@ -7,39 +7,49 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from esper.nissa.api.cursors import BadCursor, read_cursor, write_cursor
 from esper.nissa.api.queries import AdaptationsQuery, RunsQuery
+from esper.nissa.run_list import RunList, start_key
+from esper.nissa.run_outline import RunOutline
 from esper.nissa.run_records import Adaptation, RunStatus, parse_time
 from esper.nissa.run_view import RunView
-from esper.nissa.runs import start_key, summarize
+from esper.nissa.runs import summarize
 
 LATEST_SHOWN = 20
 """Of faults, and of what a run was asked, so many are shown."""
 
 
-def runs_page(views: Sequence[RunView], query: RunsQuery) -> dict[str, Any]:
-    """The page of ``views``, the one started last first, that ``query`` asks for; raises BadCursor."""
-    found = [
-        view
-        for view in views
-        if query.status in (None, view.status) and query.experiment in (None, view.experiment)
-    ]
+def runs_page(runs: RunList, query: RunsQuery) -> dict[str, Any]:
+    """The page of ``runs``, the one started last first, that ``query`` asks for; BadCursor, TimeoutError."""
     after = None if query.cursor is None else read_cursor(query.cursor, float, str)
-    left = [view for view in found if after is None or start_key(view) < after]
-    shown = heapq.nlargest(query.limit, left, key=start_key)
+    found = runs.begun()
+    if query.status is not None or query.experiment is not None:
+        found = [run for run in runs.refreshed(found) if _fits(run, query)]
+    left = [run for run in found if after is None or start_key(run) < after]
+    shown: list[dict[str, Any]] = []
+    last = None
+    for last in runs.measured(left):
+        if _fits(last, query):
+            shown.append(run_item(last))
+        if len(shown) == query.limit:
+            break
     return {
         "total": len(found),
-        "runs": [run_item(view) for view in shown],
-        "next": write_cursor(*start_key(shown[-1])) if len(left) > len(shown) else None,
+        "runs": shown,
+        "next": write_cursor(*start_key(last)) if last is not None and last is not left[-1] else None,
     }
 
 
-def run_item(view: RunView) -> dict[str, Any]:
+def _fits(run: RunOutline, query: RunsQuery) -> bool:
+    return query.status in (None, run.status) and query.experiment in (None, run.experiment)
+
+
+def run_item(view: RunView | RunOutline) -> dict[str, Any]:
     """A run in one line, without where it lies."""
     item = summarize(view).to_json()
     del item["path"]
@@ -47,18 +57,18 @@ def run_item(view: RunView) -> dict[str, Any]:
 
 
 _Place = tuple[datetime, str, int]
-_Entry = tuple[_Place, RunView, Adaptation]
+_Entry = tuple[_Place, str, Adaptation]
 
 
-def adaptations_page(views: Sequence[RunView], query: AdaptationsQuery) -> dict[str, Any]:
-    """The page of the adaptations of ``views``, the newest first, that ``query`` asks for; BadCursor."""
+def adaptations_page(runs: Iterable[RunOutline], query: AdaptationsQuery) -> dict[str, Any]:
+    """The page of the adaptations of ``runs``, the newest first, that ``query`` asks for; BadCursor."""
     after = None if query.cursor is None else _read_place(query.cursor)
     total = 0
 
     def left() -> Iterator[_Entry]:
         nonlocal total
-        for view in views:
-            for entry in _adaptations(view, query):
+        for run in runs:
+            for entry in _adaptations(run, query):
                 total += 1
                 if after is None or entry[0] < after:
                     yield entry
@@ -69,12 +79,12 @@ def adaptations_page(views: Sequence[RunView], query: AdaptationsQuery) -> dict[
         "total": total,
         "adaptations": [
             {
-                "run_id": view.run_id,
-                "experiment": view.experiment,
+                "run_id": place[1],
+                "experiment": experiment,
                 **item.to_json(),
                 "result": result_of(item),
             }
-            for _, view, item in shown
+            for place, experiment, item in shown
         ],
         "next": _write_place(shown[-1][0]) if len(found) > len(shown) else None,
     }
@@ -99,10 +109,10 @@ def result_of(item: Adaptation) -> str:
     return "pending" if item.status == "grafted" else item.status
 
 
-def _adaptations(view: RunView, query: AdaptationsQuery) -> Iterator[_Entry]:
+def _adaptations(run: RunOutline, query: AdaptationsQuery) -> Iterator[_Entry]:
     # The newest first: most of those that come later are passed over at once.
-    for place in range(len(view.adaptations) - 1, -1, -1):
-        item = view.adaptations[place]
+    for place in range(len(run.adaptations) - 1, -1, -1):
+        item = run.adaptations[place]
         decision = item.decision
         if (
             query.layer in (None, decision.get("target_component"))
@@ -111,7 +121,7 @@ def _adaptations(view: RunView, query: AdaptationsQuery) -> Iterator[_Entry]:
             and (query.since is None or item.at >= query.since)
             and (query.until is None or item.at < query.until)
         ):
-            yield (item.at, view.run_id, place), view, item
+            yield (item.at, run.run_id, place), run.experiment, item
 
 
 def _is_outcome(item: Adaptation, wanted: str | None) -> bool:

@@ -64,8 +64,9 @@ def invent(
     """
     with interrupts_held():
         from esper.assembly.inventing import Inventing, build_inventor, places_in
-        from esper.assembly.kernels import build_pipeline, build_workers
+        from esper.assembly.kernels import build_pipeline
         from esper.assembly.storage import build_library
+        from esper.assembly.workers import build_workers
         from esper.karn.invention import Place
         from esper.tezzeret.alerts import FailureAlert
         from esper_cli.config import compose

@@ -19,8 +19,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.inventing import Inventing, build_inventor
-from esper.assembly.kernels import build_pipeline, build_workers
+from esper.assembly.kernels import build_pipeline
 from esper.assembly.storage import build_library, place_of
+from esper.assembly.workers import build_workers
 from esper.errors import EsperError
 from esper.karn.invention import Place
 from esper.messages import InventionRecord, Slot

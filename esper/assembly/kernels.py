@@ -15,7 +15,7 @@ from torch import nn
 from esper.assembly.configured import configured
 from esper.assembly.network import usable_device
 from esper.assembly.storage import place_of
-from esper.assembly.workers import build_workers as build_workers
+from esper.assembly.workers import build_workers
 from esper.blueprint import Blueprint, from_json
 from esper.errors import BlueprintError, ConfigError
 from esper.karn.catalogue import Catalogue, fitting, load_catalogue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -391,6 +392,17 @@ class CompileQueue:
     compiling: int
     workers: int
     oldest: str | None = None
+
+    def __str__(self) -> str:
+        waiting = f"{self.waiting} {'waits' if self.waiting == 1 else 'wait'}"
+        compiling = f"{self.compiling} {'is' if self.compiling == 1 else 'are'} being compiled"
+        return f"{waiting}, {compiling} by {self.workers} worker{'' if self.workers == 1 else 's'}"
+
+    def oldest_seconds(self, now: datetime) -> float:
+        """For how long it waits; 0 where none waits."""
+        if self.oldest is None:
+            return 0.0
+        return max(0.0, (now - datetime.fromisoformat(self.oldest)).total_seconds())
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,13 @@ from torch import nn
 
 from esper.assembly.inventing import build_inventor, places_of
 from esper.assembly.storage import library_url
-from esper.errors import ConfigError
+from esper.errors import ConfigError, StorageError
 from esper.tolaria.events import Recorder
 
 GRACE_SECONDS = 2.0
 """How long the process may take to end by itself before it is killed; it needs milliseconds."""
+
+_QUEUE = b'{"event": "compile_queue"'
 
 
 def check_background(cfg: DictConfig) -> None:
@@ -84,6 +86,7 @@ class BackgroundInventor:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self._reader.join(GRACE_SECONDS)
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
@@ -97,7 +100,7 @@ class BackgroundInventor:
         assert self._process.stdin is not None
         self._in = self._process.stdin.fileno()
         os.set_blocking(self._in, False)
-        self._reader = threading.Thread(target=_read, args=(self._process.stdout, self._heard), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
         self._reader.start()
         self._send({"config": OmegaConf.to_yaml(self._cfg, resolve=True), "run_id": self._run_id})
         self._ask()
@@ -140,15 +143,24 @@ class BackgroundInventor:
         why = self._last_words or f"exit code {code}"
         self._recorder.emit("inventing_ended", reason=why)
 
+    def _read(self, source: IO[bytes]) -> None:
+        """Keep what comes for the end of the epoch, but for what is of interest now alone; in a thread."""
+        with source:
+            for line in source:
+                if line.startswith(_QUEUE):
+                    self._tell_queue(json.loads(line)["fields"])
+                else:
+                    self._heard.put(line.decode(errors="replace"))
+        self._heard.put(json.dumps({"event": "ended", "fields": {}}))
+
+    def _tell_queue(self, fields: Mapping[str, Any]) -> None:
+        journal = self._recorder.journal
+        if self._process is not None and journal is not None:  # else the run is at its end
+            with suppress(StorageError):  # training writes there as well, and fails of it
+                journal.write("compile_queue", **fields)
+
 
 def _close_stdin(process: subprocess.Popen[bytes]) -> None:
     assert process.stdin is not None
     with suppress(OSError):
         process.stdin.close()
-
-
-def _read(source: IO[bytes], heard: queue.SimpleQueue[str]) -> None:
-    with source:
-        for line in source:
-            heard.put(line.decode(errors="replace"))
-    heard.put(json.dumps({"event": "ended", "fields": {}}))

@@ -51,6 +51,7 @@ def _serve(cfg: DictConfig, run_id: str, asked: queue.SimpleQueue[list[Place]]) 
             [Path(path) for path in cfg.karn.paths],
             workers=workers,
             on_failure=FailureAlert(place_of(cfg.tezzeret.get("alert_url"), "tezzeret.alert_url"), _say),
+            on_queue=lambda queue: _tell("compile_queue", asdict(queue)),
             run_id=run_id,
             only_new=True,
         )
@@ -80,9 +81,13 @@ def _say(text: str) -> None:
     _tell("message", {"text": text})
 
 
+_telling = threading.Lock()
+
+
 def _tell(event: str, fields: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps({"event": event, "fields": fields}) + "\n")
-    sys.stdout.flush()
+    with _telling:
+        sys.stdout.write(json.dumps({"event": event, "fields": fields}) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from esper.kasmina import seeded_layers
 from esper.messages import INVENTED, CompilationRecord, FieldReport, InventionRecord, KernelArtefact, Slot
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
+from esper.tezzeret.queue_depth import TellQueue
 from esper.tezzeret.worker import Told, Workers, compile_missing, stored_as
 from esper.tolaria.choice import dormant_slots
 from esper.urza import KernelQuery
@@ -59,7 +60,8 @@ def places_in(reports: Iterable[FieldReport]) -> list[Place]:
 class Inventing:
     """Invents for one library. ``paths`` are where the blueprints are that may be parents from the start.
 
-    ``on_failure`` is told of each kernel that no configuration gives; ``run_id`` is the run that it is for.
+    ``on_failure`` is told of each kernel that no configuration gives, ``on_queue`` how many wait to be
+    compiled; ``run_id`` is the run that it is for.
     Only trials of runs whose ids start with ``reports_of`` count.
     With ``only_new`` no blueprint of ``paths`` itself is proposed for a slot that it was not compiled for.
     """
@@ -71,6 +73,7 @@ class Inventing:
     retirement: Retirement = field(default_factory=Retirement)
     workers: Workers | None = None
     on_failure: Told = lambda _: None
+    on_queue: TellQueue | None = None
     run_id: str = ""
     only_new: bool = False
     reports_of: str = ""
@@ -127,7 +130,9 @@ class Inventing:
             self.on_failure(compilation)
 
         pairs = [(each.blueprint, each.place.slot) for each in inventions]
-        compile_missing(self.pipeline, storing, pairs, on_failure=failed, workers=self.workers)
+        compile_missing(
+            self.pipeline, storing, pairs, on_failure=failed, on_queue=self.on_queue, workers=self.workers
+        )
         for invention in inventions:
             if _key(invention) not in told:  # the library had it, from elsewhere
                 made = stored_as(self.library, self.pipeline, invention.blueprint, invention.place.slot)

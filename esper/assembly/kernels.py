@@ -23,6 +23,7 @@ from esper.messages import CompilationRecord, Slot
 from esper.tezzeret.alerts import FailureAlert
 from esper.tezzeret.builder import build
 from esper.tezzeret.pipeline import Pipeline
+from esper.tezzeret.queue_depth import TellQueue
 from esper.tezzeret.targets import target_named
 from esper.tezzeret.worker import compile_missing, stored_as
 from esper.tolaria.events import Listener
@@ -75,6 +76,7 @@ def compile_pairs(
     on_result: Callable[[CompilationRecord], None],
     tell: Callable[[str], None],
     *,
+    on_queue: TellQueue | None = None,
     hot: bool = False,
 ) -> list[CompilationRecord]:
     """Compile what ``library`` lacks of ``pairs``, where and with what alerts ``cfg.tezzeret`` says.
@@ -87,40 +89,59 @@ def compile_pairs(
         return []  # no worker need be started
     with build_workers(cfg, tell) or nullcontext() as workers:
         return compile_missing(
-            pipeline, library, pairs, on_result, on_failure=alert, workers=workers, hot=hot
+            pipeline,
+            library,
+            pairs,
+            on_result,
+            on_failure=alert,
+            on_queue=on_queue,
+            workers=workers,
+            hot=hot,
         )
+
+
+def missing_kernels(
+    cfg: DictConfig,
+    library: KernelLibrary,
+    pipeline: Pipeline,
+    slots: Iterable[Slot],
+    listeners: Sequence[Listener],
+) -> list[tuple[Blueprint, Slot]]:
+    """What the catalogue of ``cfg.karn`` has for ``slots`` and the library lacks.
+
+    A blueprint that cannot be used is left out, and told; a path that leads to none is a BlueprintError.
+    """
+    catalogue = _catalogue([Path(path) for path in cfg.karn.paths])
+    for error in catalogue.errors:
+        _tell(listeners, "message", text=f"left out of the catalogue: {error}")
+    pairs = [(blueprint, slot) for slot in slots for blueprint in fitting(catalogue.blueprints, slot)]
+    return [pair for pair in pairs if stored_as(library, pipeline, *pair) is None]
 
 
 def fill_library(
     cfg: DictConfig,
     library: KernelLibrary,
     pipeline: Pipeline,
-    slots: Iterable[Slot],
+    missing: Sequence[tuple[Blueprint, Slot]],
     listeners: Sequence[Listener],
+    on_queue: TellQueue | None = None,
 ) -> None:
-    """Compile what the catalogue of ``cfg.karn`` has for ``slots`` and the library lacks, before other jobs.
-
-    A blueprint that cannot be used is left out, and told; a path that leads to none is a BlueprintError.
-    """
-
-    def tell(event: str, **fields: Any) -> None:
-        for listener in listeners:
-            listener(event, fields)
-
-    catalogue = _catalogue([Path(path) for path in cfg.karn.paths])
-    for error in catalogue.errors:
-        tell("message", text=f"left out of the catalogue: {error}")
-    pairs = [(blueprint, slot) for slot in slots for blueprint in fitting(catalogue.blueprints, slot)]
-    missing = [pair for pair in pairs if stored_as(library, pipeline, *pair) is None]
+    """Compile what is ``missing`` before other jobs; ``on_queue`` is told how many wait."""
     tried: set[tuple[str, Slot]] = set()
 
     def compiled(record: CompilationRecord) -> None:
         tried.add((record.blueprint_id, record.slot))  # one that fails may be tried twice
-        tell("compile", record=record, done=len(tried), total=len(missing))
+        _tell(listeners, "compile", record=record, done=len(tried), total=len(missing))
 
-    compile_pairs(
-        cfg, library, pipeline, missing, compiled, lambda text: tell("message", text=text), hot=True
-    )
+    def say(text: str) -> None:
+        _tell(listeners, "message", text=text)
+
+    compile_pairs(cfg, library, pipeline, missing, compiled, say, on_queue=on_queue, hot=True)
+
+
+def _tell(listeners: Sequence[Listener], event: str, **fields: Any) -> None:
+    for listener in listeners:
+        listener(event, fields)
 
 
 def _catalogue(paths: Sequence[Path]) -> Catalogue:

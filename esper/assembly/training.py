@@ -14,17 +14,19 @@ from torch.optim import Optimizer
 
 from esper.assembly.auditing import build_run_trail, note_run_ended
 from esper.assembly.background import BackgroundInventor, check_background
+from esper.assembly.beginning import discards, told_before_start
 from esper.assembly.configured import configured, settings
-from esper.assembly.kernels import build_pipeline, fill_library, rebuilder
+from esper.assembly.kernels import build_pipeline, fill_library, missing_kernels, rebuilder
 from esper.assembly.keys import build_envelope, key_made_notice
 from esper.assembly.network import build_data, build_host, device_of, slots
 from esper.assembly.numerics import compile_of, precision_of
 from esper.assembly.resuming import DATA_NAME, other_data
 from esper.assembly.storage import build_library
 from esper.assembly.telemetry import prepare_telemetry
-from esper.blueprint import from_json
+from esper.blueprint import Blueprint, from_json
 from esper.data.splits import DataSplits
 from esper.errors import ConfigError, StorageError
+from esper.messages import Slot
 from esper.nissa.control import ControlRequests
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.runs import RunStore
@@ -76,7 +78,7 @@ def build_training(
 
     ``listeners`` are told each event as it happens; ``data`` replaces those that ``cfg`` names. Raises any
     EsperError that the configuration earns. What is wrong or stopped before training can start leaves no
-    folder behind: kernels are compiled before that.
+    folder behind; a process that is killed while kernels are compiled does.
     """
     _check_bounds(cfg)
     emergencies, limit_settings = _recovery(cfg)
@@ -109,17 +111,28 @@ def build_training(
         for listener in listeners:
             listener("message", {"text": key_made_notice(place)})
 
-    def compiled() -> KernelLibrary:
+    missing: list[tuple[Blueprint, Slot]] = []
+
+    def opened_library() -> KernelLibrary:
         library = opened.enter_context(build_library(cfg, on_key_made=tell_key_made))
         if policy.needs_kernels:
-            fill_library(cfg, library, pipeline, slots(model if fitted is None else fitted), listeners)
+            places = slots(model if fitted is None else fitted)
+            missing.extend(missing_kernels(cfg, library, pipeline, places, listeners))
         return library
 
+    def compile_missing() -> None:
+        if missing and library is not None and journal is not None:
+            about = {"experiment": info.experiment, "task": info.task, "seed": info.seed}
+            tell = told_before_start(journal, **about, total_epochs=cfg.tolaria.epochs or 0)
+            fill_library(cfg, library, pipeline, missing, listeners, tell)
+
     with ExitStack() as opened:
-        library = held_by_first(group, compiled)
+        library = held_by_first(group, opened_library)
         folder = from_first(
             group, lambda: RunStore(Path(cfg.runs)).open(resume).folder if resume else _new_folder(cfg, data)
         )
+        if not resume and group.rank == 0:
+            opened.push(discards(folder))
         requests = held_by_first(group, lambda: ControlRequests(folder))
         info = RunInfo(folder.name, folder, cfg.experiment or "run", data.task, cfg.seed)
         register_own_places(cfg.runs)
@@ -127,6 +140,7 @@ def build_training(
         journal = held_by_first(
             group, lambda: opened.enter_context(Journal(folder / JOURNAL_NAME, trail=trail))
         )
+        held_by_first(group, compile_missing)
         telemetry = None if journal is None else telemetry_for(folder, journal)
         if telemetry is not None:
             opened.callback(telemetry.close)

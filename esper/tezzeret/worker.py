@@ -125,11 +125,10 @@ def _outcomes(
     """
     if workers is None:
         for first in kernels:
+            depth.here = True
             attempt: Attempt | None = first
             while attempt is not None:
-                depth.here = True
                 outcome = attempt_here(attempt.job)
-                depth.here = False
                 yield attempt, outcome
                 attempt = attempt.after(outcome)
         return

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from urza_support import open_sealed
 
-from esper.assembly.kernels import fill_library
+from esper.assembly.kernels import fill_library, missing_kernels
 from esper.karn.catalogue import fitting, load_catalogue
 from esper.messages import KernelMetadata, Slot
 from esper.tezzeret.examples import example
@@ -63,5 +63,7 @@ def test_a_kernel_that_is_tried_twice_counts_once_in_the_progress() -> None:
     cfg = compose([f"karn.paths=[{BLUEPRINTS / 'low_rank.yaml'},{BLUEPRINTS / 'swiglu.yaml'}]"])
     with open_library("sqlite://", lambda *_: torch.nn.Identity()) as library:
         listeners = [lambda event, fields: told.append(dict(fields))]
-        fill_library(cfg, library, Pipeline(Broken()), [SLOT], listeners)
+        pipeline = Pipeline(Broken())
+        missing = missing_kernels(cfg, library, pipeline, [SLOT], listeners)
+        fill_library(cfg, library, pipeline, missing, listeners)
     assert [(fields["done"], fields["total"]) for fields in told] == [(1, 2), (1, 2), (2, 2), (2, 2)]

@@ -15,7 +15,7 @@ import forked
 import pytest
 from urza_support import open_sealed
 
-from esper.assembly.kernels import fill_library
+from esper.assembly.kernels import fill_library, missing_kernels
 from esper.assembly.workers import build_workers
 from esper.errors import ConfigError
 from esper.karn.catalogue import fitting, load_catalogue
@@ -69,9 +69,9 @@ def test_training_fills_its_library_with_workers_in_order(tmp_path: Path) -> Non
     pipeline = Pipeline(TARGET)
     with open_sealed(f"sqlite:///{tmp_path}/kernels.db", load) as library:
         for _ in range(2):  # the second time there is nothing to do
-            fill_library(
-                cfg, library, pipeline, [SLOT], [lambda event, fields: told.append((event, dict(fields)))]
-            )
+            listeners = [lambda event, fields: told.append((event, dict(fields)))]
+            missing = missing_kernels(cfg, library, pipeline, [SLOT], listeners)
+            fill_library(cfg, library, pipeline, missing, listeners)
         wanted = [each.name for each in fitting(load_catalogue(paths).blueprints, SLOT)]
         assert [record.blueprint_name for record in library.compilations()] == wanted
         assert [(event, fields["record"].blueprint_name) for event, fields in told] == [

@@ -12,6 +12,7 @@ from esper.assembly.admission import access_notice, build_admission, build_conne
 from esper.assembly.catalogue import LibraryCatalogue, redis_check
 from esper.assembly.storage import build_library
 from esper.assembly.telemetry import mirrored
+from esper.assembly.workers import queue_check, watched_broker
 from esper.nissa.api.application import create_app
 from esper.nissa.api.kept_metrics import KeptMetrics
 from esper.nissa.http.guard import Guard
@@ -28,12 +29,13 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
     """
     tls = build_tls(cfg, self_signed=self_signed, say=say)
     admission = build_admission(cfg, tls=tls is not None)
-    with build_library(cfg) as library, mirrored(cfg) as mirror:
+    with build_library(cfg) as library, mirrored(cfg) as mirror, watched_broker(cfg) as broker:
         catalogue = LibraryCatalogue(library)
         monitor = KeptMetrics(
             RunStore(Path(cfg.runs), keep_packets=False),
             catalogue.compilations,
-            components={**redis_check(cfg), **mirror},
+            components={**redis_check(cfg), **mirror, **queue_check(broker)},
+            broker=broker,
             tiers=catalogue.tiers,
         )
         register_own_places(cfg.runs)

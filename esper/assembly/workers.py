@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +13,7 @@ from esper.assembly.configured import configured, settings
 from esper.assembly.keys import build_envelope
 from esper.assembly.storage import broker_url
 from esper.errors import ConfigError
+from esper.messages import CompileQueue
 from esper.tezzeret.broker import Broker
 from esper.tezzeret.jobs import CompileJob, Outcome
 from esper.tezzeret.limits import Limits
@@ -48,6 +49,24 @@ def build_workers(cfg: DictConfig, tell: Tell) -> WorkerPool | RemoteWorkers | N
         outage_seconds=engine.outage_seconds,
         tell=tell,
     )
+
+
+@contextmanager
+def watched_broker(cfg: DictConfig) -> Iterator[Callable[[], CompileQueue] | None]:
+    """What tells how many jobs wait at the broker of ``tezzeret.engine``; None where none is named.
+
+    It raises ``TierUnavailable`` where the broker does not answer.
+    """
+    if not _is_remote(cfg):
+        yield None
+        return
+    with _broker(cfg) as broker:
+        yield broker.depth
+
+
+def queue_check(depth: Callable[[], CompileQueue] | None) -> dict[str, Callable[[], str]]:
+    """The check of the broker that ``depth`` asks, by its name; it raises ``TierUnavailable``."""
+    return {} if depth is None else {"compile queue": lambda: str(depth())}
 
 
 def serve_jobs(cfg: DictConfig, *, say: Tell) -> None:

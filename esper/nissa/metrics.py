@@ -27,6 +27,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from esper.messages import CompilationRecord
+from esper.nissa.queue_metrics import queue_families
 from esper.nissa.run_records import CheckpointRecord, Epoch, RunStatus
 from esper.nissa.run_view import RunView
 from esper.nissa.sink_metrics import sink_families
@@ -84,13 +85,22 @@ _as_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
 
 
 class RunCollector(Collector):
-    """The metrics of ``views`` (latest first) and ``compilations``; None when those cannot be had."""
+    """The metrics of ``views`` (latest first) and ``compilations``; None when those cannot be had.
 
-    def __init__(self, views: Sequence[RunView], compilations: Sequence[CompilationRecord] | None) -> None:
+    ``more`` are metrics of what else the server knows.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[RunView],
+        compilations: Sequence[CompilationRecord] | None,
+        more: Iterable[Metric] = (),
+    ) -> None:
         going = [view for view in views if view.status.goes_on]
         ended = [view for view in views if not view.status.goes_on]
         self._views = going + ended[:MAX_ENDED_RUNS]
         self._compilations = compilations
+        self._more = list(more)
 
     def collect(self) -> Iterable[Metric]:
         """Every metric family, with its samples."""
@@ -100,6 +110,8 @@ class RunCollector(Collector):
         yield from self._recovery()
         yield from self._cache()
         yield from sink_families(self._views)
+        yield from queue_families(self._views)
+        yield from self._more
         up = GaugeMetricFamily("esper_library_up", "Whether the kernel library could be read (1) or not (0).")
         up.add_metric([], float(self._compilations is not None))
         yield up

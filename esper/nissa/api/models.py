@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from esper.messages import CompilationRecord, InventionRecord, KernelMetadata
+from esper.messages import CompilationRecord, CompileQueue, InventionRecord, KernelMetadata
 from esper.nissa.api.queries import Model
 from esper.nissa.run_records import CacheTier, RunStatus
 
@@ -82,6 +82,16 @@ class RunState(RunItem):
     damaged_lines: int
 
 
+class CompileQueues(Model):
+    """What waits to be compiled and what is: of each run that goes on, and at the broker of compile workers.
+
+    A run that has had nothing compiled yet has null; so has a broker that is not there, or does not answer.
+    """
+
+    runs: dict[str, CompileQueue | None]
+    broker: CompileQueue | None
+
+
 class Status(Health):
     """Every component, and the runs that go on or ended last."""
 
@@ -89,6 +99,7 @@ class Status(Health):
     time: str
     run_counts: dict[str, int]
     runs: list[RunState]
+    compile_queue: CompileQueues
     library: Annotated[dict[str, CacheTier], Field(description="what this server's own tiers were asked")]
 
 
@@ -282,6 +293,7 @@ class Compilations(Model):
     """Attempts to compile, the newest first; ``counts`` of all, by status."""
 
     counts: dict[str, int]
+    broker: Annotated[CompileQueue | None, Field(description="what waits at the broker of compile workers")]
     compilations: list[CompilationRecord]
     next: Next
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from esper.messages import AdaptationDecision, FieldReport, Layout, Slot, SystemStatePacket
+from esper.messages import AdaptationDecision, FieldReport, Layout, SystemStatePacket
 from esper.tamiyo.policy import Policy
-from esper.tamiyo.record import kept_share
+from esper.tamiyo.record import kept_share, slot_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +50,17 @@ class ThompsonBandit:
         if seed < 0:
             raise ValueError(f"seed must be at least 0, not {seed}")
         self.policy = policy
+        self.needs_kernels, self.needs_widths = policy.needs_kernels, policy.needs_widths
         self.families = {layout: tuple(names) for layout, names in families.items()}
         self.seed = seed
-
-    @property
-    def needs_kernels(self) -> bool:
-        """Whether ``policy`` does."""
-        return self.policy.needs_kernels
-
-    @property
-    def needs_widths(self) -> bool:
-        """Whether ``policy`` does."""
-        return self.policy.needs_widths
 
     def decide(self, packet: SystemStatePacket) -> AdaptationDecision | None:
         """The decision of ``policy``, for a kernel of the family drawn, if its layout has families."""
         decision = self.policy.decide(packet)
         if decision is None or decision.adaptation_type != "add_seed":
             return decision
-        layout = _slot(decision, packet).layout
+        wanted = decision.parameters
+        layout = slot_of(packet, decision.target_component, wanted["site"], wanted["seed_idx"]).layout
         if layout not in self.families:
             return decision
         arms = self._arms(layout, decision.target_component, packet)
@@ -101,10 +93,3 @@ class ThompsonBandit:
 def _counts(family: str, trials: Sequence[FieldReport]) -> tuple[int, int]:
     own = [trial.verdict == "kept" for trial in trials if family in trial.tags]
     return sum(own), len(own) - sum(own)
-
-
-def _slot(decision: AdaptationDecision, packet: SystemStatePacket) -> Slot:
-    metrics = packet.layer_metrics[decision.target_component]
-    slots = metrics.parallel_slots if decision.parameters["site"] == "parallel" else metrics.series_slots
-    seed_idx: int = decision.parameters["seed_idx"]
-    return slots[seed_idx]

@@ -1,11 +1,11 @@
-"""What a run's finished trials say of the next one."""
+"""What policies read from a packet, and what finished trials say of the next one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from esper.messages import FieldReport, SeedState, SystemStatePacket
+from esper.messages import FieldReport, SeedState, Site, Slot, SystemStatePacket
 
 _ON_TRIAL = {SeedState.GERMINATED, SeedState.TRAINING, SeedState.BLENDING, SeedState.HOLDING}
 
@@ -18,6 +18,12 @@ def kept_share(trials: Sequence[FieldReport]) -> float:
 def on_trial(packet: SystemStatePacket) -> int:
     """How many seeds hold a kernel that is not yet judged."""
     return sum(s in _ON_TRIAL for metrics in packet.layer_metrics.values() for s in metrics.seed_states)
+
+
+def slot_of(packet: SystemStatePacket, layer: str, site: Site, seed_idx: int) -> Slot:
+    """What a kernel must fit at that seed."""
+    metrics = packet.layer_metrics[layer]
+    return (metrics.parallel_slots if site == "parallel" else metrics.series_slots)[seed_idx]
 
 
 class ImpactPrior:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esper.messages import INVENTED, AdaptationDecision, FieldReport, Slot, SystemStatePacket
 from esper.tamiyo.policy import Policy
-from esper.tamiyo.record import ImpactPrior, kept_share, on_trial
+from esper.tamiyo.record import ImpactPrior, kept_share, on_trial, slot_of
 from esper.tamiyo.strategy import Candidate, SeedStrategy, runners_up
 
 
@@ -41,22 +41,14 @@ class TryInventions:
         if max_trials_at_once < 1:
             raise ValueError(f"max_trials_at_once must be at least 1, not {max_trials_at_once}")
         self.policy = policy
+        # What is invented is compiled elsewhere.
+        self.needs_kernels, self.needs_widths = policy.needs_kernels, policy.needs_widths
         self.strategy = strategy
         self.after = 0.0 if policy.needs_kernels else after
         self.max_trials_at_once = max_trials_at_once
         self.quiet_tail = quiet_tail
         self.min_rate_share = min_rate_share
         self.prior = ImpactPrior(prior_impact, prior_weight)
-
-    @property
-    def needs_kernels(self) -> bool:
-        """Whether ``policy`` does: what is invented is compiled elsewhere."""
-        return self.policy.needs_kernels
-
-    @property
-    def needs_widths(self) -> bool:
-        """Whether ``policy`` does."""
-        return self.policy.needs_widths
 
     def decide(self, packet: SystemStatePacket) -> AdaptationDecision | None:
         """The decision of ``policy``, or an ``add_seed`` decision for an invented kernel, or ``None``."""
@@ -97,6 +89,4 @@ def _of_inventions(packet: SystemStatePacket) -> list[FieldReport]:
 
 
 def _slot(candidate: Candidate, packet: SystemStatePacket) -> Slot:
-    metrics = packet.layer_metrics[candidate.layer]
-    slots = metrics.parallel_slots if candidate.site == "parallel" else metrics.series_slots
-    return slots[candidate.seed_idx]
+    return slot_of(packet, candidate.layer, candidate.site, candidate.seed_idx)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from torch import Tensor
@@ -158,31 +158,9 @@ def failure_report(trial: Trial, epoch: int, reason: str, plan: TrialPlan) -> Fi
 
 
 def _context(trial: Trial, epoch: int) -> dict[str, Any]:
-    return {
-        "layer": trial.layer,
-        "layer_kind": trial.layer_kind,
-        "seed_idx": trial.seed_idx,
-        "slot": trial.slot,
-        "site": trial.site,
-        "kernel_id": trial.kernel_id,
-        "blueprint_id": trial.blueprint_id,
-        "started_epoch": trial.started_epoch,
-        "ended_epoch": epoch,
-        "expected_impact": trial.expected_impact,
-        "loss_before": trial.loss_before,
-        "accuracy_before": trial.accuracy_before,
-        "parameters": trial.parameters,
-        "confidence": trial.confidence,
-        "tags": trial.tags,
-        "task": trial.task,
-        "depth": trial.depth,
-        "layers": trial.layers,
-        "gradient_norm": trial.gradient_norm,
-        "activation_variance": trial.activation_variance,
-        "health": trial.health,
-        "latency_ms": trial.latency_ms,
-        "seconds": trial.seconds,
-    }
+    """What a report says of a trial under the same names, and when it ended."""
+    shared = {each.name for each in fields(Trial)} & {each.name for each in fields(FieldReport)}
+    return {"ended_epoch": epoch, **{name: getattr(trial, name) for name in shared}}
 
 
 @dataclass(frozen=True, slots=True)

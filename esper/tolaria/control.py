@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +15,7 @@ from esper.tolaria.checkpoints import Mark
 from esper.tolaria.distributed import ALONE, Group
 from esper.tolaria.events import Recorder
 from esper.tolaria.progress import Rollback
+from esper.tolaria.recovery import embargo, go_on
 
 if TYPE_CHECKING:
     from esper.tolaria.trainer import Trainer
@@ -188,20 +188,6 @@ def _go_back(trainer: Trainer, asked: RollbackAsked) -> None:
     progress = trainer.progress
     note = Rollback("request", "", left.epochs_done, left.global_step, progress.global_step)
     progress.carry_on_from(left, note)
-    until = progress.epochs_done + max(1, trainer.seeds.plan.embargo_epochs)
-    undone = dict.fromkeys(each.target for each in left.adapted if each.epoch >= progress.epochs_done)
-    progress.embargoed = (*progress.embargoed, *((target, until) for target in undone))
-    changed = trainer.seeds.changed_since(before)
-    trainer.recorder.emit(
-        "rollback",
-        **asdict(note),
-        kind="request",
-        detail="it was asked for",
-        to_epoch=progress.epochs_done,
-        seconds=time.perf_counter() - began,
-        seeds=changed,
-        skipped=None,
-    )
-    trainer.seeds.reset(changed, before, "rolled back: it was asked for", progress.epochs_done)
-    trainer.checkpoints.forget_after(asked.name)
-    trainer.save()
+    embargo(trainer, dict.fromkeys(e.target for e in left.adapted if e.epoch >= progress.epochs_done))
+    told = {"kind": "request", "detail": "it was asked for", "skipped": None}
+    go_on(trainer, asked.name, before, note, told, began, "it was asked for")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from esper.tolaria.progress import Adapted, Easing, Rollback
 from esper.tolaria.stability import Limits, divergence, first_non_finite, is_spike
 
 if TYPE_CHECKING:
+    from esper.tolaria.lifecycle import SeedLifecycle
     from esper.tolaria.trainer import Trainer
 
 _HINT = "start again, or go on with --resume, with a lower tolaria.learning_rate"
@@ -72,22 +73,43 @@ def recover(trainer: Trainer, symptom: Symptom) -> None:
     note = Rollback(cause, target, symptom.epoch, symptom.global_step, trainer.progress.global_step)
     trainer.progress.carry_on_from(progress, note)
     _carry_out(trainer, decision, target)
+    told = {"kind": symptom.kind, "detail": symptom.detail, "skipped": decision.parameters["skip"]}
+    told["decision"] = decision.to_json()
+    go_on(trainer, place, before, note, told, began, f"{symptom.kind}, caused by {target or cause}")
+
+
+def go_on(
+    trainer: Trainer,
+    place: str,
+    before: SeedLifecycle,
+    note: Rollback,
+    told: Mapping[str, Any],
+    began: float,
+    reason: str,
+) -> None:
+    """Train on from the checkpoint ``place``, which ``trainer`` was put back to, and take out what is newer.
+
+    ``before`` led the seeds until then; ``began`` is when ``time.perf_counter`` said that it was noticed.
+    """
     changed = trainer.seeds.changed_since(before)
     trainer.recorder.emit(
         "rollback",
         **asdict(note),
-        kind=symptom.kind,
-        detail=symptom.detail,
+        **told,
         to_epoch=trainer.progress.epochs_done,
         seconds=time.perf_counter() - began,
         seeds=changed,
-        skipped=decision.parameters["skip"],
-        decision=decision.to_json(),
     )
-    reason = f"rolled back: {symptom.kind}, caused by {target or cause}"
-    trainer.seeds.reset(changed, before, reason, trainer.progress.epochs_done)
+    trainer.seeds.reset(changed, before, f"rolled back: {reason}", trainer.progress.epochs_done)
     trainer.checkpoints.forget_after(place)
     trainer.save()
+
+
+def embargo(trainer: Trainer, targets: Iterable[str]) -> None:
+    """Let ``targets`` not grow again for as long as a seed rests: the same would come of it."""
+    progress = trainer.progress
+    until = progress.epochs_done + max(1, trainer.seeds.plan.embargo_epochs)
+    progress.embargoed = (*progress.embargoed, *((target, until) for target in targets))
 
 
 def _go_back(trainer: Trainer, symptom: Symptom, step: int) -> str:
@@ -148,8 +170,7 @@ def _carry_out(trainer: Trainer, decision: AdaptationDecision, target: str) -> N
         steps = progress.global_step, progress.global_step + len(trainer.batches)
         progress.easing = Easing(wanted["rate"], *steps)
     if target:
-        until = progress.epochs_done + max(1, trainer.seeds.plan.embargo_epochs)
-        progress.embargoed = (*progress.embargoed, (target, until))
+        embargo(trainer, [target])
 
 
 def _not_finite(batches: Batches, epoch: int, step: int) -> list[int]:

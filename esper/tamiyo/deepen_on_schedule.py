@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from esper.messages import AdaptationDecision, SystemStatePacket
-from esper.tamiyo.grow_on_schedule import checked_shares
+from esper.tamiyo.shares import schedule_of
 
 Like = Literal["residual", "copy"]
 """How the block is made: ``esper.kasmina.operators.deepen`` says."""
@@ -38,7 +38,7 @@ class DeepenOnSchedule:
             raise ValueError(f"like is one of {', '.join(get_args(Like))}, not {like!r}")
         if hidden is not None and (like != "residual" or hidden < 1):
             raise ValueError(f"hidden is a number of at least 1, of like=residual only, not {hidden}")
-        self.at = checked_shares(at)
+        self.at = schedule_of(at)
         self.targets = tuple(targets)
         self.like: Like = like
         self.hidden = hidden

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from esper.messages import AdaptationDecision, SystemStatePacket
 from esper.tamiyo.plateau import Plateau, PlateauDetector
 from esper.tamiyo.record import ImpactPrior, kept_share, on_trial
+from esper.tamiyo.shares import check_shares
 from esper.tamiyo.strategy import Candidate, SeedStrategy, runners_up
 
 
@@ -39,14 +40,7 @@ class GrowOnPlateau:
         prior_impact: float = 0.01,
         prior_weight: float = 2.0,
     ) -> None:
-        shares = {
-            "min_confidence": min_confidence,
-            "quiet_tail": quiet_tail,
-            "min_rate_share": min_rate_share,
-        }
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {value}")
+        check_shares(min_confidence=min_confidence, quiet_tail=quiet_tail, min_rate_share=min_rate_share)
         if max_trials_at_once < 1 or first_epoch < 0:
             raise ValueError(
                 f"max_trials_at_once must be at least 1 and first_epoch at least 0, "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from esper.messages import AdaptationDecision, SystemStatePacket
-from esper.tamiyo.record import ImpactPrior, kept_share, on_trial
+from esper.tamiyo.record import ImpactPrior, kept_share
+from esper.tamiyo.shares import schedule_of, share_due
 from esper.tamiyo.strategy import SeedStrategy, runners_up
 
 
@@ -30,7 +31,7 @@ class GrowOnSchedule:
         prior_impact: float = 0.01,
         prior_weight: float = 2.0,
     ) -> None:
-        self.at = checked_shares(at)
+        self.at = schedule_of(at)
         self.strategy = strategy
         self.prior = ImpactPrior(prior_impact, prior_weight)
 
@@ -51,18 +52,3 @@ class GrowOnSchedule:
             evidence={"progress": packet.progress, "due_at": share, **self.strategy.evidence(chosen)},
             alternatives=runners_up(candidates),
         )
-
-
-def checked_shares(at: Sequence[float]) -> tuple[float, ...]:
-    """``at`` in order; ValueError when there is none, or one that is not in [0, 1)."""
-    shares = tuple(sorted(float(share) for share in at))
-    if not shares or not all(0 <= share < 1 for share in shares):
-        raise ValueError(f"at must be shares of the run, each at least 0 and below 1, not {list(at)}")
-    return shares
-
-
-def share_due(at: Sequence[float], packet: SystemStatePacket) -> float | None:
-    """The first of ``at`` (in order) that is reached and has had no decision; None when there is none."""
-    decided = on_trial(packet) + len(packet.trials) + len(packet.refusals)
-    reached = [share for share in at if share <= packet.progress] if packet.history else []
-    return reached[decided] if decided < len(reached) else None

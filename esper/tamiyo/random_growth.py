@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 
 from esper.messages import AdaptationDecision, SystemStatePacket
-from esper.tamiyo.grow_on_schedule import checked_shares, share_due
 from esper.tamiyo.record import ImpactPrior, kept_share
+from esper.tamiyo.shares import schedule_of, share_due
 from esper.tamiyo.strategy import SeedStrategy
 
 
@@ -31,7 +31,7 @@ class RandomGrowth:
         prior_impact: float = 0.01,
         prior_weight: float = 2.0,
     ) -> None:
-        self.at = checked_shares(at)
+        self.at = schedule_of(at)
         if seed < 0:
             raise ValueError(f"seed must be at least 0, not {seed}")
         self.strategy = strategy

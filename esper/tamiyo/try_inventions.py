@@ -5,6 +5,7 @@ from __future__ import annotations
 from esper.messages import INVENTED, AdaptationDecision, FieldReport, Slot, SystemStatePacket
 from esper.tamiyo.policy import Policy
 from esper.tamiyo.record import ImpactPrior, kept_share, on_trial, slot_of
+from esper.tamiyo.shares import check_shares
 from esper.tamiyo.strategy import Candidate, SeedStrategy, runners_up
 
 
@@ -34,10 +35,7 @@ class TryInventions:
         prior_impact: float = 0.01,
         prior_weight: float = 2.0,
     ) -> None:
-        shares = {"after": after, "quiet_tail": quiet_tail, "min_rate_share": min_rate_share}
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {value}")
+        check_shares(after=after, quiet_tail=quiet_tail, min_rate_share=min_rate_share)
         if max_trials_at_once < 1:
             raise ValueError(f"max_trials_at_once must be at least 1, not {max_trials_at_once}")
         self.policy = policy

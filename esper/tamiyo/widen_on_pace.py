@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from esper.messages import AdaptationDecision, SystemStatePacket
 from esper.tamiyo.plateau import Trend, fit_trend
+from esper.tamiyo.shares import check_shares
 from esper.tamiyo.widening import Widening
 
 FEWEST = 3
@@ -57,15 +58,12 @@ class WidenOnPace:
         max_growths: int = 3,
         min_rate_share: float = 0.9,
     ) -> None:
-        shares = {
-            "min_confidence": min_confidence,
-            "window_share": window_share,
-            "latest": latest,
-            "min_rate_share": min_rate_share,
-        }
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, not {value}")
+        check_shares(
+            min_confidence=min_confidence,
+            window_share=window_share,
+            latest=latest,
+            min_rate_share=min_rate_share,
+        )
         if not (min_pace > 0 and solved >= 0 and max_growths >= 0):
             raise ValueError(
                 f"min_pace must be above 0, solved and max_growths at least 0, "

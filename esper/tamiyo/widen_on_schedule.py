@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from esper.messages import AdaptationDecision, SystemStatePacket
-from esper.tamiyo.grow_on_schedule import checked_shares
+from esper.tamiyo.shares import schedule_of
 from esper.tamiyo.widening import Widening
 
 
@@ -20,7 +20,7 @@ class WidenOnSchedule:
     needs_widths = True
 
     def __init__(self, at: Sequence[float], widening: Widening) -> None:
-        self.at = checked_shares(at)
+        self.at = schedule_of(at)
         self.widening = widening
 
     def decide(self, packet: SystemStatePacket) -> AdaptationDecision | None:

@@ -1,18 +1,21 @@
 """``esper`` in a process of its own that has imported PyTorch already: tests do not wait for that again.
 
 The process is forked from a server that has imported what a command imports; all else is the command as it
-is: arguments, environment, folder, the two streams, the exit code. What is tested of signals, of the very
-start, or through a shell runs ``python -m esper_cli`` instead.
+is: arguments, environment, folder, the two streams, signals, the exit code. What is tested of the very start,
+or through a shell, runs ``python -m esper_cli`` instead.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,33 @@ def esper(
     *args: str,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
-    before: Callable[[], None] | None = None,
+    before: Callable[[], object] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``esper`` with ``args`` and wait; ``before`` is called in its process, like ``preexec_fn``."""
-    return call(_command, args, before, cwd=cwd, env=env)
+    with command(*args, cwd=cwd, env=env, before=before) as process:
+        return process.wait()
+
+
+def command(
+    *args: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    before: Callable[[], object] | None = None,
+    terminal: str | None = None,
+) -> Forked:
+    """The same, but do not wait; with ``terminal``, the path of one, both streams go there."""
+    return Forked(_command, (args, before), cwd, env, terminal)
+
+
+def begun(
+    *args: str,
+    log: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    before: Callable[[], object] | None = None,
+) -> BaseProcess:
+    """The same, but both streams go to the end of ``log``, and whoever asks ends it."""
+    return _start(_command, (args, before), log, log, cwd, env)
 
 
 def call(
@@ -46,28 +72,93 @@ def call(
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Call ``function`` of a module with ``given`` in such a process and wait for its end."""
+    with Forked(function, given, cwd, env) as process:
+        return process.wait()
+
+
+class Forked:
+    """A process that runs; killed at the end of the block, if it has not ended by then."""
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        given: tuple[Any, ...],
+        cwd: Path | None,
+        env: Mapping[str, str] | None,
+        terminal: str | None = None,
+    ) -> None:
+        self._given = given
+        self._folder = tempfile.TemporaryDirectory()
+        self._streams = [Path(self._folder.name, name) for name in ("out", "err")]
+        for stream in self._streams:
+            stream.touch()
+        out, err = self._streams if terminal is None else [Path(terminal)] * 2
+        self._process = _start(function, given, out, err, cwd, env)
+        self.pid: int = self._process.pid or 0
+
+    def __enter__(self) -> Forked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.poll() is None:
+            self._process.kill()
+            self._process.join()
+        self._process.close()
+        self._folder.cleanup()
+
+    @property
+    def said(self) -> tuple[str, str]:
+        """What it has written to stdout and to stderr."""
+        out, err = (stream.read_text() for stream in self._streams)
+        return out, err
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
+        return self._process.exitcode
+
+    def wait(self, seconds: float = _SECONDS) -> subprocess.CompletedProcess[str]:
+        """What came of it; raises TimeoutExpired."""
+        self._process.join(seconds)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired(str(self._given), seconds, *self.said)
+        return subprocess.CompletedProcess(self._given, code, *self.said)
+
+    def until(self, pattern: str) -> re.Match[str]:
+        """Wait until it has written ``pattern`` to stdout."""
+        end = time.monotonic() + _SECONDS
+        while (found := re.search(pattern, self.said[0])) is None:
+            assert self.poll() is None, self.said
+            assert time.monotonic() < end, self.said
+            time.sleep(0.02)
+        return found
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+
+def _start(
+    function: Callable[..., None],
+    given: tuple[Any, ...],
+    out: Path,
+    err: Path,
+    cwd: Path | None,
+    env: Mapping[str, str] | None,
+) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        place = (str(cwd or Path.cwd()), dict(os.environ if env is None else env))
-        process = context.Process(target=_in_place, args=(*place, str(out), str(err), function, given))
-        process.start()
-        process.join(_SECONDS)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired((function.__name__, *map(str, given)), _SECONDS)
-        code = process.exitcode
-        process.close()
-        return subprocess.CompletedProcess(given, code, out.read_text(), err.read_text())
+    place = (str(cwd or Path.cwd()), dict(os.environ if env is None else env))
+    process = context.Process(target=_in_place, args=(*place, str(out), str(err), function, given))
+    process.start()
+    return process
 
 
 def _in_place(
     cwd: str, env: dict[str, str], out: str, err: str, function: Callable[..., None], given: tuple[Any, ...]
 ) -> None:
     for number, path in ((0, os.devnull), (1, out), (2, err)):
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(file, number)
         os.close(file)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
@@ -78,7 +169,7 @@ def _in_place(
     function(*given)
 
 
-def _command(args: tuple[str, ...], before: Callable[[], None] | None) -> None:
+def _command(args: tuple[str, ...], before: Callable[[], object] | None) -> None:
     sys.argv = ["esper", *args]
     if before is not None:
         before()

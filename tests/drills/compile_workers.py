@@ -11,10 +11,8 @@ Run: PYTHONPATH=tests python -m drills.compile_workers --jobs 3000 --kills 40 --
 from __future__ import annotations
 
 import argparse
-import ctypes
+import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,8 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, islice, product
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import forked
 from omegaconf import DictConfig
 from servers.redis import RedisServer
 
@@ -48,7 +48,6 @@ SMALL: Blueprint = parse_blueprint(
 )
 Pairs = list[tuple[Blueprint, Slot]]
 WALL_SECONDS = 9
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class CompileWorkers:
 
     def __init__(self, folder: Path, overrides: list[str]) -> None:
         self._folder = folder
-        self._command = [sys.executable, "-m", "esper_cli", "worker", "--workers", "1", *overrides]
+        self._overrides = overrides
         self._started = count()
         self._processes = [self._start(), self._start()]
 
@@ -86,7 +85,7 @@ class CompileWorkers:
         """SIGKILL; nothing of it has a chance to clean up."""
         index %= len(self._processes)
         self._processes[index].kill()
-        self._processes[index].wait()
+        self._processes[index].join()
         self._processes[index] = self._start()
 
     def outcomes(self) -> int:
@@ -96,19 +95,13 @@ class CompileWorkers:
     def close(self) -> None:
         """End them as Ctrl-C does."""
         for process in self._processes:
-            process.send_signal(signal.SIGINT)
+            os.kill(process.pid or 0, signal.SIGINT)
         for process in self._processes:
-            process.wait(30)
+            process.join(30)
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        with (self._folder / f"worker{next(self._started)}.log").open("wb") as log:
-            return subprocess.Popen(
-                self._command,
-                cwd=self._folder,
-                stdout=log,
-                stderr=log,
-                preexec_fn=lambda: ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL),
-            )
+    def _start(self) -> BaseProcess:
+        log = self._folder / f"worker{next(self._started)}.log"
+        return forked.begun("worker", "--workers", "1", *self._overrides, log=log, cwd=self._folder)
 
 
 def drill(folder: Path, server: RedisServer, *, jobs: int, kills: int, broker_kills: int) -> Report:

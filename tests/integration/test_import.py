@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import safetensors.torch
 import torch
+from forbidding import forbid_filters
 from hostile_programs import BLUEPRINT, SHAPE, Overtaken, Plain, good, scripted
 from torch import nn
 
@@ -46,8 +47,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[WorkerPool]:
-    with WorkerPool(1) as pool:
+    with WorkerPool(1, nice=0) as pool:
         yield pool
+
+
+@pytest.fixture
+def shared(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands use the pool of the module: to start one of their own takes seconds."""
+    monkeypatch.setattr("esper.assembly.importing.WorkerPool", lambda *_: nullcontext(pool))
 
 
 def esper(capsys: Output, *args: str) -> tuple[int, str, str]:
@@ -71,6 +78,7 @@ def all_stored() -> list[KernelMetadata]:
         return library.query(KernelQuery(sort="id"))
 
 
+@pytest.mark.usefixtures("shared")
 def test_a_kernel_goes_through_a_file_and_comes_out_the_same(
     home: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +107,7 @@ def test_a_kernel_goes_through_a_file_and_comes_out_the_same(
             assert [r.kernel_id for r in library.compilations() if r.kernel_id == ours.kernel_id] != []
 
 
+@pytest.mark.usefixtures("shared")
 def test_weights_of_a_program_are_taken_and_the_program_is_not(home: Path, capsys: Output) -> None:
     class Sleeper(Plain):
         """Computes what the blueprint says, unless an input is large."""
@@ -126,6 +135,7 @@ def test_weights_of_a_program_are_taken_and_the_program_is_not(home: Path, capsy
     assert all(torch.equal(value, given.state_dict()[name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.usefixtures("shared")
 def test_what_is_refused_says_so_in_a_line_and_the_rest_goes_on(home: Path, capsys: Output) -> None:
     kernel = stored()
     esper(capsys, "export", kernel.kernel_id, "good.safetensors")
@@ -149,24 +159,10 @@ def test_what_is_refused_says_so_in_a_line_and_the_rest_goes_on(home: Path, caps
     assert said["net.pt"].endswith("for its weights alone: --blueprint FILE --shape LAYOUT:IN:OUT")
 
 
-UNFILTERED = """
-import sys
-from forbidding import forbid_filters
-forbid_filters()
-from esper_cli import app
-sys.exit(app.run(["kernels", "import", *sys.argv[1:]]))
-"""
-
-
 def test_no_program_is_opened_where_calls_cannot_be_filtered(home: Path) -> None:
     Path("net.pt").write_bytes(good())
-    done = subprocess.run(
-        [sys.executable, "-c", UNFILTERED, "net.pt", "--blueprint", "offered.yaml", "--shape", SHAPE],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    asked = ("kernels", "import", "net.pt", "--blueprint", "offered.yaml", "--shape", SHAPE)
+    done = forked.esper(*asked, before=forbid_filters)
     assert done.returncode == 6
     assert "refused: net.pt: parse: the kernel refuses to filter system calls" in done.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from esper.assembly.catalogue import LibraryCatalogue, redis_check
 from esper.assembly.storage import build_library
 from esper.assembly.telemetry import mirrored
 from esper.assembly.workers import queue_check, watched_broker
+from esper.errors import ConfigError
 from esper.nissa.api.application import create_app
 from esper.nissa.api.kept_metrics import KeptMetrics
 from esper.nissa.http.guard import Guard
@@ -27,6 +29,7 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
     ``say`` is told where it listens and who is let in. Raises ServerError when the port is taken, or others
     than this machine could come in without TLS and tokens.
     """
+    _give_way(cfg.nissa.nice)
     tls = build_tls(cfg, self_signed=self_signed, say=say)
     admission = build_admission(cfg, tls=tls is not None)
     with build_library(cfg) as library, mirrored(cfg) as mirror, watched_broker(cfg) as broker:
@@ -53,3 +56,10 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
         gc.collect()
         gc.freeze()
         server.run(on_ready=lambda url: say(f"serving {cfg.runs} at {url}"))
+
+
+def _give_way(nice: int) -> None:
+    """Lower the priority of this process: a run beside it goes first."""
+    if not 0 <= nice <= 19:
+        raise ConfigError(f"nissa.nice must be between 0 and 19, not {nice}")
+    os.nice(nice)

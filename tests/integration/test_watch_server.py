@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -77,7 +78,9 @@ def port(folder: Path, certificate: Path) -> Iterator[int]:
         try:
             assert serving.stdout is not None
             said = (re.search(r"https://[^:]+:(\d+)", line) for line in serving.stdout)
-            yield next(int(found[1]) for found in said if found)
+            port = next(int(found[1]) for found in said if found)
+            assert os.getpriority(os.PRIO_PROCESS, serving.pid) == os.getpriority(os.PRIO_PROCESS, 0) + 5
+            yield port
         finally:
             serving.terminate()
 

@@ -122,6 +122,12 @@ def test_so_are_connections_and_tls_that_cannot_be(home: Path) -> None:
         build_tls(config(**files, tls_minimum="1.1"), self_signed=False, say=str)
 
 
+@pytest.mark.parametrize("nice", ["-1", "20"])
+def test_a_priority_that_may_not_be_is_named(nice: str, capsys: Output) -> None:
+    assert run(["serve-metrics", f"nissa.nice={nice}"]) != 0
+    assert "nissa.nice must be between 0 and 19" in capsys.readouterr().err
+
+
 def test_a_certificate_of_the_moment_is_not_made_beside_another() -> None:
     said: list[str] = []
     assert build_tls(config(), self_signed=False, say=said.append) is None

@@ -257,14 +257,16 @@ class Trainer:
                 continue
             done = self.done(epoch + step / steps)
             self.progress.flops += cost
-            observe(self.model, watched)
+            if watched:
+                observe(self.model, True)
             self._set_rates(done)
             place = (epoch, step, self.progress.global_step)
             x, y = self.batches.batch(epoch, step, share(samples, self.group))
             loss = self.step(x, y, samples)
             self.watch.note(place, loss, (p for g in self.optimizer.param_groups for p in g["params"]))
             self.progress.global_step += 1
-            observe(self.model, False)
+            if watched:
+                observe(self.model, False)
             so_far.add(loss, samples)
             self.progress.samples += samples
             if watched or self.watch.full:

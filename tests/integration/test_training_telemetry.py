@@ -58,7 +58,7 @@ def test_a_run_tells_its_sinks_everything_but_places_and_is_the_same_run(
             assert line["fields"]["packet"]["held_out_loss"] == event["packet"]["held_out_loss"]
     steps = [line for line in lines if line["kind"] == "step"]
     health = [line for line in lines if line["kind"] == "health"]
-    layers = journal[0]["layers"]
+    layers = next(event["layers"] for event in journal if event["event"] == "run_started")
     assert len(health) == len(layers) * len(steps) > 0
     assert {line["schema"] for line in health} == {SCHEMA}
     record = unpack(base64.b64decode(health[0]["record"]))

@@ -229,7 +229,7 @@ def export_run(
 ) -> None:
     """Write the grown network as plain PyTorch source and safetensors, to be used without Esper."""
     with interrupts_held():
-        from esper.assembly.training import export_run as export
+        from esper.assembly.exporting import export_run as export
         from esper_cli.config import compose_from
 
     view = open_store(overrides or ()).open(run)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from esper.assembly.exporting import export_run
 from esper.assembly.harvest import harvest
 from esper.assembly.kernels import build_pipeline, rebuilder
 from esper.assembly.storage import build_library
-from esper.assembly.training import build_training, export_run
+from esper.assembly.training import build_training
 from esper.blueprint import load_blueprints
 from esper.messages import Slot
 from esper.tezzeret.export import ExportedKernel

@@ -12,7 +12,8 @@ import torch
 from proving_support import LONG
 from safetensors.torch import load_file
 
-from esper.assembly.training import build_training, export_run
+from esper.assembly.exporting import export_run
+from esper.assembly.training import build_training
 from esper.kasmina import seeded_layers
 from esper.messages import AdaptationDecision
 from esper.nissa.runs import RunStore

@@ -11,7 +11,8 @@ import torch
 from drills.pairs import BASE, WAYS, check, pairs, train
 from safetensors.torch import load_file
 
-from esper.assembly.training import build_training, export_run
+from esper.assembly.exporting import export_run
+from esper.assembly.training import build_training
 from esper.errors import ConfigError
 from esper.tolaria.run import weights_digest
 from esper_cli.config import compose, compose_from

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from esper.assembly.exporting import export_run
 from esper.assembly.keys import build_envelope
-from esper.assembly.training import build_training, export_run
+from esper.assembly.training import build_training
 from esper.errors import CheckpointError, RunError
 from esper.tolaria.checkpoints import Checkpoints
 from esper_cli.config import compose, compose_from

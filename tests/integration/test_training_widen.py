@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from esper.assembly.exporting import export_run
 from esper.assembly.keys import build_envelope
-from esper.assembly.training import build_training, export_run
+from esper.assembly.training import build_training
 from esper.errors import ConfigError
 from esper.tolaria.checkpoints import Checkpoints
 from esper_cli.config import compose, compose_from

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,6 +12,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from page_support import DEEP, FAILED, GROWN, SCRUB, STOPPED, WINDOW, MadeRun, Open
 from playwright.sync_api import Browser, Page, expect
+
+from esper.nissa.journal import JOURNAL_NAME, Journal
 
 
 def scrub(page: Page, epoch: int) -> None:
@@ -128,13 +131,18 @@ def test_a_run_is_followed_while_it_goes_on(open_page: Open, place: Path) -> Non
     expect(latest.locator(".layer").first).to_be_visible()
     run = MadeRun(place / "runs", "20990101-100000-live-0009", layers=4, total=30, every=6)
     try:
-        run.epochs(5)
+        run.epochs(1)
+        expect(page.locator("#at")).to_have_text("1 / 1")
+        run.epochs(4)
         expect(page.locator("h1")).to_have_text("live")  # the newest, which nobody chose
         expect(latest.locator("h1")).to_have_text("live")
         expect(latest.locator(".label").first).to_have_text("stage1.0block")
         expect(page.locator(".status")).to_have_text("running")
         expect(page.locator("#link")).to_have_text("live")
         expect(page.locator("#at")).to_have_text("5 / 5")
+        page.locator("#loss .u-over").click()  # in the middle: the curves have grown with the run
+        expect(page.locator("#at")).to_have_text("3 / 5")
+        page.keyboard.press("End")
         expect(page.locator("#decisions .empty")).to_contain_text("No decision yet")
         run.epochs(3)
         expect(page.locator("#at")).to_have_text("8 / 8")
@@ -148,6 +156,10 @@ def test_a_run_is_followed_while_it_goes_on(open_page: Open, place: Path) -> Non
         run.epochs(1)
         expect(page.locator("#at")).to_have_text("11 / 11")
         expect(page.locator("#alert-list")).to_contain_text("Rolled back: non-finite loss")
+        down = {"state": "down", "reason": "127.0.0.1:6379 does not answer", "behind": 900}
+        run.journal.write("telemetry", sinks={"redis": down})
+        expect(page.locator("#alert-list")).to_contain_text("Sink redis takes no messages")
+        expect(page.locator("#alert-list code")).to_have_text("esper doctor nissa/sinks=redis")
         run.invent("gated_pair", failure="build: 9000 parameters are too many")
         run.epochs(19)
         run.finish()
@@ -157,6 +169,31 @@ def test_a_run_is_followed_while_it_goes_on(open_page: Open, place: Path) -> Non
     finally:
         run.close()
         shutil.rmtree(place / "runs" / run.run_id)
+
+
+def test_a_run_that_prepares_shows_what_waits_to_be_compiled(open_page: Open, place: Path) -> None:
+    page = open_page()
+    waits, folder = page.locator("#waits"), place / "runs" / "20990101-130000-soon-0012"
+    expect(page.locator(".layer").first).to_be_visible()
+    folder.mkdir()
+    try:
+        with Journal(folder / JOURNAL_NAME, fsync=False) as journal:
+            journal.write("preparing", experiment="soon", task="digits", seed=0, total_epochs=9)
+            since = (datetime.now(UTC) - timedelta(seconds=70)).isoformat()
+            journal.write("compile_queue", waiting=12, compiling=2, workers=2, oldest=since)
+            expect(page.locator("h1")).to_have_text("soon")
+            expect(page.locator(".status")).to_have_text("preparing")
+            expect(page.locator("#loss")).to_be_hidden()
+            expect(waits).to_contain_text("12 wait2 being compiled2 workersthe oldest for 7")
+            journal.write("compile_queue", waiting=1, compiling=0, workers=0, oldest=since)
+            expect(waits).to_contain_text("1 waits0 being compiled0 workers")
+            expect(page.locator("#alert-list")).to_contain_text("1 kernel to be compiled, and no worker")
+            journal.write("compile_queue", waiting=0, compiling=0, workers=2, oldest=None)
+            expect(waits).to_be_hidden()
+            expect(page.locator("#alert-list")).not_to_contain_text("no worker")
+        expect(page.locator(".status")).to_have_text("stopped", timeout=15_000)  # killed: no event
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_who_comes_back_sees_what_was_missed(open_page: Open, place: Path) -> None:
@@ -282,6 +319,38 @@ def test_the_colours_are_the_readers_choice(open_page: Open) -> None:
     assert light != dark
     page.reload()
     assert page.evaluate(background) == light
+
+
+def test_where_there_is_no_run_the_next_step_is_told_and_the_first_one_appears(
+    open_page: Open, place: Path
+) -> None:
+    page = open_page()
+    nothing = {"total": 0, "runs": [], "next": None}
+    page.route("**/api/v1/runs?*", lambda route: route.fulfill(json=nothing))
+    page.reload()
+    expect(page.locator("#notice h1")).to_have_text("No run yet")
+    expect(page.locator("#notice code")).to_have_text("esper train +experiment=smoke")
+    expect(page.locator("#content")).to_be_hidden()
+    page.unroute_all()
+    run = MadeRun(place / "runs", "20990101-140000-first-0013", layers=1, total=9)
+    try:
+        expect(page.locator("h1")).to_have_text("first")
+        expect(page.locator("#notice")).to_be_hidden()
+    finally:
+        run.close()
+        shutil.rmtree(place / "runs" / run.run_id)
+
+
+def test_whose_role_is_too_low_is_told_which_it_takes(open_page: Open) -> None:
+    page = open_page(f"#run={GROWN}", strict=False)
+    expect(page.locator(".layer").first).to_be_visible()
+    said = {"status": 403, "title": "Forbidden", "detail": "this asks for the role viewer; guest has none"}
+    page.route("**/api/v1/**", lambda route: route.fulfill(status=403, json=said))
+    page.reload()
+    expect(page.locator("#notice h1")).to_have_text("Not allowed")
+    expect(page.locator("#notice")).to_contain_text("Ask for the role viewer")
+    expect(page.locator("#notice")).to_contain_text("guest has none")
+    expect(page.locator("#content")).to_be_hidden()
 
 
 def test_who_is_not_signed_in_is_told_so_at_once_and_later(browser: Browser, url: str, token: str) -> None:

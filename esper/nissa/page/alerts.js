@@ -1,4 +1,4 @@
-// What someone should look at: how a run ended, rollbacks, faults, open circuits, failed compilations.
+// What someone should look at: how a run ended, rollbacks, faults, open circuits, sinks that are down, compilations.
 
 import { clock, day, el, plural, redraw, seconds, words } from "./format.js";
 
@@ -16,7 +16,7 @@ export function alertsOf(runs, compilations) {
     const label = runs.length > 1 ? (which ? "B: " : "A: ") : "";
     const { run: facts } = run;
     const add = (level, what, detail, at, more) => alerts.push({ level, what: label + what, detail, at, ...more });
-    const resume = { next: `esper train --resume ${facts.run_id}` };
+    const resume = facts.epochs ? { next: `esper train --resume ${facts.run_id}` } : {};
     if (facts.status === "failed") add("bad", "The run failed", facts.error, facts.last_event, resume);
     if (facts.status === "stopped")
       add(
@@ -49,6 +49,24 @@ export function alertsOf(runs, compilations) {
           facts.last_event,
         );
     }
+    for (const [name, sink] of Object.entries(run.sinks ?? {})) {
+      if (sink.state === "down")
+        add(
+          "wait",
+          `Sink ${name} takes no messages`,
+          `${sink.reason ? `${sink.reason}. ` : ""}The journal has every event, and training does not wait.`,
+          facts.last_event,
+          { next: `esper doctor nissa/sinks=${name}` },
+        );
+    }
+    if (run.queue?.waiting && !run.queue.workers)
+      add(
+        "wait",
+        `${plural(run.queue.waiting, "kernel")} to be compiled, and no worker`,
+        "Nobody who serves the broker has been heard of.",
+        run.queue.oldest,
+        { next: "esper worker" },
+      );
     if (facts.inventing_error) add("wait", "Inventing ended before the run", facts.inventing_error, facts.last_event);
     if (facts.damaged_lines)
       add(
@@ -105,12 +123,12 @@ export class Alerts {
                     ? el("time", { datetime: alert.at, title: day(alert.at) }, clock(alert.at))
                     : null,
                 alert.detail ? el("p", {}, alert.detail) : null,
-                alert.next ? el("p", {}, "Go on with: ", el("code", {}, alert.next)) : null,
+                alert.next ? el("p", {}, "Next: ", el("code", {}, alert.next)) : null,
               ),
             ),
             alerts.length > MOST ? el("li", { class: "sub" }, `and ${alerts.length - MOST} earlier`) : null,
           )
-        : el("p", { class: "empty" }, "None: no rollback, fault, open circuit or failed compilation."),
+        : el("p", { class: "empty" }, "None: no rollback, fault, open circuit, silent sink or failed compilation."),
     );
   }
 }

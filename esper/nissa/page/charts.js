@@ -60,7 +60,8 @@ class Chart {
   }
 
   show(runs, { fresh }) {
-    const recreate = fresh || !this.plot || this.runs.length !== runs.length;
+    // Of fewer than two epochs there is no range, and points are drawn in place of a line.
+    const recreate = fresh || !(this.plot?.data[0].length > 1) || this.runs.length !== runs.length;
     this.runs = runs;
     if (recreate) this.create();
     else {

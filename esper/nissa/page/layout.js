@@ -3,6 +3,7 @@
 import { count, day, el, loss, percent, plain, redraw, seconds, signedPercent } from "./format.js";
 
 const STATUS = {
+  preparing: "preparing",
   running: "running",
   paused: "paused",
   finished: "finished",
@@ -11,12 +12,16 @@ const STATUS = {
   stopped: "stopped",
 };
 
-const LEVEL = { running: "good", paused: "wait", finished: "done", interrupted: "wait", failed: "bad", stopped: "bad" };
+const LEVEL = { preparing: "wait", running: "good", paused: "wait", finished: "done", interrupted: "wait", failed: "bad", stopped: "bad" };
+
+const statusOf = ({ status, preparing }) => (preparing && status === "running" ? "preparing" : status);
 
 function sentence(run) {
   const { run: facts } = run;
   const done = `${plain(facts.epochs)} of ${plain(facts.total_epochs)} epochs`;
-  switch (facts.status) {
+  switch (statusOf(facts)) {
+    case "preparing":
+      return `kernels are compiled before ${facts.resumes || facts.epochs ? "it goes on" : "the first epoch"}`;
     case "running":
       return `${done} in ${seconds(facts.seconds)}${facts.resumes ? `, resumed ${facts.resumes}×` : ""}`;
     case "paused":
@@ -28,7 +33,7 @@ function sentence(run) {
     case "failed":
       return `after ${done}: ${facts.error || "no reason was written"}`;
     case "stopped":
-      return `after ${done}: its process is gone without a last word; go on with: esper train --resume ${facts.run_id}`;
+      return `after ${done}: its process is gone without a last word; ${facts.epochs ? `go on with: esper train --resume ${facts.run_id}` : "start it anew"}`;
     default:
       return done;
   }
@@ -80,7 +85,8 @@ export class Heads {
 
   #head(run, which, both) {
     const { run: facts } = run;
-    const level = LEVEL[facts.status] ?? "wait";
+    const status = statusOf(facts);
+    const level = LEVEL[status] ?? "wait";
     return el(
       "article",
       { class: `head-of ${which ? "second" : "first"}` },
@@ -88,7 +94,7 @@ export class Heads {
         "div",
         { class: "title" },
         el("h1", {}, both ? el("b", { class: "tag" }, which ? "B" : "A") : null, facts.experiment || run.id),
-        el("span", { class: `status ${level}`, data: { status: facts.status } }, STATUS[facts.status] ?? facts.status),
+        el("span", { class: `status ${level}`, data: { status } }, STATUS[status] ?? status),
         el("p", { class: "sub" }, sentence(run)),
       ),
       el(

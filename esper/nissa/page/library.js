@@ -1,6 +1,6 @@
 // Cache tiers with their hit rates, the library's kernels, and what was and is being compiled.
 
-import { clock, count, day, el, number, percent, redraw, seconds, short, small } from "./format.js";
+import { clock, count, day, el, number, percent, plain, redraw, seconds, short, small } from "./format.js";
 import { get } from "./server.js";
 
 const SHOWN = 8;
@@ -89,9 +89,33 @@ const inventionRow = (each) =>
     el("time", { datetime: each.at, title: day(each.at) }, clock(each.at)),
   );
 
+const isBusy = (queue) => queue && queue.waiting + queue.compiling > 0;
+
+function age(iso) {
+  const passed = (Date.now() - Date.parse(iso)) / 1000;
+  return passed >= 10 ? seconds(passed) : "a moment";
+}
+
+function queueRow([label, queue]) {
+  const stuck = queue.waiting && !queue.workers;
+  return el(
+    "li",
+    { class: stuck ? "bad" : "" },
+    label ? el("b", { class: "whose" }, label) : null,
+    el("span", {}, el("b", {}, plain(queue.waiting)), queue.waiting === 1 ? " waits" : " wait"),
+    el("span", {}, el("b", {}, plain(queue.compiling)), " being compiled"),
+    el("span", {}, el("b", {}, plain(queue.workers)), queue.workers === 1 ? " worker" : " workers"),
+    queue.oldest ? el("span", {}, `the oldest for ${age(queue.oldest)}`) : null,
+    stuck ? el("span", {}, "start a worker: ", el("code", {}, "esper worker")) : null,
+  );
+}
+
 export class Library {
   constructor(onFailures) {
     this.onFailures = onFailures;
+    this.waits = document.getElementById("waits");
+    this.broker = null;
+    setInterval(() => document.hidden || this.#waits(), 1000); // what waits grows older
     this.place = document.getElementById("library");
     this.queue = document.getElementById("queue");
     this.sub = document.getElementById("library-sub");
@@ -110,28 +134,51 @@ export class Library {
         runs.map((run) => run.id),
         this.kernels?.map((each) => each.kernel.kernel_id),
         this.problem,
+        this.busy,
       ]),
       () => [...runs.map((run, which) => tiers(run, runs.length > 1 ? `${which ? "B" : "A"}: ` : "")), this.#kernels()],
     );
     this.#queue();
   }
 
+  // What is compiled now for the runs that are shown, and for whoever asks the broker.
+  get #queues() {
+    const runs = this.runs ?? [];
+    const labels = runs.length > 1 ? ["A", "B"] : [this.broker ? "run" : ""];
+    const queues = runs.map((run, which) => [labels[which], run.queue]);
+    return [...queues, ["broker", this.broker]].filter(([, queue]) => queue);
+  }
+
+  get busy() {
+    return this.#queues.some(([, queue]) => isBusy(queue));
+  }
+
+  #waits() {
+    const busy = this.#queues.filter(([, queue]) => isBusy(queue));
+    const ages = busy.map(([, { oldest }]) => (oldest ? age(oldest) : ""));
+    redraw(this.waits, JSON.stringify([busy, ages]), () => busy.map(queueRow));
+    this.waits.hidden = !busy.length;
+  }
+
   #queue() {
+    this.#waits();
     if (!this.compilations) return;
     const invented = this.runs?.flatMap((run) => run.inventions) ?? [];
-    redraw(this.queue, JSON.stringify([this.compilations, invented]), () =>
+    redraw(this.queue, JSON.stringify([this.compilations, invented, this.busy]), () =>
       [
         invented.length ? el("h3", {}, "Invented beside the run") : null,
         invented.length ? el("ul", { class: "compiled" }, invented.slice(-SHOWN).reverse().map(inventionRow)) : null,
         invented.length ? el("h3", {}, "All of the library") : null,
         this.compilations.length
           ? el("ul", { class: "compiled" }, this.compilations.map(compilationRow))
-          : el(
-              "p",
-              { class: "empty" },
-              "Nothing was compiled yet. Compile what ships: ",
-              el("code", {}, "esper compile --for smoke"),
-            ),
+          : this.busy
+            ? null
+            : el(
+                "p",
+                { class: "empty" },
+                "Nothing was compiled yet. Compile what ships: ",
+                el("code", {}, "esper compile --for smoke"),
+              ),
       ].filter(Boolean),
     );
   }
@@ -139,6 +186,7 @@ export class Library {
   #kernels() {
     if (this.problem) return el("p", { class: "empty" }, this.problem);
     if (!this.kernels) return el("p", { class: "empty" }, "Asking the library.");
+    if (!this.kernels.length && this.busy) return el("p", { class: "empty" }, "The first kernels are being compiled.");
     if (!this.kernels.length)
       return el(
         "p",
@@ -188,8 +236,9 @@ export class Library {
       );
       return;
     }
-    const { compilations: all, counts } = answer.value;
+    const { compilations: all, counts, broker } = answer.value;
     this.compilations = all;
+    this.broker = broker;
     this.queueSub.textContent = `${count(counts.compiled)} done, ${count(counts.failed)} failed`;
     this.#queue();
   }

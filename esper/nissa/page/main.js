@@ -15,6 +15,7 @@ import { Time } from "./time.js";
 const REFRESH = 250; // ms between two questions for the same run, at least
 const LIST_EVERY = 5000;
 const LIBRARY_EVERY = 15_000;
+const QUEUE_EVERY = 3000; // while something is compiled
 const LISTED = 200; // runs to choose from; any other by its address
 const REFUSALS = [401, 403, 404]; // to ask again does not help
 
@@ -60,6 +61,10 @@ async function askList() {
   state.said = said;
   state.list = runs;
   fillPickers();
+  state.runs.forEach((run, which) => {
+    const listed = runs.find((each) => each.run_id === run?.id);
+    if (listed && listed.status !== run.run.status) refresh(which); // a process that was killed tells of no event
+  });
 }
 
 function fillPickers() {
@@ -140,6 +145,8 @@ function render(fresh) {
   $("content").hidden = false;
   silence();
   document.body.classList.toggle("both", runs.length > 1);
+  document.body.classList.toggle("no-epoch", !runs.some((run) => run.length));
+  document.body.classList.toggle("no-layer", !runs.some((run) => run.layers.length));
   document.title = `${runs.map((run) => run.run.experiment).join(" | ")} · Esper`;
   time.show(runs);
   heads.show(runs, time.epoch);
@@ -213,7 +220,7 @@ function onEvent(type, run) {
     state.missed = true; // nobody looks; all of it is asked for when somebody does
     return;
   }
-  if (type === null || type.startsWith("run_") || type === "control")
+  if (type === null || type.startsWith("run_") || type === "control" || type === "preparing")
     quietly(async () => {
       const before = wantedIds()[0];
       await askList();
@@ -221,7 +228,7 @@ function onEvent(type, run) {
     });
   state.runs.forEach((each, which) => {
     if (!each) return;
-    const another = type === "run_started" && each.asked === "latest";
+    const another = (type === "preparing" || type === "run_started") && each.asked === "latest";
     const about = type === null ? each.going || state.lost : run === null || each.id === run || another;
     if (about) refresh(which);
   });
@@ -266,6 +273,7 @@ async function begin() {
   quietly(() => library.ask());
   nowAndThen(askList, LIST_EVERY);
   nowAndThen(() => library.ask(), LIBRARY_EVERY);
+  nowAndThen(async () => library.busy && (await library.ask()), QUEUE_EVERY);
 }
 
 begin();

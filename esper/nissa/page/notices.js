@@ -13,6 +13,7 @@ export const saying = () => !at("notice").hidden;
 
 export const silence = () => {
   at("notice").hidden = true;
+  at("notice").replaceChildren();
 };
 
 function hideRun() {

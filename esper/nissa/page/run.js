@@ -2,7 +2,19 @@
 
 import { number } from "./format.js";
 
-const FACTS = ["run", "layers", "growths", "faults", "fault_counts", "rollbacks", "checkpoint", "cache", "inventions"];
+const FACTS = [
+  "run",
+  "layers",
+  "growths",
+  "faults",
+  "fault_counts",
+  "rollbacks",
+  "checkpoint",
+  "cache",
+  "queue",
+  "sinks",
+  "inventions",
+];
 
 // The last place in `rows` (sorted by their first entry) whose first entry is at most `epoch`; -1 when none is.
 function lastAt(rows, epoch) {

@@ -43,6 +43,7 @@ export const history = (run, cursor) =>
   get(`/api/v1/runs/${encodeURIComponent(run)}/history${cursor ? `?after=${encodeURIComponent(cursor)}` : ""}`);
 
 const EVENTS = [
+  "preparing",
   "run_started",
   "epoch",
   "decision",
@@ -50,6 +51,8 @@ const EVENTS = [
   "trial",
   "fault",
   "cache",
+  "compile_queue",
+  "telemetry",
   "checkpoint",
   "growth",
   "rollback",

@@ -34,12 +34,17 @@ def queue_families(views: Sequence[RunView]) -> Iterable[Metric]:
         yield family
 
 
-def broker_families(queue: CompileQueue | None) -> Iterable[Metric]:
-    """What waits at the broker of compile workers, for whoever asked; None where it does not answer."""
-    documentation = "Whether the broker of compile workers answers (1) or not (0)."
-    yield GaugeMetricFamily("esper_broker_up", documentation, float(queue is not None))
-    if queue is not None:
-        for name, documentation, value_of in _GAUGES:
-            yield GaugeMetricFamily(
-                f"esper_broker_{name}", f"{documentation}, at the broker.", value_of(queue)
-            )
+def broker_families(queue: CompileQueue | None, *, known: bool) -> Iterable[Metric]:
+    """What waits at the broker of compile workers, for whoever asked; None where it does not answer.
+
+    Where none is ``known`` there are no values.
+    """
+    up = GaugeMetricFamily("esper_broker_up", "Whether the broker of compile workers answers (1) or not (0).")
+    if known:
+        up.add_metric([], float(queue is not None))
+    yield up
+    for name, documentation, value_of in _GAUGES:
+        family = GaugeMetricFamily(f"esper_broker_{name}", f"{documentation}, at the broker.")
+        if queue is not None:
+            family.add_metric([], value_of(queue))
+        yield family

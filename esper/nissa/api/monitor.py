@@ -150,7 +150,7 @@ class Monitor:
         except (EsperError, TimeoutError) as error:
             log.warning("kernel library: %s", error)
             compilations = None
-        more = [] if self._broker is None else broker_families(self.broker())
+        more = broker_families(self.broker(), known=self._broker is not None)
         with self._latest_views(MAX_ENDED_RUNS) as (views, _):
             return render(RunCollector(views, compilations, more), accept)
 

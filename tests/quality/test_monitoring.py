@@ -39,6 +39,7 @@ PLUGINS_OWN = re.compile(r"/annotations/list\[\d\]/(step|titleFormat|textFormat|
 MAY_BE_SILENT = {
     *("Adaptations", "Rollbacks", "Alerts", "Kernel faults", "Seconds to recover", "Circuit of a tier"),
     *("Cache hit rate by tier", "Inventions", "How far sinks are behind"),
+    *("Compile queue", "How long the oldest waits"),
 }
 """Panels and annotations that have nothing to show of a run that has ended well before the first scrape."""
 

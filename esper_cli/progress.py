@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from esper.messages import SeedState, Slot
+from esper.messages import CompileQueue, SeedState, Slot
 from esper_cli.terminal import count, percent
 
 
@@ -213,7 +213,13 @@ def _compile(fields: Mapping[str, Any]) -> str:
     return f"{done}: as a fallback: {record.reason}" if record.reason else done
 
 
+def _compile_queue(fields: Mapping[str, Any]) -> str:
+    return f"queue     {CompileQueue(fields['waiting'], fields['compiling'], fields['workers'])}"
+
+
 _DESCRIBERS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "preparing": lambda fields: f"preparing {fields['experiment']} on {fields['task']}: kernels first",
+    "compile_queue": _compile_queue,
     "run_started": _run_started,
     "epoch": _epoch,
     "decision": _decision,

@@ -66,7 +66,7 @@ class WatchFrame:
         unicode = not options.ascii_only
         head: list[RenderableType] = [self._name(width), self._progress(width), self._numbers(width)]
         alerts = self._alerts(width)
-        tail = [*self._caches(width), *self._checkpoint(width)]
+        tail = [*self._queue(width), *self._caches(width), *self._checkpoint(width)]
         room = lines - len(head) - len(tail)
         alerts = cut_to(alerts, max(1, room // 6), width, "alerts")
         room -= len(alerts)
@@ -99,6 +99,8 @@ class WatchFrame:
 
     def _progress(self, width: int) -> Table:
         view = self.view
+        if view.preparing and view.status.goes_on:
+            return progress_line("preparing", 0.0, f"in {duration(view.seconds)}", width)
         done = view.last.epoch + 1 if view.last else 0
         share = min(1.0, done / view.total_epochs) if view.total_epochs else 0.0
         left = _seconds_left(view)
@@ -108,7 +110,8 @@ class WatchFrame:
     def _numbers(self, width: int) -> Text:
         view, last = self.view, self.view.last
         if last is None:
-            return Text("no epoch is done yet"[:width], style="dim")
+            what = "kernels are compiled before the first epoch" if view.preparing else "no epoch is done yet"
+            return Text(what[:width], style="dim")
         best = max(epoch.accuracy for epoch in view.epochs)
         parts = [
             f"loss {last.loss:.4f}",
@@ -154,6 +157,15 @@ class WatchFrame:
         alike = list(grouped(self.view.adaptations))[-MOST_ADAPTATIONS:]
         rows = [_adaptation_cells(items, losses, unicode) for items in alike]
         return _adaptation_lines(rows, width - _LABEL)
+
+    def _queue(self, width: int) -> Iterator[Text]:
+        """What is compiled for the run now."""
+        queue = self.view.queue
+        if queue is None or not queue.waiting + queue.compiling:
+            return
+        age = queue.oldest_seconds(self.now)
+        parts = [str(queue), *([f"the oldest for {duration(age)}"] if queue.oldest else [])]
+        yield from _labelled("kernels", [Text(as_many_as_fit(parts, width - _LABEL))])
 
     def _caches(self, width: int) -> Iterator[Text]:
         parts = []

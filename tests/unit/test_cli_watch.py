@@ -137,6 +137,37 @@ def test_the_picture_shows_what_there_is_to_know() -> None:
     assert "fault: " in text
 
 
+def test_a_run_that_prepares_says_what_waits_to_be_compiled() -> None:
+    view = ToldRun(Path(RUN_ID))
+    about = {"experiment": "smoke", "task": "digits", "seed": 0, "total_epochs": 12}
+    queue = {"waiting": 12, "compiling": 1, "workers": 2, "oldest": (NOW - timedelta(seconds=70)).isoformat()}
+    at = NOW.isoformat()
+    view.tell([{"event": "preparing", "at": at, **about}], alive=True)
+    view.tell([{"event": "compile_queue", "at": at, **queue}], alive=True)
+    lines = draw(WatchFrame(view, NOW), 100)
+    assert lines[0].endswith("running")
+    assert "smoke on digits" in lines[0]
+    assert lines[1].startswith("preparing")
+    text = "\n".join(lines)
+    assert "kernels 12 wait, 1 is being compiled by 2 workers  the oldest for 1 min 10 s" in text
+    view.tell([{"event": "compile_queue", "at": at, **queue, "workers": 0}], alive=True)
+    assert re.search(
+        r"alerts +queue: 12 to be compiled, and no worker", "\n".join(draw(WatchFrame(view, NOW)))
+    )
+    view.tell([{"event": "run_started", "at": at, **about, "resumed_from_epoch": None}], alive=True)
+    lines = draw(WatchFrame(view, NOW))
+    assert lines[1].startswith("epoch 0/12")
+    assert "kernels" not in "\n".join(lines)
+    assert view.resumes == 0
+
+
+def test_a_sink_that_is_down_is_an_alert_while_the_run_goes_on() -> None:
+    down = {"redis": {"state": "down", "reason": "127.0.0.1:6379 does not answer"}}
+    for alive in (True, False):
+        text = "\n".join(draw(WatchFrame(told(("telemetry", {"sinks": down}), alive=alive), NOW), 120))
+        assert alive == ("sink: redis takes no messages: 127.0.0.1:6379 does not answer" in text)
+
+
 def test_the_time_that_is_left_is_that_of_the_latest_epochs() -> None:
     made = ToldRun(Path(RUN_ID))
     played = [event for event in events(12) if event[0] not in LIVE_ONLY]
@@ -234,6 +265,29 @@ def test_a_run_that_is_killed_while_it_is_watched_is_told_of(
         assert run(["watch"]) == 1
         killed.join()
     assert f"run {RUN_ID}: stopped" in capsys.readouterr().out
+
+
+def test_the_run_that_begins_is_the_latest_while_its_kernels_are_compiled(
+    ended: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soon = ended.parent / "20260101-000000-soon-0000"  # whatever its id: it is what began last
+    soon.mkdir()
+    with Journal(soon / JOURNAL_NAME, fsync=False) as journal:
+        journal.write("preparing", experiment="soon", task="digits", seed=0, total_epochs=9)
+        journal.write("compile_queue", waiting=3, compiling=1, workers=1, oldest=NOW.isoformat())
+        assert run(["watch", "--once"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(soon.name)
+        assert "3 wait, 1 is being compiled by 1 worker" in shown
+        killed = threading.Timer(0.5, journal.close)
+        killed.start()
+        assert run(["watch"]) == 1
+        killed.join()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "preparing soon on digits: kernels first",
+        "queue     3 wait, 1 is being compiled by 1 worker",
+    ]
 
 
 def test_json_is_the_journal_itself(ended: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,10 @@ class Repeats:
         return None
 
     def keep(self, until: float) -> None:
-        """The answer that is about to be sent holds until then (``time.monotonic``)."""
+        """The answer that is about to be sent holds until then (``time.monotonic``).
+
+        That is soon: the server does not know of what is repeated, and its idle time runs on.
+        """
         self._until = until
 
     def sent(self, data: bytes) -> None:

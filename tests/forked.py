@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,13 @@ class Forked:
         os.kill(self.pid, number)
 
 
+def context() -> ForkServerContext:
+    """What forks from that server, for code that takes a context of ``multiprocessing``."""
+    found = multiprocessing.get_context("forkserver")
+    found.set_forkserver_preload(_PRELOADED)
+    return found
+
+
 def _start(
     function: Callable[..., None],
     given: tuple[Any, ...],
@@ -146,10 +154,8 @@ def _start(
     cwd: Path | None,
     env: Mapping[str, str] | None,
 ) -> BaseProcess:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     place = (str(cwd or Path.cwd()), dict(os.environ if env is None else env))
-    process = context.Process(target=_in_place, args=(*place, str(out), str(err), function, given))
+    process = context().Process(target=_in_place, args=(*place, str(out), str(err), function, given))
     process.start()
     return process
 

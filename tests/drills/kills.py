@@ -244,13 +244,13 @@ class Drill:
         return [event for event in self._events(folder) if event["event"] == "run_started"]
 
 
-def main() -> int:
+def main(given: list[str] | None = None) -> int:
     """Kill, and say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no more are killed")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ESPER_HOME"] = str(Path(folder, "home"))
         Path(folder, "whole").mkdir()

@@ -1,24 +1,22 @@
-"""Run a function in several processes that train together, as torchrun would start them.
-
-    python -m drills.together MODULE:FUNCTION ARGUMENTS FOLDER
-
-is one of them: it calls the function with the group and the arguments, a list in JSON, and writes what that
-returns into FOLDER.
-"""
+"""Run a function in several processes that train together, as torchrun would start them."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+from forked import Forked
 from servers.redis import free_port
+
+from esper.tolaria.distributed import join, leave
 
 TESTS = Path(__file__).parent.parent
 
@@ -33,40 +31,28 @@ def environment(rank: int, size: int, port: int, job: str) -> dict[str, str]:
 
 
 def run_together(size: int, function: str, *arguments: Any, timeout: float = 200.0) -> list[Any]:
-    """What ``function``, as MODULE:NAME, returns in each of ``size`` processes; RuntimeError if one fails."""
+    """What ``function``, as MODULE:NAME, returns in each of ``size`` processes; RuntimeError if one fails.
+
+    Arguments and results are those that JSON has.
+    """
     port, job = free_port(), uuid.uuid4().hex
-    with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, "-m", "drills.together", function, json.dumps(arguments), name]
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        given = (function, arguments, name)
         processes = [
-            subprocess.Popen(
-                command,
-                env=environment(rank, size, port, job),
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=TESTS.parent,
-            )
+            stack.enter_context(Forked(take_part, given, TESTS.parent, environment(rank, size, port, job)))
             for rank in range(size)
         ]
-        try:
-            said = [process.communicate(timeout=timeout)[1] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-        if any(process.returncode for process in processes):
-            raise RuntimeError("\n".join(said))
+        done = [process.wait(timeout) for process in processes]
+        if any(each.returncode for each in done):
+            raise RuntimeError("\n".join(each.stderr for each in done))
         return [json.loads(Path(name, f"{rank}.json").read_text()) for rank in range(size)]
 
 
-def main() -> None:
-    """One of the processes."""
-    from esper.tolaria.distributed import join, leave
-
-    module, _, name = sys.argv[1].partition(":")
+def take_part(function: str, arguments: Sequence[Any], folder: str) -> None:
+    """As one of them, call ``function`` with the group, and write what it returns into ``folder``."""
+    torch.set_num_threads(1)
+    module, _, name = function.partition(":")
     group = join("cpu")
-    result = getattr(importlib.import_module(module), name)(group, *json.loads(sys.argv[2]))
-    Path(sys.argv[3], f"{group.rank}.json").write_text(json.dumps(result))
+    result = getattr(importlib.import_module(module), name)(group, *arguments)
+    Path(folder, f"{group.rank}.json").write_text(json.dumps(result))
     leave()
-
-
-if __name__ == "__main__":
-    main()

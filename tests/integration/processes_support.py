@@ -21,6 +21,7 @@ from esper.urza.library import Kernel
 from esper_cli.config import compose
 
 SHORT = "tolaria.epochs=7"
+SELDOM = "tolaria.checkpoint_every=3"
 
 
 def all_of_it(group: Group, folder: str) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def all_of_it(group: Group, folder: str) -> dict[str, Any]:
     exercises: dict[str, Callable[[Group, Path], Any]] = {
         "gradients": gradients,
         "agreement": agreement,
-        "stopped": lambda group, place: stop_and_go_on(group, str(place), 3, SHORT),
+        "stopped": lambda group, place: stop_and_go_on(group, str(place), 2, SHORT, SELDOM),
         "plain": plain,
         "fault": fault_in_one,
         "poisoned": poisoned,

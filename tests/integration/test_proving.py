@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import forked
 import proving_support as support
 import pytest
 
@@ -149,12 +151,21 @@ def test_nothing_is_trained_twice_and_more_seeds_may_be_asked_for(short, whole, 
     assert more["seeds"] == [100, 101, 102]
 
 
+@pytest.fixture
+def preloaded(monkeypatch):
+    """The processes of a proof need not import PyTorch: they are forked, not started afresh."""
+    context = forked.context()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
+
+
+@pytest.mark.usefixtures("preloaded")
 def test_two_processes_find_what_one_finds(short, whole):
     two = support.ran([*short, "prove.jobs=2"])
     assert support.numbers(two) == support.numbers(whole)
     assert [run["arm"] for run in two["runs"]] == [run["arm"] for run in whole["runs"]]
 
 
+@pytest.mark.usefixtures("preloaded")
 def test_an_error_in_another_process_is_told_and_finished_runs_are_kept(short, tmp_path):
     given = [*short, "prove.static=['tolaria.trial.training=-1']", "prove.jobs=2"]
     with pytest.raises(ConfigError, match=r"^tolaria\.trial\.training must be at least 0, not -1$"):

@@ -1,11 +1,11 @@
 """``esper kernels``: tags, retiring, garbage and exchange, over real libraries."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from urza_support import artefact, never_load
 
@@ -123,14 +123,12 @@ def test_ctrl_c_says_how_many_were_copied_and_the_same_command_goes_on(
         for number in range(300):
             library.put(artefact(f"more{number}"))
     push = ("push", "--to", "sqlite:///team.db")
-    command = [sys.executable, "-m", "esper_cli", "kernels", *push]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("copied kernel_")
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    (line,) = err.splitlines()
+    with forked.command("kernels", *push) as process:
+        process.until("^copied kernel_")
+        os.kill(process.pid, signal.SIGINT)
+        done = process.wait()
+    assert done.returncode == 130
+    (line,) = done.stderr.splitlines()
     copied = int(line.split()[1])
     assert line.startswith(f"stopped: {copied} kernels copied, 0 were there already")
     assert 1 <= copied < 303

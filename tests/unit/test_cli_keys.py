@@ -4,10 +4,11 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 from omegaconf import OmegaConf
 from urza_support import artefact, never_load
@@ -212,6 +213,21 @@ def test_a_library_that_nobody_signed_is_listed_so_and_adopted(capsys: Output, h
     whole()
 
 
+def stop_at_once(how: signal.Signals) -> None:
+    """Have this process send itself a signal after its first batch."""
+    reseal = KernelLibrary.reseal
+
+    def stopped(self: KernelLibrary, progress: Callable[[int, int], None]) -> dict[str, str]:
+        def and_stop(done: int, total: int) -> None:
+            progress(done, total)
+            os.kill(os.getpid(), how)
+
+        return reseal(self, and_stop)
+
+    KernelLibrary.reseal = stopped  # type: ignore[method-assign, assignment]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_rotation_that_is_stopped_leaves_a_whole_library_and_goes_on(
     capsys: Output, home: Path, how: signal.Signals
@@ -220,10 +236,7 @@ def test_a_rotation_that_is_stopped_leaves_a_whole_library_and_goes_on(
     count = 120
     fill(count)
     (old,) = listed(capsys)
-    command = [sys.executable, "-c", STOPPED, str(int(how))]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "ESPER_HOME": str(home)}
-    )
+    done = forked.esper("keys", "rotate", before=partial(stop_at_once, how))
     assert done.returncode == (130 if how == signal.SIGINT else -how)
     if how == signal.SIGINT:
         assert "Go on with: esper keys rotate" in done.stderr
@@ -241,22 +254,3 @@ def test_a_rotation_that_is_stopped_leaves_a_whole_library_and_goes_on(
         "kept": {},
     }
     whole(count)
-
-
-STOPPED = """
-import os, signal, sys
-from esper_cli import app, keys
-from esper.urza import library
-
-reseal = library.KernelLibrary.reseal
-
-def stopped(self, progress):
-    def and_stop(done, total):
-        progress(done, total)
-        os.kill(os.getpid(), int(sys.argv[1]))
-    return reseal(self, and_stop)
-
-library.KernelLibrary.reseal = stopped
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(app.run(["keys", "rotate"]))
-"""

@@ -28,7 +28,6 @@ from esper.tolaria.distributed import Group
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Recorder
 from esper.tolaria.kernel_parameters import KernelParameters
-from esper.tolaria.restoring import restore_trials
 from esper.tolaria.shared import Rebuild
 from esper.tolaria.trial import (
     SeedKey,
@@ -38,6 +37,7 @@ from esper.tolaria.trial import (
     field_report_from,
     judge,
     report,
+    restore_trials,
 )
 from esper.tolaria.weight_average import grown
 

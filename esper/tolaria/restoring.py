@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from esper.errors import CheckpointError, GraftError, RunError
-from esper.kasmina import SeedRecord, restore_seeds
-from esper.messages import SeedState
 from esper.security import Envelope
 from esper.tolaria.checkpoints import Checkpoints
+from esper.tolaria.lifecycle import SeedLifecycle
 from esper.tolaria.rng import rng_state, set_rng_state
 from esper.tolaria.shared import Rebuild
 from esper.tolaria.structure import Structure, regrow
-from esper.tolaria.trial import SeedKey, Trial
-
-if TYPE_CHECKING:
-    from esper.tolaria.lifecycle import SeedLifecycle
+from esper.tolaria.trial import SeedKey, Trial, restore_trials
 
 
 def restore_model(
@@ -34,23 +30,6 @@ def restore_model(
         regrow(model, state["structure"], example)
         trials = restore_trials(model, state["growth"], rebuild)
         model.load_state_dict(reported_weights(state))
-    return trials
-
-
-def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild) -> dict[SeedKey, Trial]:
-    """Graft into ``model`` the kernels of a checkpoint's ``growth``; then its weights fit the model.
-
-    Raises GraftError when the model is not the one that was saved.
-    """
-    trials = {trial.key: trial for trial in map(Trial.from_state, state["trials"])}
-    sources = {trial.kernel_id: trial for trial in trials.values()}
-    records = [SeedRecord(**{**record, "state": SeedState(record["state"])}) for record in state["seeds"]]
-
-    def rebuilt(kernel_id: str) -> nn.Module:
-        trial = sources[kernel_id]
-        return rebuild(trial.blueprint, trial.slot, trial.target)
-
-    restore_seeds(model, records, rebuilt)
     return trials
 
 

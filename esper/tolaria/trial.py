@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from esper.messages import Blend, FieldReport, Site, Slot
+from esper.kasmina import SeedRecord, restore_seeds
+from esper.messages import Blend, FieldReport, SeedState, Site, Slot
 from esper.tolaria.evaluation import Evaluation
+from esper.tolaria.shared import Rebuild
 
 SeedKey = tuple[str, int]
 """A seed's layer name and index."""
@@ -84,6 +87,23 @@ class Trial:
     def from_state(cls, state: dict[str, Any]) -> Trial:
         """The trial that ``state`` was made from."""
         return cls(**{**state, "slot": Slot(**state["slot"]), "tags": tuple(state.get("tags", ()))})
+
+
+def restore_trials(model: nn.Module, state: Mapping[str, Any], rebuild: Rebuild) -> dict[SeedKey, Trial]:
+    """Graft into ``model`` the kernels of a checkpoint's ``growth``; then its weights fit the model.
+
+    Raises GraftError when the model is not the one that was saved.
+    """
+    trials = {trial.key: trial for trial in map(Trial.from_state, state["trials"])}
+    sources = {trial.kernel_id: trial for trial in trials.values()}
+    records = [SeedRecord(**{**record, "state": SeedState(record["state"])}) for record in state["seeds"]]
+
+    def rebuilt(kernel_id: str) -> nn.Module:
+        trial = sources[kernel_id]
+        return rebuild(trial.blueprint, trial.slot, trial.target)
+
+    restore_seeds(model, records, rebuilt)
+    return trials
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from esper.assembly.background import BackgroundInventor
 from esper.assembly.storage import build_library
 from esper.assembly.training import build_training
 from esper.errors import ConfigError
+from esper.nissa.api.monitor import Monitor
 from esper.nissa.runs import RunStore
 from esper.tolaria.run import Run
 from esper.urza import KernelQuery
@@ -106,13 +107,24 @@ def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def test_an_invented_kernel_is_tried_and_shown_with_its_lineage_and_fate(stored: str, capsys: Any) -> None:
     pids: list[int] = []
+    depths: list[int] = []
+    server = Monitor(RunStore(Path("runs")), lambda: ())
+
+    def told_depth() -> bool:
+        """Whether the queue has been seen to rise, and is empty again, by the API."""
+        (queue,) = server.status()["compile_queue"]["runs"].values()
+        depths.append(0 if queue is None else queue.waiting + queue.compiling)
+        return depths[-1] == 0 < max(depths)
 
     def wait_for_inventions(run: Run, epoch: int) -> None:
         if epoch == 1:
             pids.append(pid_of(run))
             assert os.getpriority(os.PRIO_PROCESS, pids[0]) >= os.getpriority(os.PRIO_PROCESS, 0)
             library = run.trainer.orchestrator.library
-            until(lambda: bool(library.query(KernelQuery(tags=("invented",)))))
+            until(told_depth)
+            assert library.query(KernelQuery(tags=("invented",)))
+            metrics = server.metrics("")[0].decode()
+            assert f'esper_compilation_queue_workers{{run="{run.info.run_id}"}} 1.0' in metrics
 
     run = training(stored, at_epoch=wait_for_inventions)
     summary = run.run()

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from esper.errors import StorageError
@@ -65,10 +66,15 @@ class RunList:
         """That of one run, as far as it was read before."""
         return self._outlines.setdefault(run_id, RunOutline(self.root / run_id))
 
-    def refreshed(self, outlines: Iterable[RunOutline] | None = None) -> Iterator[RunOutline]:
-        """Those of ``outlines`` (all unless given) that can be read, as of now, each until the next one."""
+    def refreshed(
+        self, outlines: Iterable[RunOutline] | None = None, *, trials: bool = False
+    ) -> Iterator[RunOutline]:
+        """Those of ``outlines`` (all unless given) that can be read, as of now, each until the next one.
+
+        Only with ``trials`` it is sure that those are read, too.
+        """
         for each in self.begun() if outlines is None else outlines:
-            if self._read(each, each.refresh, each.was_read):
+            if self._read(each, partial(each.refresh, trials=trials), each.was_read):
                 yield each
             self._keep_or_drop(each)
 
@@ -91,7 +97,6 @@ class RunList:
             read()
         except StorageError as error:
             self.problems[outline.run_id] = error
-            outline.started_at = None
             outline.drop()
             return False
         finally:

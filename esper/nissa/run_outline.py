@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from esper.errors import StorageError
 from esper.messages import FieldReport
-from esper.nissa.journal import Event, is_being_written, line_head, open_journal, parse_line
+from esper.nissa.journal import Event, is_being_written, let_others_first, line_head, open_journal, parse_line
 from esper.nissa.replay import ToldRun
 from esper.nissa.run_records import Adaptation, Epoch, RunStatus, parse_time
 from esper.nissa.run_view import BEGINNINGS, RunView
@@ -29,8 +29,9 @@ _OTHERS = ("cache", "checkpoint", "seed", "telemetry", "compile_queue", "inventi
 SKIPPED = (line_head("epoch"), *map(line_head, _OTHERS))
 """What is passed over: none of it changes decisions and their trials, faults, or how the run ended."""
 
-_NO_EPOCH = (*SKIPPED[1:], *map(line_head, ("decision", "trial", "fault", "rollback")))
-_BLOCK = 1 << 20
+_TRIAL = line_head("trial")
+_NO_EPOCH = (*SKIPPED[1:], _TRIAL, *map(line_head, ("decision", "fault", "rollback")))
+_BLOCK = 1 << 18
 _LAST_BLOCK = 1 << 14
 _HEAD = re.compile(rb'\{"event":"[a-z_]+","at":"')
 _BEFORE_TIME = b'"at":"'
@@ -57,7 +58,7 @@ class RunOutline:
 
     def drop(self) -> None:
         """Keep nothing but when the run was started."""
-        self._told = _Told(self.folder)
+        self._told = _Told(self.folder, (*SKIPPED, _TRIAL))
         self._work = _Work(self.folder)
 
     def begin(self) -> None:
@@ -66,15 +67,18 @@ class RunOutline:
             self._told.read_on(to_start=True)
             self.started_at = self._told.started_at
 
-    def refresh(self) -> None:
-        """Read what was written since."""
+    def refresh(self, *, trials: bool = False) -> None:
+        """Read what was written since; only with ``trials`` is it sure that those are read, too."""
+        if trials and _TRIAL in self._told.skipped:
+            self.drop()
+            self._told.skipped = SKIPPED
         self._told.read_on()
         self.started_at = self._told.started_at
         self.was_read = True
 
     def measure(self) -> None:
-        """As ``refresh``, and find the latest epoch and how long the run has worked."""
-        self.refresh()
+        """As ``refresh`` with trials, and find the latest epoch and how long the run has worked."""
+        self.refresh(trials=True)
         self._work.follow(self._told)
         self.was_measured = True
 
@@ -151,8 +155,9 @@ class _Mark(NamedTuple):
 class _Told(RunView):
     """What the events say that are not passed over; of the others nothing is right."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, skipped: tuple[bytes, ...]) -> None:
         super().__init__(folder, keep_packets=False)
+        self.skipped = skipped
         self._reset()
 
     def _reset(self) -> None:
@@ -185,7 +190,7 @@ class _Told(RunView):
     def read_on(self, *, to_start: bool = False) -> None:
         """Read what was written since, or only until it is known when the run was started."""
         self._alive = is_being_written(self._reader.path)
-        for event in self._reader.read(SKIPPED):
+        for event in self._reader.read(self.skipped):
             self._start_over_if_replaced()
             self._apply(event)
             if to_start and self.started_at is not None:
@@ -341,6 +346,7 @@ def _lines_back(file: FileIO, start: int, end: int) -> Iterator[tuple[int, bytes
 
 def _bytes(file: FileIO, start: int, end: int) -> bytes:
     """Exactly those; OSError when there are not as many."""
+    let_others_first()
     found = os.pread(file.fileno(), end - start, start)
     if len(found) < end - start:
         raise OSError("it became shorter while it was read")

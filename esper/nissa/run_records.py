@@ -360,6 +360,7 @@ def parse_report(data: Mapping[str, Any]) -> FieldReport:
         value = values.get(name)
         if type(value) is not float and (needed or value is not None):
             values[name] = number(value)
+    values["ended_epoch"] = int(values["ended_epoch"])
     values["tags"] = tuple(map(str, data.get("tags", ())))
     values["slot"] = _slot(data)
     return FieldReport(**values)

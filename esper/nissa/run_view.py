@@ -270,7 +270,8 @@ class RunView(RunHistory):
 
     def _seed(self, layer: str, seed_idx: int) -> Seed:
         seeds = self.seeds.setdefault(layer, [])
-        seeds.extend([Seed()] * (seed_idx + 1 - len(seeds)))
+        if seed_idx >= len(seeds):
+            seeds.extend([Seed()] * (seed_idx + 1 - len(seeds)))
         return seeds[seed_idx]
 
     def _on_trial(self, event: Event, _: datetime) -> None:

@@ -34,7 +34,7 @@ from esper.nissa.http.listener import is_loopback
 from esper.nissa.http.server import HEAD_SECONDS, MetricsServer
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.run_records import CacheTier
-from esper.nissa.runs import RunStore, RunView
+from esper.nissa.runs import RunStore
 
 COMPILATIONS = [CompilationRecord("b", "b", Slot("features", 1, 1), "torchscript", "compiled", 0.03, "")]
 

@@ -175,7 +175,7 @@ def naive_adaptations(views: list[RunView]) -> list[dict[str, Any]]:
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32), limit=st.integers(1, 4), room=st.sampled_from([0, 30_000, 2**30]))
 def test_pages_of_runs_that_grow_are_those_of_a_naive_reading(seed: int, limit: int, room: int) -> None:
     random = Random(seed)
@@ -209,7 +209,7 @@ def test_pages_of_runs_that_grow_are_those_of_a_naive_reading(seed: int, limit: 
             ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_an_outline_says_what_a_view_does_and_decodes_less(seed: int) -> None:
     random = Random(seed)

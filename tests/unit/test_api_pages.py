@@ -221,10 +221,10 @@ def test_ready_tells_of_every_component(tmp_path: Path, monkeypatch: pytest.Monk
 def test_while_runs_are_read_for_the_first_time_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(run: RunOutline) -> None:
+    def slow(run: RunOutline, **more: bool) -> None:
         if not run.was_read:
             time.sleep(0.1)
-        read(run)
+        read(run, **more)
 
     for number in range(5):
         new_run(tmp_path, number).close()

@@ -19,6 +19,7 @@ from esper.nissa.run_view import MAX_FAULTS_KEPT, RunView
 from esper.nissa.runs import RunStore, new_run_id
 
 RUN = "20261123-181502-resnet-3f2a"
+ROLLBACK = ["cause", "target", "kind", "detail", "epoch", "from_step", "to_step", "to_epoch", "seconds"]
 
 
 def view_of(journal: RunWriter) -> RunView:
@@ -185,6 +186,7 @@ def test_events_and_fields_of_a_newer_version_are_ignored(tmp_path: Path) -> Non
         ("cache", {"tiers": {"memory": [1, 1], "redis": {"hits": 1, "misses": 1}}}),
         ("cache", {"tiers": [1]}),
         ("run_started", {"layers": [1]}),
+        ("rollback", {**dict.fromkeys(ROLLBACK, 1), "seeds": [], "skipped": [1]}),
     ],
 )
 def test_an_event_that_cannot_be_understood_is_counted_and_changes_nothing(

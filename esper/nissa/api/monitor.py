@@ -28,6 +28,7 @@ from esper.nissa.health import (
     check_newest_run,
     check_runs,
 )
+from esper.nissa.journal import going_first
 from esper.nissa.metrics import MAX_ENDED_RUNS, RunCollector, render
 from esper.nissa.queue_metrics import broker_families
 from esper.nissa.run_list import RunList
@@ -128,7 +129,9 @@ class Monitor:
 
     def health(self) -> HealthReport:
         """The checks of runs folder, journals and library."""
-        return HealthReport((*check_runs(self._store), check_library(self._compilations)))
+        with going_first():
+            runs = check_runs(self._store)
+        return HealthReport((*runs, check_library(self._compilations)))
 
     def ready(self) -> HealthReport:
         """As ``health``, with the other components, the disk and the newest run."""
@@ -175,10 +178,10 @@ class Monitor:
         """A page of decisions, newest first, each with its outcome; RunError or BadCursor."""
         with self._runs() as runs:
             if query.run is None:
-                return adaptations_page(runs.refreshed(), query)
+                return adaptations_page(runs, query)
             run = runs.outline(self._store.find(query.run))
-            run.refresh()
-            return adaptations_page([run], query)
+            run.refresh(trials=True)
+            return adaptations_page(runs, query, run)
 
     def runs(self, query: RunsQuery) -> dict[str, Any]:
         """A page of runs, the one started last first; BadCursor."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,20 @@ _Place = tuple[datetime, str, int]
 _Entry = tuple[_Place, str, Adaptation]
 
 
-def adaptations_page(runs: Iterable[RunOutline], query: AdaptationsQuery) -> dict[str, Any]:
-    """The page of the adaptations of ``runs``, the newest first, that ``query`` asks for; BadCursor."""
+def adaptations_page(
+    runs: RunList, query: AdaptationsQuery, only: RunOutline | None = None
+) -> dict[str, Any]:
+    """The page of the adaptations of ``runs`` that ``query`` asks for, the newest first.
+
+    Raises BadCursor, and TimeoutError where much was never read before.
+    """
     after = None if query.cursor is None else _read_place(query.cursor)
+    by_verdict = query.outcome not in (None, "performed")
     total = 0
 
     def left() -> Iterator[_Entry]:
         nonlocal total
-        for run in runs:
+        for run in runs.refreshed(None if only is None else [only], trials=by_verdict):
             for entry in _adaptations(run, query):
                 total += 1
                 if after is None or entry[0] < after:
@@ -84,10 +90,22 @@ def adaptations_page(runs: Iterable[RunOutline], query: AdaptationsQuery) -> dic
                 **item.to_json(),
                 "result": result_of(item),
             }
-            for place, experiment, item in shown
+            for place, experiment, item in (shown if by_verdict else _judged(runs, shown))
         ],
         "next": _write_place(shown[-1][0]) if len(found) > len(shown) else None,
     }
+
+
+def _judged(runs: RunList, entries: Sequence[_Entry]) -> list[_Entry]:
+    """The same with what became of them: that is read of their runs alone."""
+    places: dict[str, list[_Place]] = {}
+    for place, _, _ in entries:
+        places.setdefault(place[1], []).append(place)
+    now: dict[_Place, Adaptation] = {}
+    for run in runs.refreshed(map(runs.outline, places), trials=True):
+        known = [place for place in places[run.run_id] if place[2] < len(run.adaptations)]
+        now |= {place: run.adaptations[place[2]] for place in known}
+    return [(place, experiment, now.get(place, item)) for place, experiment, item in entries]
 
 
 def _read_place(cursor: str) -> _Place:

@@ -13,7 +13,7 @@ from rich.table import Table
 from esper.errors import BlueprintError, ConfigError, StorageError
 from esper.messages import Layout, Slot
 from esper_cli.compile import parse_shape
-from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.completion import complete_names, complete_overrides, complete_paths
 from esper_cli.terminal import console, count, error_line, is_wide, print_json, print_lines, table
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ def complete_files(incomplete: str) -> list[str]:
     """Folders, and the blueprint files among the rest."""
     from esper.blueprint import SUFFIXES
 
-    folder, slash, start = incomplete.rpartition("/")
-    found = sorted(Path(folder or slash or ".").glob(f"{start}*"))
-    return [f"{path}/" if path.is_dir() else str(path) for path in found
-            if path.is_dir() or path.suffix in SUFFIXES]  # fmt: skip
+    return complete_paths(incomplete, SUFFIXES)
 
 
 def _complete_files_or_names(incomplete: str) -> list[str]:

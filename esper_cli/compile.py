@@ -12,7 +12,7 @@ import typer
 from esper.errors import BlueprintError, ConfigError
 from esper.messages import CompilationRecord, Layout, Slot
 from esper_cli.compile_report import Report, compile_progress
-from esper_cli.completion import complete_names, complete_overrides
+from esper_cli.completion import complete_names, complete_paths_or_overrides
 from esper_cli.interrupts import interrupts_held
 from esper_cli.keys import tell_key_made
 from esper_cli.terminal import print_lines
@@ -23,13 +23,6 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must
     from esper.blueprint import Blueprint
 
 _SHAPE = re.compile(r"(?P<layout>\w+):(?P<input>\d{1,9}):(?P<output>\d{1,9})(?::(?P<stride>\d{1,4}))?")
-
-
-def _complete_paths_or_overrides(incomplete: str) -> list[str]:
-    folder, _, start = incomplete.rpartition("/")
-    found = sorted(Path(folder or ".").glob(f"{start}*")) if "=" not in incomplete else []
-    paths = [f"{path}/" if path.is_dir() else str(path) for path in found]
-    return [*paths, *complete_overrides(incomplete)] if not folder else paths
 
 
 def _complete_experiments() -> list[str]:
@@ -45,7 +38,7 @@ def compile_blueprints(
             show_default=False,
             metavar="PATHS|KEY=VALUE",
             help="Blueprint files, and folders of them; overrides of the configuration.",
-            autocompletion=_complete_paths_or_overrides,
+            autocompletion=complete_paths_or_overrides,
         ),
     ] = None,
     shape: Annotated[

@@ -1,4 +1,4 @@
-"""Completion of overrides, asked of Hydra: groups, their options, keys and experiment names.
+"""Completion of paths, and of overrides, asked of Hydra: groups, their options, keys and experiment names.
 
 Hydra's own completion belongs to a command that is all overrides; ours hangs below ``esper train`` and
 Typer installs it for each shell. So only Hydra's query is used, through its plugin interface.
@@ -7,7 +7,8 @@ Typer installs it for each shell. So only Hydra's query is used, through its plu
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 
 from hydra.errors import HydraException
 from hydra.plugins.completion_plugin import CompletionPlugin
@@ -77,6 +78,21 @@ def complete_overrides(incomplete: str) -> list[str]:
         return []  # a command line that does not compose yet has no completions; running it will say why
     cut = len(word) - len(incomplete)
     return [match[cut:] for match in dict.fromkeys(matches) if match.startswith(word)]
+
+
+def complete_paths(incomplete: str, suffixes: Collection[str] = ()) -> list[str]:
+    """Folders and files, of files those with one of ``suffixes`` alone where any are given."""
+    if "=" in incomplete:
+        return []
+    folder, slash, start = incomplete.rpartition("/")
+    found = sorted(Path(folder or slash or ".").glob(f"{start}*"))
+    fitting = [path for path in found if path.is_dir() or not suffixes or path.suffix in suffixes]
+    return [f"{path}/" if path.is_dir() else str(path) for path in fitting]
+
+
+def complete_paths_or_overrides(incomplete: str) -> list[str]:
+    """Typer's hook for arguments that are paths or of the form ``key=value``."""
+    return [*complete_paths(incomplete), *complete_overrides(incomplete)]
 
 
 def complete_names(list_names: Callable[[], list[str]]) -> Callable[[str], list[str]]:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from esper.errors import ConfigError, RefusedProgram
 from esper_cli.compile import parse_shape
-from esper_cli.completion import complete_overrides
+from esper_cli.completion import complete_paths_or_overrides
 from esper_cli.interrupts import interrupts_held
 from esper_cli.kernels import AsJson, KernelId, Overrides, library, resolve, split_overrides
 from esper_cli.kernels_upkeep import app
@@ -44,12 +44,6 @@ def export_kernel(
     print_lines(f"wrote {file}: {kernel.kernel_id} ({kernel.name} for {kernel.slot}), {size:,} bytes")
 
 
-def _complete(incomplete: str) -> list[str]:
-    folder, _, start = incomplete.rpartition("/")
-    found = sorted(Path(folder or ".").glob(f"{start}*")) if "=" not in incomplete else []
-    return [*(f"{path}/" if path.is_dir() else str(path) for path in found), *complete_overrides(incomplete)]
-
-
 @app.command(
     "import",
     epilog="Example: esper kernels import theirs/*.safetensors\n\n"
@@ -62,7 +56,7 @@ def import_kernels(
             show_default=False,
             metavar="FILES|KEY=VALUE",
             help="Files of esper kernels export, TorchScript programs; overrides of the configuration.",
-            autocompletion=_complete,
+            autocompletion=complete_paths_or_overrides,
         ),
     ] = None,
     blueprint: Annotated[

@@ -165,10 +165,12 @@ class Trainer:
             self._fit()
         except BaseException:
             with contextlib.suppress(EsperError):  # the first error is the one to pass on
-                self._tell(self._saver.wait())
-                self.control.refuse_rest(self)
+                self._wind_up()
             raise
-        self._tell(self._saver.wait())
+        self._wind_up()
+
+    def _wind_up(self) -> None:
+        self.settle()
         self.control.refuse_rest(self)
 
     def _fit(self) -> None:

@@ -18,7 +18,11 @@ from servers.redis import RedisServer
 from urza_support import open_sealed
 
 from esper.assembly.keys import build_envelope
+from esper.assembly.workers import queue_check, watched_broker
+from esper.errors import TierUnavailable
 from esper.messages import CompileQueue, Slot
+from esper.nissa.api.monitor import Monitor
+from esper.nissa.runs import RunStore
 from esper.tezzeret.broker import PRESENT_SECONDS, TASK, Broker
 from esper.tezzeret.jobs import CompileJob
 from esper.tezzeret.pipeline import Pipeline
@@ -117,6 +121,36 @@ def test_workers_that_are_gone_and_words_that_are_none_of_ours_are_not_counted(b
     begun_long_ago = int(now) - broker.visibility_seconds - 1
     broker.ask(("ZADD", f"{broker.queue}:compiling", begun_long_ago, "lost"))
     assert broker.depth() == CompileQueue(0, 0, 3)
+
+
+def test_a_server_shows_what_waits_at_the_broker_and_that_it_is_gone(
+    broker: Broker, redis_server: RedisServer, reach: Callable[[], Broker], wire: Wire,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("ESPER_BROKER_URL", redis_server.url)
+    cfg = compose(["tezzeret/engine=celery", f"tezzeret.engine.queue={broker.queue}"])
+    with RemoteWorkers(reach(), wire) as asking, watched_broker(cfg) as depth:
+        asking.submit(JOB)
+        until(lambda: broker.depth().waiting == 1)
+        server = Monitor(RunStore(tmp_path / "runs"), lambda: (), broker=depth, components=queue_check(depth))
+        status = server.status()
+        assert status["compile_queue"]["broker"].waiting == 1
+        details = {check["name"]: check["detail"] for check in status["checks"]}
+        assert details["compile queue"] == "1 waits, 0 are being compiled by 0 workers"
+        metrics = server.metrics("")[0].decode()
+        assert "\nesper_broker_up 1.0\n" in metrics
+        assert "\nesper_broker_waiting 1.0\n" in metrics
+
+    def gone() -> CompileQueue:
+        raise TierUnavailable("the Redis broker does not answer")
+
+    without = Monitor(RunStore(tmp_path / "runs"), lambda: (), broker=gone, components=queue_check(gone))
+    assert "\nesper_broker_up 0.0\n" in (metrics := without.metrics("")[0].decode())
+    assert "\nesper_broker_waiting" not in metrics
+    assert without.status()["compile_queue"] == {"runs": {}, "broker": None}
+    assert "compile queue: the Redis broker does not answer" in without.status()["reasons"]
+    with watched_broker(compose([])) as none:
+        assert none is None
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,7 +18,7 @@ from esper_cli.runs import run_ids
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
     from omegaconf import DictConfig
 
-    from esper.nissa.runs import RunView
+    from esper.nissa.run_outline import RunOutline
     from esper_cli.display import Display
     from esper_cli.progress import RunProgress
 
@@ -272,7 +272,7 @@ def _resume(run: str, overrides: Sequence[str], output: Output) -> None:
     run_once(cfg, output, resume=view.run_id)
 
 
-def _unfinished(root: Path, experiment: str | None) -> RunView:
+def _unfinished(root: Path, experiment: str | None) -> RunOutline:
     from esper.assembly.checkpoints import open_checkpoints
     from esper.assembly.resuming import newest_unfinished
     from esper.nissa.runs import RunStore

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from omegaconf import DictConfig, OmegaConf
 
 from esper.errors import ConfigError, RunError
+from esper.nissa.run_outline import RunOutline
 from esper.nissa.run_records import RunStatus
-from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore
 from esper.tolaria.checkpoints.folder import CheckpointFolder
 
@@ -85,15 +85,15 @@ def other_data(run: Path, data: DataSplits) -> str | None:
 def newest_unfinished(
     store: RunStore,
     experiment: str | None,
-    checkpoints_of: Callable[[RunView], CheckpointFolder],
+    checkpoints_of: Callable[[RunOutline], CheckpointFolder],
     tell: Callable[[str], None],
-) -> RunView:
+) -> RunOutline:
     """The run that was begun last and neither ended nor goes on now, and has a checkpoint to go on from.
 
     Of ``experiment`` alone, unless that is None. ``tell`` learns of each that was passed over, and why.
     Raises RunError where there is none.
     """
-    for view in store.views():
+    for view in store.outlines.refreshed():
         if view.status is RunStatus.FINISHED or view.status.goes_on:
             continue
         if experiment is not None and view.experiment != experiment:

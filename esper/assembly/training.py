@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from esper.assembly.training_settings import (
     trial_plan,
 )
 from esper.blueprint import Blueprint
+from esper.data.batches import Batches
 from esper.data.splits import DataSplits
 from esper.errors import ConfigError
 from esper.messages import Slot
@@ -56,7 +57,7 @@ from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.restoring import generators_kept, load_start, restore_model, restore_training
 from esper.tolaria.rng import draw_apart, seed_everything
 from esper.tolaria.run import Run, RunInfo
-from esper.tolaria.shared import SharedCheckpoints, SharedLibrary
+from esper.tolaria.shared import Kernels, Rebuild, SharedCheckpoints, SharedLibrary
 from esper.tolaria.stability import Limits
 from esper.tolaria.structure import Structure
 from esper.tolaria.trainer import Network, Trainer
@@ -89,12 +90,9 @@ def build_training(
     data = (data or build_data(cfg)).to(device_of(cfg))
     limits = Limits(math.log(data.classes), **limit_settings)
     pipeline = build_pipeline(cfg)
-    # A checkpoint of a run has what the run started from.
-    start = (
-        load_start(Path(str(cfg.tolaria.start)), build_envelope(cfg))
-        if cfg.tolaria.start and not resume
-        else None
-    )
+    start = None
+    if cfg.tolaria.start and not resume:  # a checkpoint of a run has what the run started from
+        start = load_start(Path(str(cfg.tolaria.start)), build_envelope(cfg))
     fitted = _started(cfg, data, start, pipeline) if start else None
     seed_everything(cfg.seed)
     model = build_host(cfg, data)
@@ -143,30 +141,9 @@ def build_training(
             opened.callback(telemetry.close)
         recorder = Recorder(journal, listeners, telemetry)
         rebuild = rebuilder(pipeline)
-        shared = SharedLibrary(library, group, rebuild)
-        task, ema = _task(model, data), cfg.tolaria.get("ema")
-
-        def network(model: nn.Module) -> Network:
-            average = None if ema is None else WeightAverage(model, ema)
-            held_out = HeldOut(model, data.held_out.x, data.held_out.y, group, average)
-            optimizer = build_optimizer(cfg, model)
-            orchestrator = SeedOrchestrator(
-                model,
-                library if library is not None and group.size == 1 else shared,
-                optimizer,
-                held_out,
-                recorder,
-                trial_plan(cfg, len(batches)),
-                rebuild=rebuild,
-                kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
-                start=SteepestStart(model, batches) if cfg.tolaria.trial.init == "gradmax" else None,
-                run=(info.run_id, task),
-                group=group,
-            )
-            example = data.train.x[:2]
-            structure = Structure(model, optimizer, held_out, recorder, example=example, seed=cfg.seed)
-            return Network(model, held_out, optimizer, orchestrator, structure)
-
+        alone = library if group.size == 1 else None
+        kernels = alone or SharedLibrary(library, group, rebuild)
+        network = _networks(cfg, data, batches, kernels, recorder, rebuild, info.run_id, group)
         checkpoints = held_by_first(
             group,
             lambda: Checkpoints(folder / "checkpoints", build_envelope(cfg, tell_key_made), retention(cfg)),
@@ -224,6 +201,43 @@ def build_group(cfg: DictConfig) -> Group:
             f"torchrun started {there} processes, and tolaria.processes is 1", hint="add tolaria=ddp"
         )
     return join(device_of(cfg).type)
+
+
+def _networks(
+    cfg: DictConfig,
+    data: DataSplits,
+    batches: Batches,
+    kernels: Kernels,
+    recorder: Recorder,
+    rebuild: Rebuild,
+    run_id: str,
+    group: Group,
+) -> Callable[[nn.Module], Network]:
+    """Makes of a host what training changes, for a run and for each of its rollbacks."""
+    ema = cfg.tolaria.get("ema")
+
+    def network(model: nn.Module) -> Network:
+        average = None if ema is None else WeightAverage(model, ema)
+        held_out = HeldOut(model, data.held_out.x, data.held_out.y, group, average)
+        optimizer = build_optimizer(cfg, model)
+        orchestrator = SeedOrchestrator(
+            model,
+            kernels,
+            optimizer,
+            held_out,
+            recorder,
+            trial_plan(cfg, len(batches)),
+            rebuild=rebuild,
+            kernel_lr_scale=cfg.tolaria.trial.kernel_lr_scale,
+            start=SteepestStart(model, batches) if cfg.tolaria.trial.init == "gradmax" else None,
+            run=(run_id, _task(model, data)),
+            group=group,
+        )
+        example = data.train.x[:2]
+        structure = Structure(model, optimizer, held_out, recorder, example=example, seed=cfg.seed)
+        return Network(model, held_out, optimizer, orchestrator, structure)
+
+    return network
 
 
 def _task(model: nn.Module, data: DataSplits) -> str:

@@ -89,12 +89,7 @@ def main() -> None:
         result = paired(
             train_step(by_hand, x, y), train_step(ours, x, y, contain), rounds=rounds, steps=steps
         )
-        verdict = "meets" if result.ratio <= GOAL else "MISSES"
-        print(
-            f"{name:34}{result.peer_ms:9.3f}{result.ours_ms:12.3f}{result.ratio:8.4f}  "
-            f"{result.low:.4f}-{result.high:.4f}  {verdict} {GOAL} "
-            f"({layers} layers, largest difference {gap:.1e})"
-        )
+        print(result.row(name, GOAL, f"{layers} layers, largest difference {gap:.1e}"))
 
 
 if __name__ == "__main__":

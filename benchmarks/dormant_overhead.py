@@ -41,11 +41,7 @@ def main() -> None:
         layers = len(wrap(wrapped, x[:2]))
         steps = 4 if x.ndim == 4 else 40
         result = paired(train_step(bare, x, y), train_step(wrapped, x, y), rounds=rounds, steps=steps)
-        verdict = "meets" if result.ratio <= GOAL else "MISSES"
-        print(
-            f"{name:34}{result.peer_ms:9.3f}{result.ours_ms:12.3f}{result.ratio:8.4f}  "
-            f"{result.low:.4f}-{result.high:.4f}  {verdict} {GOAL} ({layers} layers, 4 seeds each)"
-        )
+        print(result.row(name, GOAL, f"{layers} layers, 4 seeds each"))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,14 @@ class Paired(NamedTuple):
     low: float
     high: float
 
+    def row(self, name: str, goal: float, note: str) -> str:
+        """A line of a table, with whether the ratio meets ``goal``."""
+        verdict = "meets" if self.ratio <= goal else "MISSES"
+        return (
+            f"{name:34}{self.peer_ms:9.3f}{self.ours_ms:12.3f}{self.ratio:8.4f}  "
+            f"{self.low:.4f}-{self.high:.4f}  {verdict} {goal} ({note})"
+        )
+
 
 def paired(
     peer: Step, ours: Step, *, rounds: int, steps: int, clock: Callable[[], float] = time.process_time

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from servers.otlp import OtlpReceiver
 
-from esper.errors import SinkUnavailable
+from esper.errors import SinkUnavailable, StorageError
 from esper.messages import SeedState
 from esper.nissa.telemetry.health_record import pack
 from esper.nissa.telemetry.messages import Message
@@ -53,6 +53,9 @@ def test_tensorboard_reads_curves_and_texts(tmp_path: Path) -> None:
     assert scalars["seed/health/stage1/1"] == [(18, 0.75)]
     assert found.Scalars("held_out/accuracy")[0].wall_time == 1_000_000_000.5
     assert "events/decision/text_summary" in found.Tags()["tensors"]
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot write to"):
+        TensorBoard(tmp_path / "file", RUN)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from esper.errors import StorageError
 from esper.nissa.journal import dumps
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.scalars import NOTED, Scalars
@@ -31,14 +32,17 @@ class TensorBoard:
     name = "tensorboard"
 
     def __init__(self, folder: Path, run_id: str) -> None:
-        """Writes below ``folder``, which is made, to a file with the run's id in its name."""
+        """Writes below ``folder``, which is made, to a file with the run's id in its name; StorageError."""
         # Not the library's own writer: that hands each event to a thread of its own, which this sink has
         # already, and puts the name of the host into the name of the file.
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time()):010d}.{run_id}.{os.getpid()}.{next(_files)}"
-        self._records = RecordWriter((folder / name).open("ab"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._records = RecordWriter((folder / name).open("ab"))
+        except OSError as error:
+            raise StorageError.from_os(error, folder, "cannot write to") from error
         self._scalars = Scalars(SHOWN)
         self._step = 0
         self._next_flush = 0.0
@@ -58,7 +62,9 @@ class TensorBoard:
                 values = [Summary.Value(tag=each.path, simple_value=each.value) for each in scalars]
                 self._add(message.at, summary=Summary(value=values), step=self._step)
             if message.kind == "event" and message.name in NOTED:
-                shown = text(f"events/{message.name}", f"    {dumps(message.fields)}")
+                shown = text(  # type: ignore[no-untyped-call]  # torch's
+                    f"events/{message.name}", f"    {dumps(message.fields)}"
+                )
                 self._add(message.at, summary=shown, step=self._step)
         self.idle()
 

@@ -43,7 +43,7 @@ class RunHistories:
     """The histories of the runs in ``root``. Blocking; safe to call from several threads at once."""
 
     def __init__(self, root: Path) -> None:
-        self._store = RunStore(root, keep_packets=False)
+        self._store = RunStore(root)
         self._mutex = threading.Lock()
         self._timelines: OrderedDict[str, tuple[Timeline, threading.Lock]] = OrderedDict()
 

@@ -6,9 +6,10 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, ValueNode
 from yaml import MarkedYAMLError
 
 from esper.errors import ConfigError
@@ -30,14 +31,17 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*close, *by_tail]))[:3]
 
 
-def keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+def keys(cfg: DictConfig) -> Iterator[str]:
     """The dotted path of every key, inner ones included; interpolations are not resolved."""
+    return (path for path, _ in _nodes(cfg))
+
+
+def _nodes(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key in map(str, cfg):
-        path = f"{prefix}{key}"
-        yield path
-        node = cfg._get_node(key)
+        path, node = f"{prefix}{key}", cfg._get_node(key)
+        yield path, node
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
-            yield from keys(node, f"{path}.")
+            yield from _nodes(node, f"{path}.")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], otherwise: str, where: str = "") -> ConfigError:
@@ -132,8 +136,11 @@ def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the first key that is wrong.
     """
-    known = list(keys(base))
-    for path in keys(cfg):
+    known = dict(_nodes(base))
+    present = dict(_nodes(cfg))
+    for path, node in present.items():
+        if _is_the_same(node, known.get(path)):
+            continue
         if any(path == key or path.startswith(f"{key}.") for key in added):
             continue
         parent = (
@@ -144,10 +151,16 @@ def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
         if path not in known:
             raise unknown("key", path, known, SHOW_KEYS)
         _check_type(path, _value(cfg, path), _value(base, path))
-    present = set(keys(cfg))
     for path in known:
         if path not in present and not _is_an_argument(base, path):
             raise ConfigError(f"{path} must be given", hint=SHOW_KEYS)
+
+
+def _is_the_same(node: Any, default: Any) -> bool:
+    """Whether it is plainly the default, which most are: to look a value up by its path takes long."""
+    if not isinstance(node, ValueNode) or not isinstance(default, ValueNode) or node._is_interpolation():
+        return False
+    return type(node._value()) is type(default._value()) and node._value() == default._value()
 
 
 def _is_an_argument(base: DictConfig, path: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 import composing
+import migrating
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ pytest_plugins = ["servers.redis", "servers.postgres"]  # postgres imports redis
 
 torch.set_num_threads(1)
 composing.remember()
+migrating.remember()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -28,18 +28,19 @@ from servers.tls import make_certificates
 START_SECONDS = 60.0
 PASSWORD = "pass word/of the tests"
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_CHEAP = ("fsync=off", "full_page_writes=off", "autovacuum=off", "wal_level=minimal", "max_wal_senders=0")
 
 
 class PostgresServer:
     """One server, which a test may kill, stop, let go on and start again on the same port."""
 
     def __init__(self, *options: str, tls: bool = False, durable: bool = False) -> None:
-        """``options`` are settings as NAME=VALUE. Not ``durable`` is without fsync. Starts nothing yet."""
+        """``options`` are settings as NAME=VALUE. Not ``durable`` bears SIGKILL alone. Starts nothing yet."""
         self._folder = tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True)
         self.folder = Path(self._folder.name)
         self.port = free_port()
         self.certificates = make_certificates(self.folder) if tls else None
-        self.options = [*options, f"fsync={'on' if durable else 'off'}"]
+        self.options = [*options, *(() if durable else _CHEAP)]
         self.process: subprocess.Popen[bytes] | None = None
         self._user = _user_to_be() if os.geteuid() == 0 else None
 

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import migrating
 import pytest
 from sqlalchemy import Connection, text
 from urza_support import KEY, artefact, never_load, open_sealed
@@ -26,6 +27,11 @@ from esper.urza.tiers import digest_of
 
 LATER = ("author", "parent_blueprint", "parent_kernel", "run_id", "decision")
 """Columns that the first version had not."""
+
+
+@pytest.fixture(autouse=True)
+def by_alembic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "upgrade", migrating.alembic)
 
 
 @pytest.fixture

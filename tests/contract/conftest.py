@@ -17,7 +17,6 @@ from esper.urza.encrypted import Encrypted
 from esper.urza.measured import Measured
 from esper.urza.memory import MemoryTier
 from esper.urza.redis import RedisTier
-from esper.urza.singleflight import SingleFlight
 from esper.urza.sql import SqlTier
 from esper.urza.tiers import Tier
 
@@ -31,13 +30,12 @@ def broken_if_it_fails(tier: Tier) -> Tier:
 
 
 def as_a_cache(tier: Tier) -> Tier:
-    return SingleFlight(encrypted(broken_if_it_fails(Measured(tier))))
+    return encrypted(broken_if_it_fails(Measured(tier)))
 
 
 WRAPPERS: dict[str, Callable[[Tier], Tier]] = {
     "measured": Measured,
     "circuit-broken": broken_if_it_fails,
-    "single-flight": SingleFlight,
     "encrypted": encrypted,
     "all": as_a_cache,
 }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,7 +15,6 @@ from esper.urza.breaker import BreakerCounts, CircuitBroken
 from esper.urza.encrypted import Encrypted
 from esper.urza.measured import BOUNDS, Measured
 from esper.urza.memory import MemoryTier
-from esper.urza.singleflight import SingleFlight
 from esper.urza.tiers import MISSING, Missing, Tier
 
 
@@ -266,132 +264,10 @@ def test_a_call_begun_before_it_opened_does_not_close_it(inner: FickleTier, brea
 
 
 def test_the_state_shows_through_what_is_wrapped_around_it(breaker: CircuitBroken, inner: FickleTier) -> None:
-    assert SingleFlight(Measured(breaker)).state == "closed"
+    assert sealed(Measured(breaker)).state == "closed"
     failing(inner, LibraryError("gone"), breaker, times=3)
-    assert SingleFlight(Measured(breaker)).state == "open"
+    assert sealed(Measured(breaker)).state == "open"
     assert Measured(inner).state is None
-
-
-# SingleFlight
-
-
-class GatedTier(FickleTier):
-    """Holds every fetch until ``gate`` is open."""
-
-    def __init__(self) -> None:
-        super().__init__(self.wait)
-        self.gate = threading.Event()
-        self.entered = threading.Semaphore(0)
-
-    def wait(self) -> None:
-        self.entered.release()
-        assert self.gate.wait(10)
-
-
-@pytest.fixture
-def gated() -> Iterator[GatedTier]:
-    tier = GatedTier()
-    yield tier
-    tier.gate.set()
-
-
-def waiting(flights: SingleFlight, pool: ThreadPoolExecutor, gated: GatedTier, count: int) -> list[object]:
-    """``count`` calls of ``get("a")`` at once: one inside the tier, the others behind it."""
-    ready = threading.Barrier(count)
-
-    def ask() -> bytes | Missing:
-        ready.wait(10)
-        return flights.get("a")
-
-    calls = [pool.submit(ask) for _ in range(count)]
-    assert gated.entered.acquire(timeout=10)
-    time.sleep(0.05)  # for the others to get as far as they can
-    gated.gate.set()
-    return [call.exception(10) or call.result(10) for call in calls]
-
-
-def test_a_hundred_at_once_make_one_fetch(gated: GatedTier) -> None:
-    MemoryTier.put(gated, "a", b"1")
-    flights = SingleFlight(gated)
-    with ThreadPoolExecutor(100) as pool:
-        assert waiting(flights, pool, gated, 100) == [b"1"] * 100
-    assert gated.calls == 1
-
-
-def test_an_error_reaches_everybody_who_waits_and_is_not_kept(gated: GatedTier) -> None:
-    gated.error = LibraryError("gone")
-    flights = SingleFlight(gated)
-    with ThreadPoolExecutor(20) as pool:
-        assert waiting(flights, pool, gated, 20) == [gated.error] * 20
-    assert gated.calls == 1
-    gated.error = None
-    assert flights.get("a") is MISSING
-
-
-def test_a_miss_is_shared_too_and_is_not_kept(gated: GatedTier) -> None:
-    flights = SingleFlight(gated)
-    with ThreadPoolExecutor(20) as pool:
-        assert waiting(flights, pool, gated, 20) == [MISSING] * 20
-    flights.put("a", b"1")
-    assert flights.get("a") == b"1"
-
-
-def test_different_keys_do_not_wait_for_each_other(gated: GatedTier) -> None:
-    flights = SingleFlight(gated)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.submit(flights.get, "a"), pool.submit(flights.get, "b")
-        assert gated.entered.acquire(timeout=10)
-        assert gated.entered.acquire(timeout=10)
-        gated.gate.set()
-        assert first.result(10) is second.result(10) is MISSING
-
-
-def test_of_many_keys_those_under_way_are_waited_for_and_the_others_fetched(gated: GatedTier) -> None:
-    for key in "abc":
-        MemoryTier.put(gated, key, key.encode())
-    flights = SingleFlight(gated)
-    with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(flights.get_many, ["a", "b"])
-        assert gated.entered.acquire(timeout=10)
-        other = pool.submit(flights.get_many, ["b", "c", "x"])
-        assert gated.entered.acquire(timeout=10)
-        gated.gate.set()
-        assert one.result(10) == {"a": b"a", "b": b"b"}
-        assert other.result(10) == {"b": b"b", "c": b"c"}
-    assert gated.calls == 2
-
-
-def test_after_a_put_nobody_is_given_what_was_fetched_before_it(gated: GatedTier) -> None:
-    flights = SingleFlight(gated)
-    with ThreadPoolExecutor(1) as pool:
-        early = pool.submit(flights.get, "a")
-        assert gated.entered.acquire(timeout=10)
-        gated.before = lambda: None
-        flights.put("a", b"new")
-        assert flights.get("a") == b"new"
-        gated.gate.set()
-        early.result(10)
-
-
-def test_who_waits_for_an_interrupted_fetch_fetches_for_itself(gated: GatedTier) -> None:
-    MemoryTier.put(gated, "a", b"1")
-    flights = SingleFlight(gated)
-
-    def interrupted() -> None:
-        gated.before = lambda: None
-        gated.wait()
-        raise KeyboardInterrupt
-
-    gated.before = interrupted
-    with ThreadPoolExecutor(2) as pool:
-        leader = pool.submit(flights.get, "a")
-        assert gated.entered.acquire(timeout=10)
-        follower = pool.submit(flights.get, "a")
-        time.sleep(0.05)  # for it to get as far as it can
-        gated.gate.set()
-        assert type(leader.exception(10)) is KeyboardInterrupt
-        assert follower.result(10) == b"1"
-    assert gated.calls == 2
 
 
 # Encrypted

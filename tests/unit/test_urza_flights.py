@@ -1,0 +1,145 @@
+"""Fetches under way: whoever asks for the same waits for them instead of fetching again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from esper.errors import LibraryError
+from esper.urza.flights import Flights
+
+
+class GatedFetch:
+    """Holds every fetch until ``gate`` is open; then raises ``error`` if there is one."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        self.error: BaseException | None = None
+        self.calls = 0
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.before: Callable[[], None] = self.wait
+
+    def wait(self) -> None:
+        self.entered.release()
+        assert self.gate.wait(10)
+
+    def __call__(self, keys: list[str]) -> dict[str, bytes]:
+        self.calls += 1
+        self.before()
+        if self.error is not None:
+            raise self.error
+        return {key: self.held[key] for key in keys if key in self.held}
+
+
+@pytest.fixture
+def fetch() -> Iterator[GatedFetch]:
+    gated = GatedFetch()
+    yield gated
+    gated.gate.set()
+
+
+def at_once(fetch: GatedFetch, count: int) -> list[object]:
+    """What ``count`` threads get that ask for "a" together: one fetches, the others wait behind it."""
+    flights, ready = Flights(), threading.Barrier(count)
+
+    def ask() -> dict[str, bytes]:
+        ready.wait(10)
+        return flights.share(["a"], fetch)
+
+    with ThreadPoolExecutor(count) as pool:
+        calls = [pool.submit(ask) for _ in range(count)]
+        assert fetch.entered.acquire(timeout=10)
+        time.sleep(0.05)  # for the others to get as far as they can
+        fetch.gate.set()
+        return [call.exception(10) or call.result(10) for call in calls]
+
+
+def test_a_hundred_at_once_make_one_fetch(fetch: GatedFetch) -> None:
+    fetch.held["a"] = b"1"
+    assert at_once(fetch, 100) == [{"a": b"1"}] * 100
+    assert fetch.calls == 1
+
+
+def test_an_error_reaches_everybody_who_waits(fetch: GatedFetch) -> None:
+    fetch.error = LibraryError("gone")
+    assert at_once(fetch, 20) == [fetch.error] * 20
+    assert fetch.calls == 1
+
+
+def test_a_miss_is_shared_too(fetch: GatedFetch) -> None:
+    assert at_once(fetch, 20) == [{}] * 20
+    assert fetch.calls == 1
+
+
+def test_nothing_is_kept_of_a_fetch_that_is_over(fetch: GatedFetch) -> None:
+    fetch.gate.set()
+    flights = Flights()
+    fetch.error = LibraryError("gone")
+    with pytest.raises(LibraryError):
+        flights.share(["a"], fetch)
+    fetch.error = None
+    assert flights.share(["a"], fetch) == {}
+    fetch.held["a"] = b"1"
+    assert flights.share(["a"], fetch) == {"a": b"1"}
+
+
+def test_different_keys_do_not_wait_for_each_other(fetch: GatedFetch) -> None:
+    flights = Flights()
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(flights.share, [key], fetch) for key in "ab"]
+        assert fetch.entered.acquire(timeout=10)
+        assert fetch.entered.acquire(timeout=10)
+        fetch.gate.set()
+        assert [call.result(10) for call in calls] == [{}, {}]
+
+
+def test_of_many_keys_those_under_way_are_waited_for_and_the_others_fetched(fetch: GatedFetch) -> None:
+    fetch.held = {key: key.encode() for key in "abc"}
+    flights = Flights()
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(flights.share, ["a", "b"], fetch)
+        assert fetch.entered.acquire(timeout=10)
+        other = pool.submit(flights.share, ["b", "c", "x"], fetch)
+        assert fetch.entered.acquire(timeout=10)
+        fetch.gate.set()
+        assert one.result(10) == {"a": b"a", "b": b"b"}
+        assert other.result(10) == {"b": b"b", "c": b"c"}
+    assert fetch.calls == 2
+
+
+def test_a_fetch_that_is_forgotten_is_joined_by_nobody(fetch: GatedFetch) -> None:
+    flights = Flights()
+    with ThreadPoolExecutor(1) as pool:
+        early = pool.submit(flights.share, ["a"], fetch)
+        assert fetch.entered.acquire(timeout=10)
+        fetch.before = lambda: None
+        flights.forget(["a"])
+        assert flights.share(["a"], lambda _: {"a": b"new"}) == {"a": b"new"}
+        fetch.gate.set()
+        assert early.result(10) == {}
+
+
+def test_who_waits_for_an_interrupted_fetch_fetches_for_itself(fetch: GatedFetch) -> None:
+    fetch.held["a"] = b"1"
+    flights = Flights()
+
+    def interrupted() -> None:
+        fetch.before = lambda: None
+        fetch.wait()
+        raise KeyboardInterrupt
+
+    fetch.before = interrupted
+    with ThreadPoolExecutor(2) as pool:
+        leader = pool.submit(flights.share, ["a"], fetch)
+        assert fetch.entered.acquire(timeout=10)
+        follower = pool.submit(flights.share, ["a"], fetch)
+        time.sleep(0.05)  # for it to get as far as it can
+        fetch.gate.set()
+        assert type(leader.exception(10)) is KeyboardInterrupt
+        assert follower.result(10) == {"a": b"1"}
+    assert fetch.calls == 2

@@ -100,7 +100,8 @@ class WatchFrame:
     def _progress(self, width: int) -> Table:
         view = self.view
         if view.preparing and view.status.goes_on:
-            return progress_line("preparing", 0.0, f"in {duration(view.seconds)}", width)
+            began = view.started_at if view.started_at and not view.epochs else self.now
+            return progress_line("preparing", 0.0, f"in {duration(_passed(began, self.now))}", width)
         done = view.last.epoch + 1 if view.last else 0
         share = min(1.0, done / view.total_epochs) if view.total_epochs else 0.0
         left = _seconds_left(view)
@@ -182,7 +183,7 @@ class WatchFrame:
         saved = self.view.checkpoint
         if saved is None:
             return
-        age = max(0.0, (self.now - saved.at).total_seconds())
+        age = _passed(saved.at, self.now)
         took = f"took {_short(saved.seconds)}, of which training waited {_short(saved.paused)}"
         parts = [f"{duration(age)} ago", took]
         yield from _labelled("saved", [Text(as_many_as_fit(parts, width - _LABEL))])
@@ -192,7 +193,8 @@ class WatchFrame:
         lines = []
         for alert in sorted(alerts_of(self.view), key=lambda a: a["at"] or "9", reverse=True):
             at = "" if alert["at"] is None else f"{datetime.fromisoformat(alert['at']):%H:%M} "
-            line = Text(f"{at}{alert['kind']}: {alert['text']}".replace("\n", " "), style="red")
+            hint = f" ({alert['hint']})" if alert["hint"] else ""
+            line = Text(f"{at}{alert['kind']}: {alert['text']}{hint}".replace("\n", " "), style="red")
             line.truncate(width - _LABEL, overflow="ellipsis")
             lines.append(line)
         return lines
@@ -255,6 +257,10 @@ def _seconds_left(view: RunView) -> float | None:
         return None
     pace = (latest[-1].at - latest[0].at).total_seconds() / (len(latest) - 1)
     return max(0.0, pace * (view.total_epochs - latest[-1].epoch - 1))
+
+
+def _passed(since: datetime, now: datetime) -> float:
+    return max(0.0, (now - since).total_seconds())
 
 
 def _short(seconds: float) -> str:

@@ -64,7 +64,7 @@ def esper(*args: str) -> subprocess.CompletedProcess[str]:
 def test_training_fills_its_library_with_workers_in_order(tmp_path: Path) -> None:
     names = ("swiglu", "low_rank", "squeeze_excite", "convnext")
     paths = [BLUEPRINTS / f"{name}.yaml" for name in names]
-    cfg = compose([f"karn.paths=[{','.join(map(str, paths))}]", "tezzeret.workers=2"])
+    cfg = compose([f"karn.paths=[{','.join(map(str, paths))}]", "tezzeret.workers=2", "tezzeret.nice=0"])
     told: list[tuple[str, dict[str, Any]]] = []
     pipeline = Pipeline(TARGET)
     with open_sealed(f"sqlite:///{tmp_path}/kernels.db", load) as library:
@@ -101,7 +101,7 @@ def test_what_failed_is_tried_again(home: Path) -> None:
     assert all("tezzeret.limits.wall_seconds" in record["reason"] for record in failed)
     assert first.stderr.count("cannot be compiled") == len(failed)  # one alert each
 
-    again = esper("compile", files[0], "--failed", "--workers", "2", "--json")
+    again = esper("compile", files[0], "--failed", "--json")
     assert again.returncode == 0, again.stderr
     report = json.loads(again.stdout)
     assert {record["blueprint_name"] for record in report["compiled"]} == {"swiglu"}

@@ -24,8 +24,8 @@ from esper_cli.config import compose
 Output = pytest.CaptureFixture[str]
 SLOT = Slot("features", 6, 6)
 PLACES = [Place(SLOT, "linear")]
-FEW = "karn.generator.sample=6"
-NAMED = ("--slot", "features:6:6", FEW)
+FEW = ("karn.generator.sample=6", "karn.generator.pool=16", "tezzeret.nice=0")
+NAMED = ("--slot", "features:6:6", *FEW)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def inventing(*overrides: str, **settings: Any) -> Iterator[Inventing]:
-    cfg = compose(["urza=memory", FEW, *overrides])
+    cfg = compose(["urza=memory", *FEW, *overrides])
     paths = [Path(path) for path in cfg.karn.paths]
     with build_library(cfg) as library:
         yield Inventing(library, build_pipeline(cfg), build_inventor(cfg), paths, **settings)

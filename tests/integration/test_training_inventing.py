@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from servers.redis import RedisServer
 
@@ -35,6 +34,7 @@ SHORT = [
     "karn.trials.quiet_tail=0",
     "karn.trials.min_rate_share=0",
     "karn.generator.sample=6",
+    "karn.generator.pool=16",
     "karn.batch=2",
 ]
 SECONDS = 60.0
@@ -177,15 +177,11 @@ def test_a_process_that_fails_says_why(home: Path, monkeypatch: pytest.MonkeyPat
 def test_it_ends_when_training_is_killed(home: Path) -> None:
     # Its budget spent, it writes nothing any more: a broken pipe is not what ends it.
     long = ["tolaria.epochs=100000", "karn.budget=1", "karn.batch=1"]
-    command = [sys.executable, "-m", "esper_cli", "train", *SHORT, *long]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if "the budget of 1 inventions is spent" in line:
-                break
+    with forked.command("train", *SHORT, *long) as process:
+        process.until("the budget of 1 inventions is spent")
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert "background_process" in Path(f"/proc/{child}/cmdline").read_text()
-        process.kill()
+        os.kill(process.pid, signal.SIGKILL)
     began = time.monotonic()
     until(lambda: is_gone(int(child)))
     assert time.monotonic() - began < 10

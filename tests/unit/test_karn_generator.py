@@ -124,7 +124,7 @@ def test_refined_are_children_of_one_change_of_the_two_best_measured_in_the_plac
 
 
 def test_the_shares_of_the_choices_are_as_set() -> None:
-    generator = Generator(build, pool=40, explore=0.2, blind=0.2, refine=0.3)
+    generator = replace(GENERATOR, explore=0.2, blind=0.2, refine=0.3)
     reasons = [one.reason for one in generator.propose(past({"swiglu": 0.5}), [PLACE], 50)]
     for share, word in ((0.2, "its graph"), (0.2, "blindly"), (0.3, "one change"), (0.3, "expected to")):
         assert sum(word in one for one in reasons) == pytest.approx(50 * share, abs=9), word

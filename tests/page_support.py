@@ -31,6 +31,9 @@ WINDOW = {
 Open = Callable[..., "Page"]
 """Opens the page at a fragment; options are those of a browser's context."""
 
+MakeRun = Callable[..., "MadeRun"]
+"""Makes a run of the test's own, newer than all others; takes what a MadeRun takes, but the folder."""
+
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,11 @@ from urllib.parse import urlsplit
 
 import forked
 import pytest
-from page_support import DEEP, FAILED, FLAGS, GROWN, STOPPED, WINDOW, MadeRun, Open
-from playwright.sync_api import Browser, Page, sync_playwright
+from page_support import DEEP, FAILED, FLAGS, GROWN, STOPPED, WINDOW, MadeRun, MakeRun, Open
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from esper.nissa.journal import JOURNAL_NAME
 
-ESPER = (sys.executable, "-m", "esper_cli")
 TOO_WIDE = """version: 1
 name: far_too_wide
 title: More parameters than a kernel may have
@@ -34,6 +31,8 @@ nodes:
 output: up
 """
 TOLD = ("error", "warning")
+OWN = "2099*"
+"""The runs that tests make for themselves, and that are gone after them."""
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -79,14 +78,10 @@ def token(place: Path) -> str:
 @pytest.fixture(scope="module")
 def url(place: Path, token: str) -> Iterator[str]:
     """The address of ``esper serve-metrics`` over them, with TLS and for those alone who have a token."""
-    command = [*ESPER, "serve-metrics", "--port", "0", "--tls-self-signed", "nissa.anonymous=none"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=place, env=environment(place), stdout=pipe, text=True) as server:
-        assert server.stdout is not None
-        found = next((each for line in server.stdout if (each := re.search(r"https://[\d.:]+", line))), None)
-        assert found is not None, "the server does not say where it is"
-        yield found[0]
-        server.send_signal(signal.SIGTERM)
+    words = ("serve-metrics", "--port", "0", "--tls-self-signed", "nissa.anonymous=none")
+    with forked.command(*words, cwd=place, env=environment(place)) as server:
+        yield server.until(r"https://[\d.:]+(?=\s)")[0]
+        server.send(signal.SIGTERM)
         server.wait(20)
 
 
@@ -105,30 +100,54 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def signed_in(browser: Browser, url: str, token: str) -> Any:
-    """What a browser keeps of a visit with a token."""
-    context = browser.new_context(ignore_https_errors=True)
+def signed_in(browser: Browser, url: str, token: str) -> BrowserContext:
+    """A browser as it is after a visit with a token; a new one costs more than the page does."""
+    context = browser.new_context(**WINDOW)
     page = context.new_page()
     page.goto(f"{url}/?token={token}")
     assert page.url == f"{url}/"
-    state = context.storage_state()
-    context.close()
-    return state
+    page.close()
+    return context
+
+
+@pytest.fixture
+def make_run(place: Path) -> Iterator[MakeRun]:
+    made: list[MadeRun] = []
+
+    def make_run(run_id: str, **options: Any) -> MadeRun:
+        made.append(MadeRun(place / "runs", run_id, **options))
+        return made[-1]
+
+    yield make_run
+    for run in made:
+        run.close()
+    for folder in (place / "runs").glob(OWN):
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
 def open_page(
-    browser: Browser, url: str, signed_in: Any, request: pytest.FixtureRequest, tmp_path: Path
+    browser: Browser,
+    url: str,
+    signed_in: BrowserContext,
+    make_run: MakeRun,  # whose runs are there as long as the page is
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> Iterator[Open]:
-    """Opens the page; whatever a test does, nothing leaves the origin and the console tells of no error."""
+    """Opens the page; whatever a test does, nothing leaves the origin and the console tells of no error.
+
+    With options it is opened in a browser of its own, which has to be so for whoever changes the browser.
+    """
     wrong: list[str] = []
-    contexts = []
+    pages: list[Page] = []
     host = urlsplit(url).netloc
 
     def open_page(fragment: str = "", *, strict: bool = True, **options: Any) -> Page:
-        context = browser.new_context(**{**WINDOW, "storage_state": signed_in, **options})
-        contexts.append(context)
+        context = signed_in
+        if options:
+            context = browser.new_context(**{**WINDOW, "storage_state": signed_in.storage_state(), **options})
         page = context.new_page()
+        pages.append(page)
         page.set_default_timeout(15_000)
         page.on("request", lambda each: wrong.append(each.url) if urlsplit(each.url).netloc != host else None)
         page.on("console", lambda each: wrong.append(each.text) if strict and each.type in TOLD else None)
@@ -138,8 +157,11 @@ def open_page(
 
     yield open_page
     keep = Path(os.environ.get("ESPER_ARTEFACTS") or tmp_path)
-    for number, context in enumerate(contexts):
+    for number, page in enumerate(pages):
         name = f"{request.node.name.removeprefix('test_')}-{number}.png"
-        context.pages[0].screenshot(path=keep / name)
-        context.close()
+        page.screenshot(path=keep / name)
+        if page.context is signed_in:
+            page.close()
+        else:
+            page.context.close()
     assert wrong == []

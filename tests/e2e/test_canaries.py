@@ -7,9 +7,8 @@ import json
 import os
 import pickle
 import re
+import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -120,29 +119,14 @@ def train(folder: Path, redis: RedisServer) -> str:
 
 def served(folder: Path, redis: RedisServer, token: str) -> tuple[dict[str, bytes], str]:
     """What the server answers to whom it should and to whom it should not, and its log."""
-    command = [sys.executable, "-m", "esper_cli", "serve-metrics", "--port", "0", *settings(folder)]
-    server = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(folder, redis),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
-        address = ""
-        said = ""
-        while not address:
-            line = server.stdout.readline()
-            assert line, said
-            said += line
-            address = (re.findall(r"http://\S+", line) or [""])[0] if line.startswith("serving") else ""
-        answers = dict(asked(address, token))
-    finally:
-        server.terminate()
-        rest, _ = server.communicate(timeout=20)
-    return answers, said.replace(f"{folder}/{PLACE}", "") + rest  # to its own user it says what it serves
+    words = ("serve-metrics", "--port", "0", *settings(folder))
+    with forked.command(*words, cwd=folder, env=environment(folder, redis)) as server:
+        first = server.until(r"serving .*(http://\S+)\n")
+        answers = dict(asked(first[1], token))
+        server.send(signal.SIGTERM)
+        done = server.wait(20)
+    # To its own user it says what it serves.
+    return answers, done.stdout.replace(first[0], first[0].replace(f"{folder}/{PLACE}", "")) + done.stderr
 
 
 def asked(address: str, token: str) -> Iterator[tuple[str, bytes]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import forked
 import pytest
+import small_disk
 
 Esper = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -166,10 +167,7 @@ def test_a_disk_that_takes_no_more(esper: Esper) -> None:
 )
 def test_a_full_disk(esper: Esper, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
-    script = 'mount -t tmpfs -o size=16k none runs && exec "$@"'
-    command = ("unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-m", "esper_cli", *SMOKE)
-    env = dict(os.environ)  # readline, which pytest loads, puts COLUMNS where only children see it
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
+    done = esper(*SMOKE, before=partial(small_disk.mount, "runs"))
     assert_refused(done, 10, "No space left on device", "Free some space")
 
 

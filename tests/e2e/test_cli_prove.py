@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import forked
 import pytest
 
-ESPER = (sys.executable, "-m", "esper_cli")
 TINY = ("+experiment=smoke", "model.hidden=[8,8]", "tamiyo=widen", "tamiyo.at=[0.3]", "prove.random=false")
 SHORT = ("tolaria.epochs=1", "seeds=2", "mode=rescue")
 
@@ -62,13 +59,7 @@ def test_ctrl_c_and_sigterm_end_all_of_it_and_say_how_to_go_on(
     workplace: Path, jobs: int, sent: signal.Signals, code: int
 ) -> None:
     given = (*TINY, "tolaria.epochs=5000", "seeds=2", f"prove.jobs={jobs}")
-    with subprocess.Popen(
-        [*ESPER, "prove", *given],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with forked.command("prove", *given, before=os.setsid) as process:
         journals = workplace / "experiments" / "smoke_proof" / "runs"
         while len({path.parents[2] for path in journals.glob(SAVED)}) < jobs:
             assert process.poll() is None
@@ -77,11 +68,10 @@ def test_ctrl_c_and_sigterm_end_all_of_it_and_say_how_to_go_on(
         if sent is signal.SIGINT:
             os.killpg(process.pid, sent)  # as a terminal does
         else:
-            process.send_signal(sent)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert out == ""
-    *progress, last = err.splitlines()
+            process.send(sent)
+        done = process.wait(60)
+    assert (done.returncode, done.stdout) == (code, "")
+    *progress, last = done.stderr.splitlines()
     assert last.startswith(
         "esper: interrupted; 0 finished runs are kept; go on with: esper prove +experiment"
     )

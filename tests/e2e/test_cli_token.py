@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import signal
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import forked
 import httpx
 import pytest
 from servers.tls import make_certificates
@@ -61,28 +61,15 @@ def client(home: Path) -> Iterator[httpx.Client]:
         "anonymous": "none",
     }
     overrides = [f"nissa.{name}={value}" for name, value in settings.items()]
-    command = [sys.executable, "-m", "esper_cli", "serve-metrics", "--port", "0", *overrides]
-    with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        url = wait_for_url(home / "server.log", process)
-        with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=made.authority)) as client:
+    trusted = ssl.create_default_context(cafile=made.authority)
+    with forked.command("serve-metrics", "--port", "0", *overrides) as server:
+        url = server.until(r"serving .* (\S+)\n")[1]
+        with httpx.Client(base_url=url, verify=trusted) as client:
             yield client
-    finally:
-        process.terminate()
-        assert process.wait(20) == 0
-    assert JWT_START not in (home / "server.log").read_text()
-
-
-def wait_for_url(log: Path, process: subprocess.Popen[bytes]) -> str:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        for line in log.read_text().splitlines():
-            if line.startswith("serving "):
-                return line.rpartition(" ")[2]
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
+        server.send(signal.SIGTERM)
+        done = server.wait(20)
+    assert done.returncode == 0
+    assert JWT_START not in done.stdout + done.stderr
 
 
 def bearer(token: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -12,7 +13,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from forked import esper
+from forked import command, esper
 
 ESPER = (sys.executable, "-m", "esper_cli")
 SMOKE = ("train", "+experiment=smoke", "tamiyo=never", "urza=memory")
@@ -28,7 +29,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Given to each process: readline, which pytest loads, puts COLUMNS where only children see it."""
+    """Given to a process: readline, which pytest loads, puts COLUMNS where only children see it."""
     return dict(os.environ)
 
 
@@ -76,22 +77,13 @@ def test_a_sweep_trains_one_run_a_job_and_prints_only_json(workplace: Path) -> N
 def test_ctrl_c_and_sigterm_save_and_the_run_goes_on(
     workplace: Path, sent: signal.Signals, code: int
 ) -> None:
-    with subprocess.Popen(
-        [*ESPER, *SMOKE, "tolaria.epochs=5000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch    3/5000"):
-                break
-        process.send_signal(sent)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    with command(*SMOKE, "tolaria.epochs=5000") as process:
+        process.until("epoch    3/5000")
+        process.send(sent)
+        interrupted = process.wait(60)
+    assert interrupted.returncode == code
     (run,) = (workplace / "runs").glob("2*")
-    assert err == f"esper: interrupted; saved; go on with: esper train --resume {run.name}\n"
+    assert interrupted.stderr == f"esper: interrupted; saved; go on with: esper train --resume {run.name}\n"
     done = len(esper_json("runs", "show", "latest", "--json")["epochs"])
     assert done >= 3
     resumed = esper("train", "--resume", run.name[:15], f"tolaria.epochs={done + 1}", "--quiet")
@@ -123,22 +115,22 @@ def esper_json(*args: str) -> dict:
 
 
 def test_a_terminal_shows_a_live_region_and_survives_a_resize(workplace: Path) -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        environ = {**environment(), "TERM": "xterm-256color"}
-        os.execve(sys.executable, [*ESPER, *SMOKE, "tolaria.epochs=4"], environ)
+    terminal, inner = pty.openpty()
     resize(terminal, 10, 40)
+    env = {**environment(), "TERM": "xterm-256color"}
     shown = b""
-    while True:
-        try:
+    with command(*SMOKE, "tolaria.epochs=4", env=env, terminal=os.ttyname(inner)) as process:
+        while select.select([terminal], [], [], 0.1)[0] or process.poll() is None:
+            if not select.select([terminal], [], [], 0)[0]:
+                continue
             read = os.read(terminal, 65536)
-        except OSError:
-            break
-        if b"epoch" in read and b"epoch" not in shown:
-            resize(terminal, 8, 30)
-            os.kill(pid, signal.SIGWINCH)
-        shown += read
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+            if b"epoch" in read and b"epoch" not in shown:
+                resize(terminal, 8, 30)
+                process.send(signal.SIGWINCH)
+            shown += read
+        assert process.poll() == 0
+    os.close(inner)
+    os.close(terminal)
     text = shown.decode()
     assert "━" in text
     assert "s left" in text

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pytest
 from axe_playwright_python.sync_playwright import Axe
-from page_support import DEEP, FAILED, GROWN, SCRUB, STOPPED, WINDOW, MadeRun, Open
+from page_support import DEEP, FAILED, GROWN, SCRUB, STOPPED, WINDOW, MakeRun, Open
 from playwright.sync_api import Browser, Page, expect
 
 from esper.nissa.journal import JOURNAL_NAME, Journal
@@ -125,50 +124,47 @@ def test_everything_can_be_done_without_a_mouse(open_page: Open) -> None:
     )
 
 
-def test_a_run_is_followed_while_it_goes_on(open_page: Open, place: Path) -> None:
+def test_a_run_is_followed_while_it_goes_on(open_page: Open, make_run: MakeRun) -> None:
     page = open_page()
     latest = open_page("#run=latest")
-    expect(latest.locator(".layer").first).to_be_visible()
-    run = MadeRun(place / "runs", "20990101-100000-live-0009", layers=4, total=30, every=6)
-    try:
-        run.epochs(1)
-        expect(page.locator("#at")).to_have_text("1 / 1")
-        run.epochs(4)
-        expect(page.locator("h1")).to_have_text("live")  # the newest, which nobody chose
-        expect(latest.locator("h1")).to_have_text("live")
-        expect(latest.locator(".label").first).to_have_text("stage1.0block")
-        expect(page.locator(".status")).to_have_text("running")
-        expect(page.locator("#link")).to_have_text("live")
-        expect(page.locator("#at")).to_have_text("5 / 5")
-        page.locator("#loss .u-over").click()  # in the middle: the curves have grown with the run
-        expect(page.locator("#at")).to_have_text("3 / 5")
-        page.keyboard.press("End")
-        expect(page.locator("#decisions .empty")).to_contain_text("No decision yet")
-        run.epochs(3)
-        expect(page.locator("#at")).to_have_text("8 / 8")
-        expect(page.locator(".decisions > li")).to_have_count(1)
-        assert states(page)["blending"] == 1
-        page.keyboard.press("Home")  # who looks back is left there
-        run.epochs(4)
-        expect(page.locator("#at")).to_have_text("1 / 12")
-        page.keyboard.press("End")
-        run.rollback(10)
-        run.epochs(1)
-        expect(page.locator("#at")).to_have_text("11 / 11")
-        expect(page.locator("#alert-list")).to_contain_text("Rolled back: non-finite loss")
-        down = {"state": "down", "reason": "127.0.0.1:6379 does not answer", "behind": 900}
-        run.journal.write("telemetry", sinks={"redis": down})
-        expect(page.locator("#alert-list")).to_contain_text("Sink redis takes no messages")
-        expect(page.locator("#alert-list code")).to_have_text("esper doctor nissa/sinks=redis")
-        run.invent("gated_pair", failure="build: 9000 parameters are too many")
-        run.epochs(19)
-        run.finish()
-        expect(page.locator(".status")).to_have_text("finished")
-        expect(page.locator("#at")).to_have_text("30 / 30")
-        expect(page.locator("#queue .compiled").first).to_contain_text("gated_pairfailed")
-    finally:
-        run.close()
-        shutil.rmtree(place / "runs" / run.run_id)
+    for each in (page, latest):
+        expect(each.locator("#link")).to_have_text("up to date")  # from here on it is told of what comes
+    run = make_run("20990101-100000-live-0009", layers=4, total=30, every=6)
+    run.epochs(1)
+    expect(page.locator("#at")).to_have_text("1 / 1")
+    run.epochs(4)
+    expect(page.locator("h1")).to_have_text("live")  # the newest, which nobody chose
+    expect(latest.locator("h1")).to_have_text("live")
+    expect(latest.locator(".label").first).to_have_text("stage1.0block")
+    expect(page.locator(".status")).to_have_text("running")
+    expect(page.locator("#link")).to_have_text("live")
+    expect(page.locator("#at")).to_have_text("5 / 5")
+    page.locator("#loss .u-over").click()  # in the middle: the curves have grown with the run
+    expect(page.locator("#at")).to_have_text("3 / 5")
+    page.keyboard.press("End")
+    expect(page.locator("#decisions .empty")).to_contain_text("No decision yet")
+    run.epochs(3)
+    expect(page.locator("#at")).to_have_text("8 / 8")
+    expect(page.locator(".decisions > li")).to_have_count(1)
+    assert states(page)["blending"] == 1
+    page.keyboard.press("Home")  # who looks back is left there
+    run.epochs(4)
+    expect(page.locator("#at")).to_have_text("1 / 12")
+    page.keyboard.press("End")
+    run.rollback(10)
+    run.epochs(1)
+    expect(page.locator("#at")).to_have_text("11 / 11")
+    expect(page.locator("#alert-list")).to_contain_text("Rolled back: non-finite loss")
+    down = {"state": "down", "reason": "127.0.0.1:6379 does not answer", "behind": 900}
+    run.journal.write("telemetry", sinks={"redis": down})
+    expect(page.locator("#alert-list")).to_contain_text("Sink redis takes no messages")
+    expect(page.locator("#alert-list code")).to_have_text("esper doctor nissa/sinks=redis")
+    run.invent("gated_pair", failure="build: 9000 parameters are too many")
+    run.epochs(19)
+    run.finish()
+    expect(page.locator(".status")).to_have_text("finished")
+    expect(page.locator("#at")).to_have_text("30 / 30")
+    expect(page.locator("#queue .compiled").first).to_contain_text("gated_pairfailed")
 
 
 def test_a_run_that_prepares_shows_what_waits_to_be_compiled(open_page: Open, place: Path) -> None:
@@ -176,53 +172,46 @@ def test_a_run_that_prepares_shows_what_waits_to_be_compiled(open_page: Open, pl
     waits, folder = page.locator("#waits"), place / "runs" / "20990101-130000-soon-0012"
     expect(page.locator(".layer").first).to_be_visible()
     folder.mkdir()
-    try:
-        with Journal(folder / JOURNAL_NAME, fsync=False) as journal:
-            journal.write("preparing", experiment="soon", task="digits", seed=0, total_epochs=9)
-            since = (datetime.now(UTC) - timedelta(seconds=70)).isoformat()
-            journal.write("compile_queue", waiting=12, compiling=2, workers=2, oldest=since)
-            expect(page.locator("h1")).to_have_text("soon")
-            expect(page.locator(".status")).to_have_text("preparing")
-            expect(page.locator("#loss")).to_be_hidden()
-            expect(waits).to_contain_text("12 wait2 being compiled2 workersthe oldest for 7")
-            journal.write("compile_queue", waiting=1, compiling=0, workers=0, oldest=since)
-            expect(waits).to_contain_text("1 waits0 being compiled0 workers")
-            expect(page.locator("#alert-list")).to_contain_text("1 kernel to be compiled, and no worker")
-            journal.write("compile_queue", waiting=0, compiling=0, workers=2, oldest=None)
-            expect(waits).to_be_hidden()
-            expect(page.locator("#alert-list")).not_to_contain_text("no worker")
-        expect(page.locator(".status")).to_have_text("stopped", timeout=15_000)  # killed: no event
-    finally:
-        shutil.rmtree(folder)
+    with Journal(folder / JOURNAL_NAME, fsync=False) as journal:
+        journal.write("preparing", experiment="soon", task="digits", seed=0, total_epochs=9)
+        since = (datetime.now(UTC) - timedelta(seconds=70)).isoformat()
+        journal.write("compile_queue", waiting=12, compiling=2, workers=2, oldest=since)
+        expect(page.locator("h1")).to_have_text("soon")
+        expect(page.locator(".status")).to_have_text("preparing")
+        expect(page.locator("#loss")).to_be_hidden()
+        expect(waits).to_contain_text("12 wait2 being compiled2 workersthe oldest for 7")
+        journal.write("compile_queue", waiting=1, compiling=0, workers=0, oldest=since)
+        expect(waits).to_contain_text("1 waits0 being compiled0 workers")
+        expect(page.locator("#alert-list")).to_contain_text("1 kernel to be compiled, and no worker")
+        journal.write("compile_queue", waiting=0, compiling=0, workers=2, oldest=None)
+        expect(waits).to_be_hidden()
+        expect(page.locator("#alert-list")).not_to_contain_text("no worker")
+    expect(page.locator(".status")).to_have_text("stopped", timeout=15_000)  # killed: no event
 
 
-def test_who_comes_back_sees_what_was_missed(open_page: Open, place: Path) -> None:
-    run = MadeRun(place / "runs", "20990101-120000-away-0011", layers=2, total=40)
+def test_who_comes_back_sees_what_was_missed(open_page: Open, make_run: MakeRun) -> None:
+    run = make_run("20990101-120000-away-0011", layers=2, total=40)
     hide = "Object.defineProperty(document, 'hidden', { value: %s, configurable: true })"
-    try:
-        run.epochs(2)
-        page = open_page(f"#run={run.run_id}", strict=False)
-        expect(page.locator("#link")).to_have_text("live")
-        page.context.set_offline(True)  # the server is gone
-        expect(page.locator("#link")).to_have_text("no answer", timeout=15_000)
-        expect(page.locator("#at")).to_have_text("2 / 2")
-        run.epochs(2)
-        page.context.set_offline(False)
-        expect(page.locator("#at")).to_have_text("4 / 4", timeout=15_000)
-        expect(page.locator("#link")).to_have_text("live", timeout=15_000)
-        page.evaluate(hide % "true")  # nobody looks
-        page.wait_for_timeout(1500)  # what was under way
-        asked: list[str] = []
-        page.on("request", lambda each: asked.append(each.url))
-        run.epochs(2)
-        page.wait_for_timeout(1000)
-        assert asked == []
-        page.evaluate(hide % "false")
-        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        expect(page.locator("#at")).to_have_text("6 / 6")
-    finally:
-        run.close()
-        shutil.rmtree(place / "runs" / run.run_id)
+    run.epochs(2)
+    page = open_page(f"#run={run.run_id}", strict=False, offline=False)
+    expect(page.locator("#link")).to_have_text("live")
+    page.context.set_offline(True)  # the server is gone
+    expect(page.locator("#link")).to_have_text("no answer", timeout=15_000)
+    expect(page.locator("#at")).to_have_text("2 / 2")
+    run.epochs(2)
+    page.context.set_offline(False)
+    expect(page.locator("#at")).to_have_text("4 / 4", timeout=15_000)
+    expect(page.locator("#link")).to_have_text("live", timeout=15_000)
+    page.evaluate(hide % "true")  # nobody looks
+    page.wait_for_timeout(1500)  # what was under way
+    asked: list[str] = []
+    page.on("request", lambda each: asked.append(each.url))
+    run.epochs(2)
+    page.wait_for_timeout(1000)
+    assert asked == []
+    page.evaluate(hide % "false")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(page.locator("#at")).to_have_text("6 / 6")
 
 
 def test_two_runs_stand_side_by_side_at_an_address_that_can_be_shared(open_page: Open) -> None:
@@ -241,70 +230,60 @@ def test_two_runs_stand_side_by_side_at_an_address_that_can_be_shared(open_page:
     expect(again.locator(".network")).to_have_count(1)
 
 
-def test_ten_thousand_epochs_of_five_hundred_layers_are_smooth(open_page: Open) -> None:
+def test_ten_thousand_epochs_of_five_hundred_layers_are_smooth(open_page: Open, browser: Browser) -> None:
     page = open_page(f"#run={DEEP}")
     expect(page.locator("#at")).to_have_text("10,000 / 10,000")
     assert page.locator(".layer").count() < 30
     assert page.locator(".decisions > li").count() <= 60
-    session = page.context.new_cdp_session(page)
-    session.send(
-        "Performance.enable", {"timeDomain": "threadTicks"}
-    )  # what others make it wait is not its own
+    session = browser.new_browser_cdp_session()
 
     def spent() -> float:
-        metrics = session.send("Performance.getMetrics")["metrics"]
-        return float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+        """Seconds of the processor, by all of the browser: what others make it wait is not its own."""
+        processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+        return sum(each["cpuTime"] for each in processes)
 
-    for _ in range(3):  # others may have the processor
-        before = spent()
-        frames = page.evaluate(SCRUB, 90)
-        each, rate = 1000 * (spent() - before) / len(frames), 1000 * len(frames) / sum(frames)
-        print(f"{rate:.0f} frames a second, {each:.1f} ms of work for each, the longest {frames[-1]:.0f} ms")
-        if rate >= 30:
-            break
-    assert rate >= 30
-    assert each < 25
+    before = spent()
+    frames = page.evaluate(SCRUB, 90)
+    each, rate = 1000 * (spent() - before) / len(frames), 1000 * len(frames) / sum(frames)
+    print(f"{rate:.0f} frames a second, {each:.1f} ms of work for each, the longest {frames[-1]:.0f} ms")
+    assert each < 1000 / 30, "one core does not make 30 frames a second"
     page.locator(".layers").evaluate("node => node.scrollTo(0, 34 * 400)")
     expect(page.locator("#layer-0-402")).to_be_visible()
     assert page.locator(".layer").count() < 30
 
 
 def test_what_a_run_is_called_stays_text_and_a_loss_that_is_no_number_is_shown(
-    open_page: Open, place: Path
+    open_page: Open, make_run: MakeRun
 ) -> None:
     markup = "<img src=/x onerror=document.title='taken'>"
-    run = MadeRun(place / "runs", "20990101-110000-odd-0010", layers=1, total=9, name=markup)
-    try:
-        page = open_page(f"#run={run.run_id}")
-        expect(page.locator("h1")).to_have_text(markup)
-        expect(page.locator("#transport")).to_be_hidden()  # no epoch yet
-        expect(page.locator(".numbers .value").first).to_have_text("\u2013")
-        run.epochs(2)
-        nan = {"loss": "NaN", "held_out_loss": "NaN", "accuracy": 0.1}
-        run.journal.write("epoch", packet={"epoch": 2, "layer_metrics": {}, **nan})
-        expect(page.locator("#at")).to_have_text("3 / 3")
-        expect(page.locator(".numbers .value").first).to_have_text("NaN")
-        run.fail(markup)
-        expect(page.locator("#alert-list")).to_contain_text(markup)
-        assert page.locator("img").count() == 0
-        assert page.title() == f"{markup} · Esper"
-    finally:
-        run.close()
-        shutil.rmtree(place / "runs" / run.run_id)
+    run = make_run("20990101-110000-odd-0010", layers=1, total=9, name=markup)
+    page = open_page(f"#run={run.run_id}")
+    expect(page.locator("h1")).to_have_text(markup)
+    expect(page.locator("#transport")).to_be_hidden()  # no epoch yet
+    expect(page.locator(".numbers .value").first).to_have_text("\u2013")
+    run.epochs(2)
+    nan = {"loss": "NaN", "held_out_loss": "NaN", "accuracy": 0.1}
+    run.journal.write("epoch", packet={"epoch": 2, "layer_metrics": {}, **nan})
+    expect(page.locator("#at")).to_have_text("3 / 3")
+    expect(page.locator(".numbers .value").first).to_have_text("NaN")
+    run.fail(markup)
+    expect(page.locator("#alert-list")).to_contain_text(markup)
+    assert page.locator("img").count() == 0
+    assert page.title() == f"{markup} · Esper"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_reads_well_on_a_phone_and_for_who_cannot_see_it(open_page: Open, scheme: str) -> None:
-    page = open_page(
-        f"#run={GROWN}&with={FAILED}", viewport={"width": 360, "height": 740}, color_scheme=scheme
-    )
+def test_it_reads_well_on_a_phone_and_for_who_cannot_see_it(open_page: Open) -> None:
+    page = open_page(f"#run={GROWN}&with={FAILED}")
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.reload()
     expect(page.locator(".network")).to_have_count(2)
     expect(page.locator(".head-of.second")).to_contain_text("the loss is not finite after 3 rollbacks")
     page.locator(".decisions > li").nth(2).get_by_role("button").click()
     scrub(page, 30)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    for at in (360, 1360):
+    for at, scheme in itertools.product((360, 1360), ("light", "dark")):
         page.set_viewport_size({"width": at, "height": 900})
+        page.emulate_media(color_scheme=scheme)
         found = Axe().run(page, options={"resultTypes": ["violations"]})
         assert found.violations_count == 0, found.generate_report()
 
@@ -322,7 +301,7 @@ def test_the_colours_are_the_readers_choice(open_page: Open) -> None:
 
 
 def test_where_there_is_no_run_the_next_step_is_told_and_the_first_one_appears(
-    open_page: Open, place: Path
+    open_page: Open, make_run: MakeRun
 ) -> None:
     page = open_page()
     nothing = {"total": 0, "runs": [], "next": None}
@@ -332,13 +311,9 @@ def test_where_there_is_no_run_the_next_step_is_told_and_the_first_one_appears(
     expect(page.locator("#notice code")).to_have_text("esper train +experiment=smoke")
     expect(page.locator("#content")).to_be_hidden()
     page.unroute_all()
-    run = MadeRun(place / "runs", "20990101-140000-first-0013", layers=1, total=9)
-    try:
-        expect(page.locator("h1")).to_have_text("first")
-        expect(page.locator("#notice")).to_be_hidden()
-    finally:
-        run.close()
-        shutil.rmtree(place / "runs" / run.run_id)
+    make_run("20990101-140000-first-0013", layers=1, total=9)
+    expect(page.locator("h1")).to_have_text("first")
+    expect(page.locator("#notice")).to_be_hidden()
 
 
 def test_whose_role_is_too_low_is_told_which_it_takes(open_page: Open) -> None:

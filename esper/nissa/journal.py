@@ -236,6 +236,7 @@ class JournalReader:
             self.offset += _size(lines[done : number + 1])
             self.decoded_bytes += len(lines[number])
             done = number + 1
+            let_others_first()
             event = parse_line(lines[number])
             if event is not None:
                 yield event

@@ -225,7 +225,7 @@ def test_events_are_in_the_table_once_and_a_server_that_dies_holds_up_nobody(
         own_postgres.kill()
         began = time.monotonic()
         places += [(journal.epoch(n), journal.end)[1] for n in range(3, 50)]
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         time.sleep(0.3)  # it is noticed
         own_postgres.start()
         within(10.0, lambda: _or_none(rows) == places)

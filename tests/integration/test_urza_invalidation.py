@@ -107,11 +107,11 @@ def test_after_a_restart_everything_may_have_changed(
     own_redis.kill()
     began = time.monotonic()
     messages.publish("kernel_lost")
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2
     own_redis.start()
     back = time.monotonic()
     until(lambda: listener.heard.count("None") >= 2)
-    assert time.monotonic() - back < 5
+    assert time.monotonic() - back < 15
     time.sleep(0.5)  # what could not be told is kept back this long
     messages.publish("kernel_b")  # comes as "everything", since a message before it was lost
     until(lambda: listener.heard.count("None") >= 3)
@@ -129,7 +129,7 @@ def test_a_listener_makes_up_for_what_it_could_not_tell(own_redis: RedisServer, 
         began = time.monotonic()
         for _ in range(100):
             messages.publish("kernel_a")
-        assert time.monotonic() - began < 1.0  # one wait, and none while it is left alone
+        assert time.monotonic() - began < 4  # one wait, and none while it is left alone
         own_redis.resume()
         until(lambda: heard.count(None) >= 2)
         until(lambda: listener.heard.count("None") >= 2)
@@ -169,7 +169,7 @@ def test_it_can_be_closed_while_the_server_is_away_and_begins_when_it_comes(own_
     until(lambda: not messages.listening)
     began = time.monotonic()
     messages.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
 
 
 def test_a_url_that_is_none_is_a_mistake_in_the_configuration() -> None:

@@ -76,10 +76,10 @@ def test_spelling_is_canonical(text: str, spelling: str) -> None:
     ],
 )
 def test_outside_the_grammar_is_refused(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ExpressionError):
         expression.parse(text)
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_unknown_function_names_the_nearest() -> None:

@@ -6,11 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 from urza_support import KEY
 
@@ -149,29 +149,19 @@ def full(fd: int, data: bytes) -> int:
     raise OSError(28, "No space left on device")
 
 
-WRITER = """
-import sys
-sys.path[:0] = [sys.argv[1]]
-from dataclasses import replace
-from pathlib import Path
-from unit.test_security_audit_lines import write
-print("begun", flush=True)
-write(Path(sys.argv[2]), 100_000)
-"""
+def write_for_long(path: Path) -> None:
+    print("begun", flush=True)
+    write(path, 100_000)
 
 
 def test_a_killed_writer_leaves_a_line_with_its_entry_or_neither(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    tests = str(Path(__file__).parents[1])
     for attempt in range(4):
-        command = [sys.executable, "-c", WRITER, tests, str(path)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.1 * (attempt + 1))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        with forked.Forked(write_for_long, (path,), None, None) as process:
+            process.until("begun")
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.1 * (attempt + 1))
+            process.send(signal.SIGKILL)
         assert findings(path) == []
     events = list(JournalReader(path).read())
     audited = [event for event in events if event["event"] == "decision"]

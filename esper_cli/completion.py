@@ -1,8 +1,4 @@
-"""Completion of paths, and of overrides, asked of Hydra: groups, their options, keys and experiment names.
-
-Hydra's own completion belongs to a command that is all overrides; ours hangs below ``esper train`` and
-Typer installs it for each shell. So only Hydra's query is used, through its plugin interface.
-"""
+"""Completion of paths, and of overrides, asked of Hydra: groups, their options, keys and experiment names."""
 
 from __future__ import annotations
 
@@ -10,54 +6,7 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from hydra.errors import HydraException
-from hydra.plugins.completion_plugin import CompletionPlugin
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from esper.errors import EsperError
-from esper_cli import config
-from esper_cli.config_source import GROUP
-
-ADD_EXPERIMENT = f"+{GROUP}="
-
-
-class OverrideCompletion(CompletionPlugin):
-    """Hydra's query without a shell: installing is Typer's part."""
-
-    def candidates(self, words: list[str], incomplete: str) -> list[str]:
-        """The overrides that ``incomplete`` may become, after the overrides ``words``."""
-        matches = []
-        for match in self._query(config.NAME, " ".join([*words, incomplete])):
-            # A group that holds both options and groups comes bare; either may follow.
-            bare = "=" not in match and not match.endswith((".", "/"))
-            matches += [f"{match}=", f"{match}/"] if bare else [match]
-        # hydra.* is for sweeps and launchers; offered only to who starts to type it.
-        offered = [match for match in matches if not _internal(match) or _internal(incomplete)]
-        # The key of that name only records the choice; what chooses begins with +.
-        return [ADD_EXPERIMENT if match == f"{GROUP}=" else match for match in offered]
-
-    def install(self) -> None:
-        """Not here: ``esper --install-completion``."""
-        raise NotImplementedError
-
-    def uninstall(self) -> None:
-        """Not here: Typer's script is a file of its own."""
-        raise NotImplementedError
-
-    @staticmethod
-    def provides() -> str:
-        """A name that no shell has."""
-        return "esper"
-
-    def query(self, config_name: str | None) -> None:
-        """Not here: Typer prints."""
-        raise NotImplementedError
-
-    @staticmethod
-    def help(command: str) -> str:
-        """How to install."""
-        return f"esper --{command}-completion"
 
 
 def complete_overrides(incomplete: str) -> list[str]:
@@ -67,15 +16,10 @@ def complete_overrides(incomplete: str) -> list[str]:
     pieces are joined again before Hydra is asked, the answers are cut to the last piece, and a match that is
     not the end of an override is offered together with what may follow it.
     """
+    from esper_cli.completion_query import candidates  # Hydra; the others need not wait for it
+
     words, word = _words(incomplete)
-    try:
-        with config.loader() as loader:
-            plugin = OverrideCompletion(loader)
-            matches = plugin.candidates(words, word)
-            if len(matches) <= 2 and matches and matches[0].endswith(("=", ".", "/")):
-                matches = [*matches, *plugin.candidates(words, matches[0])]
-    except (EsperError, HydraException, OmegaConfBaseException, YAMLError, OSError):
-        return []  # a command line that does not compose yet has no completions; running it will say why
+    matches = candidates(words, word)
     cut = len(word) - len(incomplete)
     return [match[cut:] for match in dict.fromkeys(matches) if match.startswith(word)]
 
@@ -125,7 +69,3 @@ def _words(incomplete: str) -> tuple[list[str], str]:
 
 def _is_override(word: str) -> bool:
     return "=" in word or word.startswith("~")
-
-
-def _internal(word: str) -> bool:
-    return word.lstrip("+~").startswith("hydra")

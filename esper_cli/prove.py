@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esper.proof.report import FLOPS, arm_cells, difference_cells, label
 from esper_cli.completion import complete_overrides
 from esper_cli.interrupts import interrupts_held
 from esper_cli.terminal import duration, print_json, print_lines, table
@@ -83,11 +82,15 @@ class Progress:
 
     def __call__(self, job: Job, number: int, of: int, left: float | None) -> None:
         """Say which run comes, and how long all are to take."""
+        from esper.proof.report import label
+
         time = f", about {duration(left)} left" if left is not None else ""
         print_lines(f"run {number} of {of}: {label(job.arm, self.mode)}, seed {job.seed}{time}", stderr=True)
 
 
 def _print(proof: Mapping[str, Any]) -> None:
+    from esper.proof.report import FLOPS, arm_cells, difference_cells
+
     costs = ("accuracy, %", "loss", FLOPS[proof["mode"]], "seconds", "parameters")
     arms = table(("arm", *costs), right=costs)
     for cells in arm_cells(proof):

@@ -284,7 +284,8 @@ def test_the_command_line_starts_without_pytorch() -> None:
     import subprocess
 
     code = (
-        "import sys; from esper_cli import app; app.run(['runs', 'ls']); app.run(['train', '--help']);"
+        "import sys; from esper_cli import app; assert not {'numpy', 'hydra'} & set(sys.modules);"
+        "app.run(['runs', 'ls']); app.run(['train', '--help']);"
         "sys.exit(int('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

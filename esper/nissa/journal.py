@@ -47,8 +47,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
@@ -58,6 +57,7 @@ from typing import Any, Protocol
 from pydantic_core import from_json
 
 from esper.errors import RunError, StorageError
+from esper.nissa.turns import let_others_first
 
 JOURNAL_NAME = "journal.jsonl"
 """Name of the journal in a run's folder."""
@@ -332,31 +332,6 @@ def open_journal(path: Path) -> FileIO:
     return file
 
 
-@contextmanager
-def going_first() -> Iterator[None]:
-    """Have readings in other threads of this process pause meanwhile; for what is done within a moment.
-
-    A thread that computes gives the interpreter away every 5 ms. Whoever makes a thousand system calls beside
-    it would wait that long after each.
-    """
-    with _going_first_mutex:
-        _going_first.append(threading.get_ident())
-        _nobody_goes_first.clear()
-    try:
-        yield
-    finally:
-        with _going_first_mutex:
-            _going_first.remove(threading.get_ident())
-            if not _going_first:
-                _nobody_goes_first.set()
-
-
-def let_others_first() -> None:
-    """Wait for those that are ``going_first``, a second at most."""
-    if not _nobody_goes_first.is_set() and threading.get_ident() not in _going_first:
-        _nobody_goes_first.wait(1.0)
-
-
 def check_journal(path: Path) -> None:
     """Raise StorageError when the journal at ``path`` cannot be read."""
     try:
@@ -438,11 +413,6 @@ def _sync_folder(folder: Path) -> None:
     finally:
         os.close(fd)
 
-
-_going_first: list[int] = []
-_going_first_mutex = threading.Lock()
-_nobody_goes_first = threading.Event()
-_nobody_goes_first.set()
 
 _open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
 

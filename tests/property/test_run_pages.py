@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from unit.nissa_support import LAYERS, packet, report
 
 from esper.messages import SeedState
-from esper.nissa import journal, run_list, run_outline
+from esper.nissa import journal, run_list, run_times
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.api.queries import AdaptationsQuery, RunsQuery
 from esper.nissa.api.run_pages import result_of, run_item
@@ -36,8 +36,8 @@ def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few lines take many of them."""
     monkeypatch.setattr(journal, "_FIRST_CHUNK", 128)
     monkeypatch.setattr(journal, "_CHUNK", 700)
-    monkeypatch.setattr(run_outline, "_LAST_BLOCK", 100)
-    monkeypatch.setattr(run_outline, "_BLOCK", 900)
+    monkeypatch.setattr(run_times, "_LAST_BLOCK", 100)
+    monkeypatch.setattr(run_times, "_BLOCK", 900)
 
 
 def fields_of(random: Random, event: str) -> dict[str, Any]:

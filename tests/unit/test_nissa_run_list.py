@@ -14,12 +14,13 @@ from nissa_support import RunWriter
 from esper.errors import StorageError
 from esper.messages import SeedState
 from esper.nissa import run_list, runs
-from esper.nissa.journal import JOURNAL_NAME, JournalReader, check_journal, going_first, line_head, parse_line
+from esper.nissa.journal import JOURNAL_NAME, JournalReader, check_journal, line_head, parse_line
 from esper.nissa.run_list import RunList
 from esper.nissa.run_outline import RunOutline
 from esper.nissa.run_records import RunStatus
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore
+from esper.nissa.turns import going_first
 
 
 def write_run(root: Path, run_id: str, epochs: int = 3) -> Path:

@@ -28,13 +28,13 @@ from esper.nissa.health import (
     check_newest_run,
     check_runs,
 )
-from esper.nissa.journal import going_first
 from esper.nissa.metrics import MAX_ENDED_RUNS, RunCollector, render
 from esper.nissa.queue_metrics import broker_families
 from esper.nissa.run_list import RunList
 from esper.nissa.run_records import CacheTier, ControlRecord, RunStatus
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore, summarize
+from esper.nissa.turns import going_first
 
 FIRST_SECONDS = 5.0
 """How long a request reads what was never read before, or waits while another does."""

@@ -166,9 +166,11 @@ class RunStore:
     def view(self, run_id: str) -> RunView:
         """The run of exactly that id; StorageError when its journal cannot be read."""
         view = self._views.pop(run_id, None) or RunView(self.root / run_id, keep_packets=self._keep_packets)
+        before = view.updated_at
         view.refresh()
         self._views[run_id] = view
-        if not self._keep_packets:
+        # Of another host's run it may not be seen that its process lives.
+        if not self._keep_packets and (view.ended is not None or view.updated_at == before):
             self._shed(view)
         return view
 
@@ -197,5 +199,5 @@ class RunStore:
     def _latest(self) -> str:
         begun = self.outlines.begun()
         if not begun:
-            raise next(iter(self.problems.values()))
+            raise next(iter(self.problems.values()), RunError(f"no runs in {self.root}"))
         return begun[0].run_id

@@ -118,6 +118,9 @@ def test_of_runs_that_have_ended_a_follower_of_many_keeps_little(
         view, whole = store.view("run"), RunView(tmp_path / "run").refresh()
         assert [epoch.epoch for epoch in view.epochs] == [0, 1]
         assert (view.transitions, view.seeds, view.worked) == (whole.transitions, whole.seeds, whole.worked)
+    with run.path.open("ab") as file:  # written where this host sees no lock
+        file.write(b'{"event":"later","at":"2100-01-01T00:00:00Z"}\n')
+    assert [len(store.view("run").epochs) for _ in range(2)] == [2, 1]
     monkeypatch.setattr(runs, "KEPT_ENDED", 2)
     for number in range(4):
         write_run(tmp_path, f"run-{number}")

@@ -110,11 +110,11 @@ class Monitor:
     @contextmanager
     def _latest_views(self, ended: int) -> Iterator[tuple[Sequence[RunView], Mapping[str, RunStatus]]]:
         """The runs that go on and so many that have ended, latest first, whole; and how each run stands."""
-        deadline = time.monotonic() + FIRST_SECONDS
         with self._runs() as runs:
             statuses = runs.statuses()
         going = [run_id for run_id, status in statuses.items() if status.goes_on]
         others = [run_id for run_id, status in statuses.items() if not status.goes_on]
+        deadline = time.monotonic() + FIRST_SECONDS
         with self._turn(self._viewing, FIRST_SECONDS):
             yield [*self._store.some([*going, *others[:ended]], deadline)], statuses
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from esper.tezzeret.torchscript import TorchScriptTarget
 from esper_cli.config import compose
 
 BLUEPRINTS = Path(__file__).parents[2] / "blueprints"
-ESPER = (sys.executable, "-m", "esper_cli")
+WORKERS = ("--workers", "2", "tezzeret.nice=0")
 SLOT = Slot("channels", 4, 6, 2)
 TARGET = TorchScriptTarget()
 
@@ -40,7 +39,7 @@ def processes(word: str) -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             if (
-                b"forkserver" in (path / "cmdline").read_bytes()
+                b"tezzeret.forkserver" in (path / "cmdline").read_bytes()
                 and word.encode() in (path / "environ").read_bytes()
             ):
                 found.append(int(path.name))
@@ -94,7 +93,7 @@ def test_what_failed_is_tried_again(home: Path) -> None:
     files = [str(BLUEPRINTS / f"{name}.yaml") for name in ("swiglu", "low_rank")]
     shapes = ("--shape", "features:8:8", "--shape", "features:8:12")
     limit = "tezzeret.limits.wall_seconds=0.001"
-    first = esper("compile", *files, *shapes, "--workers", "2", "--json", limit)
+    first = esper("compile", *files, *shapes, *WORKERS, "--json", limit)
     assert first.returncode == 1
     failed = json.loads(first.stdout)["failed"]
     assert len(failed) == 4
@@ -114,24 +113,18 @@ def test_what_failed_is_tried_again(home: Path) -> None:
 
 
 def test_ctrl_c_ends_every_worker_and_keeps_what_was_stored(home: Path) -> None:
-    process = subprocess.Popen(
-        [*ESPER, "compile", str(BLUEPRINTS), "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=dict(os.environ),
-        start_new_session=True,
-    )
-    assert process.stderr is not None
-    lines = [process.stderr.readline() for _ in range(5)]
-    assert sum("compile " in line for line in lines) >= 3, lines
-    assert processes(str(home))
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=30)
+    with forked.command("compile", str(BLUEPRINTS), *WORKERS, before=os.setsid) as process:
+        deadline = time.monotonic() + 60
+        while process.said[1].count("compile ") < 3:
+            assert time.monotonic() < deadline, process.said
+            time.sleep(0.02)
+        assert processes(str(home))
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
+        began = time.monotonic()
+        done = process.wait(30)
     assert time.monotonic() - began < 10
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
     assert processes(str(home)) == []
 
     listed = json.loads(esper("kernels", "ls", "--json").stdout)

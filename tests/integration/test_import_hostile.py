@@ -7,18 +7,21 @@ import json
 import os
 import re
 import struct
-import subprocess
-import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
+import torch
 from hostile_programs import BLUEPRINT, CASES, SHAPE, World
 from unit.tezzeret_support import workers
 
 from esper.assembly.storage import build_library
+from esper.tezzeret.pool import WorkerPool
 from esper.urza import KernelQuery
 from esper_cli import app
 from esper_cli.config import compose
@@ -89,11 +92,14 @@ def sampled() -> Iterator[dict[int, int]]:
         thread.join()
 
 
-def test_none_does_harm_and_none_is_taken(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_none_does_harm_and_none_is_taken(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {f"{number:03}.pt": name for number, name in enumerate(CASES)}
     for file, name in files.items():
         Path(file).write_bytes(CASES[name][0](world))
     limits = [f"tezzeret.limits.{name}={value}" for name, value in LIMITS.items()]
+    monkeypatch.setattr("esper.assembly.importing.WorkerPool", partial(WorkerPool, nice=0))
     watch = Watch(world.secret.parent)
     with sampled() as peaks:
         code = app.run(
@@ -122,22 +128,21 @@ def test_none_does_harm_and_none_is_taken(world: World, capsys: pytest.CaptureFi
     assert max(peaks.values()) < usual + (LIMITS["memory_mb"] + 64) * 1024
 
 
-OUTSIDE = """
-import sys, warnings
-warnings.simplefilter("ignore")
-import torch
-for path in sys.argv[1:]:
-    try:
-        torch.jit.load(path)(torch.ones(2, 8))
-    except RuntimeError as error:
-        print(error)
-"""
 HARM = {
     "writes a file while loaded": "made",
     "reads a file while loaded": "secret",
     "writes a file": "made",
     "reads a file": "secret",
 }
+
+
+def run_outside(files: list[str]) -> None:
+    warnings.simplefilter("ignore")
+    for path in files:
+        try:
+            torch.jit.load(path)(torch.ones(2, 8))
+        except RuntimeError as error:
+            print(error)
 
 
 def test_outside_the_fence_they_do_it(world: World) -> None:
@@ -150,5 +155,5 @@ def test_outside_the_fence_they_do_it(world: World) -> None:
         Path(f"{number}.pt").write_bytes(CASES[name][0](own))
         watches[name] = Watch(folder)
     files = [f"{number}.pt" for number in range(len(HARM))]
-    subprocess.run([sys.executable, "-c", OUTSIDE, *files], check=True, capture_output=True)
+    assert forked.call(run_outside, files).returncode == 0
     assert {name: watch.names() for name, watch in watches.items()} == {n: {f} for n, f in HARM.items()}

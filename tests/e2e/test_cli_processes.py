@@ -13,7 +13,7 @@ from forked import Forked, command, esper
 from esper.nissa.journal import JOURNAL_NAME, Event, read_journal
 
 SMOKE = ("train", "+experiment=smoke", "tamiyo=never", "urza=memory")
-WITHIN = 60.0
+WITHIN = 100.0
 """Seconds to wait for what takes a few; other tests run beside these."""
 
 

@@ -22,7 +22,8 @@ from esper.assembly.network import build_data, build_host, device_of
 from esper.assembly.server_check import check_server
 from esper.assembly.storage import build_library, library_url, redis_url
 from esper.assembly.telemetry import check_sink, sink_names
-from esper.errors import ConfigError, EsperError, LibraryError, SecurityError, StorageError
+from esper.assembly.workers import has_broker, watched_broker
+from esper.errors import ConfigError, EsperError, LibraryError, SecurityError, StorageError, TierUnavailable
 from esper.kasmina import seeded_layers
 from esper.tezzeret.limits import filter_refusal
 from esper.urza import KernelQuery
@@ -53,6 +54,7 @@ def examine(cfg: DictConfig) -> Iterator[Finding]:
         "keys": _keys,
         "kernel library": _library,
         "compile workers": _workers,
+        **({"compile queue": _queue} if has_broker(cfg) else {}),
         **({"redis": _redis} if cfg.urza.redis else {}),
         "metrics server": check_server,
         "data and network": _network,
@@ -129,6 +131,17 @@ def _workers(cfg: DictConfig) -> str:
             hint="in a container, allow seccomp filters; or compile without workers: tezzeret.workers=0",
         )
     return missing
+
+
+def _queue(cfg: DictConfig) -> str:
+    with watched_broker(cfg) as depth:
+        assert depth is not None  # a broker is named
+        now = depth()
+    if not now.workers:
+        raise TierUnavailable(
+            f"{now}: nothing is compiled", hint="start one: esper worker tezzeret/engine=celery"
+        )
+    return str(now)
 
 
 def _redis(cfg: DictConfig) -> str:

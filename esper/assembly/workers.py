@@ -30,7 +30,7 @@ def build_workers(cfg: DictConfig, tell: Tell) -> WorkerPool | RemoteWorkers | N
 
     ``tell`` gets lines for the user: that system calls cannot be filtered, that no worker answers.
     """
-    remote, count = _is_remote(cfg), cfg.tezzeret.get("workers", 0)
+    remote, count = has_broker(cfg), cfg.tezzeret.get("workers", 0)
     if not remote and count == 0:
         return None
     if torch.device(cfg.tezzeret.device).type != "cpu":
@@ -57,7 +57,7 @@ def watched_broker(cfg: DictConfig) -> Iterator[Callable[[], CompileQueue] | Non
 
     It raises ``TierUnavailable`` where the broker does not answer.
     """
-    if not _is_remote(cfg):
+    if not has_broker(cfg):
         yield None
         return
     with _broker(cfg) as broker:
@@ -75,7 +75,7 @@ def serve_jobs(cfg: DictConfig, *, say: Tell) -> None:
     Until SIGINT or SIGTERM. ``say`` gets a line for each job and what else there is to tell. Raises
     ``ConfigError``, ``CompilationError`` and ``SecurityError``.
     """
-    if not _is_remote(cfg):
+    if not has_broker(cfg):
         raise ConfigError("esper worker takes jobs from a broker", hint="tezzeret/engine=celery")
     torch.set_num_threads(1)
 
@@ -92,7 +92,7 @@ def serve_jobs(cfg: DictConfig, *, say: Tell) -> None:
         RemoteWorker(broker, Wire(envelope), pool, on_outcome=told, tell=say).serve()
 
 
-def _is_remote(cfg: DictConfig) -> bool:
+def has_broker(cfg: DictConfig) -> bool:
     """Whether a broker is named; the configuration of an older run has no engine at all."""
     return OmegaConf.select(cfg, "tezzeret.engine.broker") is not None
 

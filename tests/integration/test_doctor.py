@@ -74,6 +74,22 @@ def test_the_full_stack_is_well_while_it_runs_and_said_to_be_ill_when_not(
     assert "Traceback" not in said
 
 
+def test_a_broker_without_workers_and_one_that_is_gone_are_told(
+    own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setenv("ESPER_BROKER_URL", own_redis.url)
+    code, found = findings(capsys, "tezzeret/engine=celery")
+    assert (code, found["compile queue"]["good"]) == (1, False)
+    assert (
+        found["compile queue"]["detail"] == "0 wait, 0 are being compiled by 0 workers: nothing is compiled"
+    )
+    assert found["compile queue"]["hint"] == "start one: esper worker tezzeret/engine=celery"
+    own_redis.kill()
+    code, found = findings(capsys, "tezzeret/engine=celery")
+    assert (code, found["compile queue"]["good"]) == (1, False)
+    assert "did not answer" in str(found["compile queue"]["detail"])
+
+
 def test_keys_that_are_gone_a_device_and_a_layer_that_are_not_there(home: Path, capsys: Output) -> None:
     with build_library(compose([])) as library:
         library.put(artefact("a"))

@@ -169,9 +169,11 @@ class RunStore:
         before = view.updated_at
         view.refresh()
         self._views[run_id] = view
-        # Of another host's run it may not be seen that its process lives.
-        if not self._keep_packets and (view.ended is not None or view.updated_at == before):
-            self._shed(view)
+        if not self._keep_packets:
+            # Of another host's run it may not be seen that its process lives, so it has to be quiet, too.
+            if not view.status.goes_on and (view.ended is not None or view.updated_at == before):
+                view.shed()
+            self._forget_oldest()
         return view
 
     def some(self, run_ids: Sequence[str], deadline: float = math.inf) -> Iterator[RunView]:
@@ -187,11 +189,8 @@ class RunStore:
             except StorageError as error:
                 self.problems[run_id] = error
 
-    def _shed(self, view: RunView) -> None:
-        """Of runs that have ended keep little, and of the latest that were asked for alone."""
-        if view.status.goes_on:
-            return
-        view.shed()
+    def _forget_oldest(self) -> None:
+        """Of runs that have ended keep those that were asked for last."""
         ended = [run_id for run_id, each in self._views.items() if not each.status.goes_on]
         for run_id in ended[:-KEPT_ENDED]:
             del self._views[run_id]

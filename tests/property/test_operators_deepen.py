@@ -96,7 +96,7 @@ def same(a: list[tuple[str, torch.Tensor]], b: list[tuple[str, torch.Tensor]]) -
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(cases(), st.integers(0, 2**16))
 def test_a_block_changes_no_bit_and_comes_out_without_a_trace(case, seed) -> None:
     model, fresh, x, target = case
@@ -124,7 +124,7 @@ def test_a_block_changes_no_bit_and_comes_out_without_a_trace(case, seed) -> Non
     assert [m.training for m in model.modules()] == modes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.sampled_from(["channels", "features", "tokens"]),
     st.integers(2, 6),

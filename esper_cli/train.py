@@ -238,7 +238,12 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
         typer.echo(f"esper: interrupted; {_what_is_saved(display.progress, resume)}", err=True)
         raise interruption
     leave()
-    report_run(Path(cfg.runs), display.progress.run_id, as_json=output.as_json)
+    run_id = display.progress.run_id
+    try:
+        report_run(Path(cfg.runs), run_id, as_json=output.as_json)
+    except KeyboardInterrupt:
+        typer.echo(f"esper: interrupted; the run had finished: esper runs show {run_id}", err=True)
+        raise
 
 
 def _what_is_saved(progress: RunProgress, resume: str | None) -> str:

@@ -96,6 +96,24 @@ def test_ctrl_c_and_sigterm_save_and_the_run_goes_on(
     assert "unknown key 'tolaria.epoch'" in unknown.stderr
 
 
+def test_ctrl_c_while_the_plot_is_drawn_says_that_the_run_had_finished(workplace: Path) -> None:
+    done = esper(*SMOKE, "tolaria.epochs=1", before=interrupt_the_plot)
+    (run,) = (workplace / "runs").glob("2*")
+    assert (done.returncode, done.stderr) == (
+        130,
+        f"esper: interrupted; the run had finished: esper runs show {run.name}\n",
+    )
+
+
+def interrupt_the_plot() -> None:
+    import esper_cli.plot
+
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    esper_cli.plot.plot_run = interrupted
+
+
 def test_ctrl_c_before_training_leaves_no_run(workplace: Path) -> None:
     growing = [argument for argument in SMOKE if argument != "tamiyo=never"]
     with subprocess.Popen(

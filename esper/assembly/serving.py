@@ -29,7 +29,7 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
     ``say`` is told where it listens and who is let in. Raises ServerError when the port is taken, or others
     than this machine could come in without TLS and tokens.
     """
-    _give_way(cfg.nissa.nice)
+    nice = _niceness(cfg)
     tls = build_tls(cfg, self_signed=self_signed, say=say)
     admission = build_admission(cfg, tls=tls is not None)
     with build_library(cfg) as library, mirrored(cfg) as mirror, watched_broker(cfg) as broker:
@@ -52,14 +52,16 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
             on_stop=app.state.hub.stop,
         )
         say(access_notice(admission))
+        os.nice(nice)  # a run beside it goes first
         # A full collection over all that is imported takes 0.12 s, in which nobody is answered.
         gc.collect()
         gc.freeze()
         server.run(on_ready=lambda url: say(f"serving {cfg.runs} at {url}"))
 
 
-def _give_way(nice: int) -> None:
-    """Lower the priority of this process: a run beside it goes first."""
+def _niceness(cfg: DictConfig) -> int:
+    """By how much the priority of this process is to be lower than a run's."""
+    nice = int(cfg.nissa.nice)
     if not 0 <= nice <= 19:
         raise ConfigError(f"nissa.nice must be between 0 and 19, not {nice}")
-    os.nice(nice)
+    return nice

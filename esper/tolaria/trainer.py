@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -37,6 +37,9 @@ from esper.tolaria.stability import Limits, StepWatch
 from esper.tolaria.step import Step
 from esper.tolaria.structure import Structure
 from esper.tolaria.training_state import capture, put_back
+
+REPEATED = ("history", "trials", "refusals", "growths")
+"""What a packet has of earlier epochs as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +228,9 @@ class Trainer:
         packet = measure(self, epoch, loss)
         self.progress.flops += self.cost.take_evaluations()
         self.progress.seconds += self._worked() - started
-        packet_json = packet.to_json()
-        # In earlier lines already; journals would grow as a square.
-        for repeated in ("history", "trials", "refusals", "growths"):
+        # What is in earlier lines already; journals would grow as a square, and so would the time to tell.
+        packet_json = replace(packet, **dict.fromkeys(REPEATED, ())).to_json()
+        for repeated in REPEATED:
             del packet_json[repeated]
         self.recorder.emit(
             "epoch",

@@ -90,8 +90,8 @@ def test_half_open_connections_are_gone_soon_and_hold_nobody_up(
             asked = time.monotonic()
             assert httpx.get(f"{server.url}/health", verify=trusting(certificates)).status_code == 200
             waits.append(time.monotonic() - asked)
-        # Held up, it would wait for HEAD_SECONDS. The goal is 0.1 s (tests/drills/api_load.py); here others use
-        # the machine as well, and each request makes a client of its own.
+        # Held up, it would wait for HEAD_SECONDS. The goal is 0.1 s (tests/drills/api_load.py); here others
+        # use the machine as well, and each request makes a client of its own.
         assert sorted(waits)[len(waits) // 2] < HEAD_SECONDS / 3
         with ThreadPoolExecutor(HALF_OPEN) as pool:
             ended = list(pool.map(lambda connection: until_closed(connection, began), half))

@@ -38,9 +38,6 @@ from esper.tolaria.step import Step
 from esper.tolaria.structure import Structure
 from esper.tolaria.training_state import capture, put_back
 
-REPEATED = ("history", "trials", "refusals", "growths")
-"""What a packet has of earlier epochs as well."""
-
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
@@ -229,8 +226,8 @@ class Trainer:
         self.progress.flops += self.cost.take_evaluations()
         self.progress.seconds += self._worked() - started
         # What is in earlier lines already; journals would grow as a square, and so would the time to tell.
-        packet_json = replace(packet, **dict.fromkeys(REPEATED, ())).to_json()
-        for repeated in REPEATED:
+        packet_json = replace(packet, history=(), trials=(), refusals=(), growths=()).to_json()
+        for repeated in ("history", "trials", "refusals", "growths"):
             del packet_json[repeated]
         self.recorder.emit(
             "epoch",

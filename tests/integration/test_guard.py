@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.datastructures import URL
+from starlette.requests import Request
 from starlette.routing import Route
 from token_attacks import Forge, attacks
 
@@ -215,6 +217,21 @@ def test_so_are_methods(gate: Gate, method: str) -> None:
     assert gate.ask(method, "/api/v1/runs/a/pause").status == 401
 
 
+def test_what_is_asked_for_is_what_is_routed_whatever_a_client_calls_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some versions of Starlette join Host and path and read that anew: a path in the Host then counts."""
+    gate = open_gate(tmp_path, None)
+    gate.admission = replace(gate.admission, hosts=None)
+    token = gate.token("viewer")
+    for path, query in (("/health/live", ""), ("/", f"token={token}")):
+        monkeypatch.setattr(Request, "url", URL(f"https://x{path}"))
+        answer = gate.ask("GET", "/metrics", host=f"x{path}?", query=query)
+        assert (answer.status, answer.reached) == (401, None)
+    monkeypatch.setattr(Request, "url", URL("https://x/metrics"))
+    assert gate.ask("GET", "/health/live", host="x/metrics?").status == 200
+
+
 # What is shown
 
 
@@ -369,6 +386,9 @@ def test_a_name_that_a_stranger_made_lead_here_is_refused(
         ([("origin", "https://evil.example")], 403, 403),
         ([("origin", "http://localhost:9465")], 403, 403),
         ([("origin", "null")], 403, 403),
+        ([("origin", "http://[")], 403, 403),
+        ([("origin", "https://localhost:9464")], 200, 200),  # a proxy has taken TLS off
+        ([("origin", "ftp://localhost:9464")], 403, 403),
         ([("sec-fetch-site", "cross-site")], 403, 403),
         ([("sec-fetch-site", "same-site")], 403, 403),
     ],
@@ -379,6 +399,13 @@ def test_a_page_from_elsewhere_changes_nothing(
     token = gate.token("admin")
     for shown, status in ((cookie(token), by_cookie), (header(token), by_header)):
         assert gate.ask("POST", "/api/v1/runs/a/pause", shown, *headers).status == status
+
+
+def test_a_page_without_tls_changes_nothing_where_there_is_tls(gate: Gate) -> None:
+    token = header(gate.token("admin"))
+    for origin, status in (("http://localhost:9464", 403), ("https://localhost:9464", 200)):
+        asked = gate.ask("POST", "/api/v1/runs/a/pause", token, ("origin", origin), scheme="https")
+        assert asked.status == status
 
 
 def test_no_web_socket_comes_in(gate: Gate) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from http.cookies import SimpleCookie
 from typing import Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -36,7 +36,9 @@ def check_origin(request: Request, *, by_cookie: bool) -> None:
     """Refuse what a page of somebody else asks for; programs send none of these headers, and no cookie."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
     if origin is not None:
-        same = urlsplit(origin).netloc == request.headers["host"]
+        scheme, _, host = origin.partition("://")
+        # A proxy may have taken TLS off; what it was added to is no page of ours.
+        same = host == request.headers["host"] and scheme in ("https", request.scope["scheme"])
     else:
         same = site == "same-origin" or (site is None and not by_cookie)
     if not same:
@@ -51,7 +53,7 @@ def cookie(request: Request, token: str) -> str:
         "path": "/",
         "httponly": True,
         "samesite": "Strict",
-        "secure": request.url.scheme == "https",
+        "secure": request.scope["scheme"] == "https",
     }
     for name, value in {**attributes, "max-age": "" if token else 0}.items():
         made[COOKIE][name] = value

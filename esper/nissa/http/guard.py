@@ -133,7 +133,7 @@ class Guard:
 
     def _login(self, request: Request) -> Response | None:
         """The answer to a page that is asked for with a token, if it is."""
-        if request.url.path != "/" or request.method != "GET":
+        if request.scope["path"] != "/" or request.method != "GET":
             return None
         tokens = request.query_params.getlist("token")
         if not tokens:
@@ -147,7 +147,8 @@ class Guard:
     def _admitted(self, request: Request) -> _Shown:
         """Who asks; raises Refusal for whom is not to be let in."""
         self._check_client(request)
-        needed = self._roles.needed(request.method, request.url.path)
+        # What is routed by, not request.url: that begins with what the client sends as its Host.
+        needed = self._roles.needed(request.method, request.scope["path"])
         if needed == "public":
             return _Shown(None)
         shown = self._shown(request)

@@ -32,6 +32,6 @@ class Refusal(Exception):
 
     def answer(self, request: Request) -> Response:
         """Problem details; words for a person who opens the page."""
-        if request.url.path == "/" and "text/html" in request.headers.get("accept", ""):
+        if request.scope["path"] == "/" and "text/html" in request.headers.get("accept", ""):
             return refused(self.status, str(self), self.headers)
         return problem(request, self.status, str(self), hint=self.hint, headers=self.headers)

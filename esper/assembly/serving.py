@@ -19,8 +19,9 @@ from esper.nissa.api.application import create_app
 from esper.nissa.api.kept_metrics import KeptMetrics
 from esper.nissa.http.guard import Guard
 from esper.nissa.http.server import MetricsServer
+from esper.nissa.http.tls import RenewedTls
 from esper.nissa.runs import RunStore
-from esper.security.privacy import hidden, register_own_places
+from esper.security.privacy import hidden, register_own_places, register_place
 
 
 def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = False) -> None:
@@ -40,8 +41,11 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
             components={**redis_check(cfg), **mirror, **queue_check(broker)},
             broker=broker,
             tiers=catalogue.tiers,
+            own={"TLS": tls.check} if isinstance(tls, RenewedTls) else {},
         )
         register_own_places(cfg.runs)
+        files = cfg.nissa.tls_certificate, cfg.nissa.tls_key, cfg.nissa.tls_client_ca
+        register_place(*filter(None, files))
         app = create_app(monitor, catalogue, clean=hidden)
         server = MetricsServer(
             Guard(app, admission),

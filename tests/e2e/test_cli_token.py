@@ -17,6 +17,7 @@ import httpx
 import pytest
 from servers.tls import make_certificates
 
+from esper.nissa.http.tls import LOOK_SECONDS
 from esper_cli.app import run
 
 JWT_START = "eyJ"
@@ -145,3 +146,15 @@ def test_keys_rotate_and_retire_and_all_of_it_is_in_the_audit_trail(client: http
     actions = {entry["action"] for entry in json.loads(listed)}
     assert {"token.issued", "token.revoked", "token_key.added", "token_key.retired"} <= actions
     assert JWT_START not in listed
+
+
+def test_an_authority_that_cannot_be_used_shows_in_health(home: Path, client: httpx.Client) -> None:
+    health = {"url": "/health", "headers": bearer(token_of("viewer"))}
+    assert client.get(**health).status_code == 200
+    (home / "tls" / "authority.pem").write_text("half of a file")
+    time.sleep(LOOK_SECONDS)
+    answer = client.get(**health)
+    assert answer.status_code == 503
+    (reason,) = answer.json()["reasons"]
+    assert reason.startswith("TLS: the authority of clients [path] cannot be used")
+    assert "new connections have what was there before" in reason

@@ -31,7 +31,7 @@ from esper.nissa.health import (
 from esper.nissa.metrics import MAX_ENDED_RUNS, RunCollector, render
 from esper.nissa.queue_metrics import broker_families
 from esper.nissa.run_list import RunList
-from esper.nissa.run_records import CacheTier, ControlRecord, RunStatus
+from esper.nissa.run_records import CacheTier, ControlRecord
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import RunStore, summarize
 from esper.nissa.turns import going_first
@@ -51,6 +51,7 @@ class Monitor:
     ``compilations`` reads the kernel library's records; it may raise EsperError, and may hang, as may the
     checks of ``components``, which say what they found, and ``broker``, which says what waits at the broker
     of compile workers, if there is one. ``tiers`` says what this process asked of the library's tiers.
+    ``own`` are checks of this server itself, which do not hang.
     """
 
     def __init__(
@@ -61,14 +62,17 @@ class Monitor:
         components: Mapping[str, Callable[[], str]] | None = None,
         broker: Callable[[], CompileQueue] | None = None,
         tiers: Callable[[], Mapping[str, CacheTier]] = dict,
+        own: Mapping[str, Callable[[], str]] | None = None,
     ) -> None:
         self._store = store
+        self._now = RunStore(store.root, keep_packets=False, sparse=True)
         self._compilations = BoundedCall(compilations, LIBRARY_SECONDS)
         self._components = {
             name: BoundedCall(check, LIBRARY_SECONDS) for name, check in (components or {}).items()
         }
         self._broker = None if broker is None else BoundedCall(broker, LIBRARY_SECONDS)
         self._tiers = tiers
+        self._own = dict(own or {})
         self._listing, self._viewing = threading.Lock(), threading.Lock()
 
     def broker(self) -> CompileQueue | None:
@@ -89,16 +93,15 @@ class Monitor:
         return self._compilations()
 
     @contextmanager
-    def _runs(self, seconds: float | None = None) -> Iterator[RunList]:
-        """The list of runs, for one thread at a time; TimeoutError where much of it was never read before.
+    def _runs(self, seconds: float | None = None) -> Iterator[tuple[RunList, float]]:
+        """The list of runs, for one thread at a time, and until when to read what was never read before.
 
-        What was read by then is known to whoever asks next.
+        TimeoutError where that takes longer; what was read by then is known to whoever asks next.
         """
         seconds = FIRST_SECONDS if seconds is None else seconds
         deadline = time.monotonic() + seconds
         with self._turn(self._listing, seconds):
-            self._store.outlines.deadline = deadline
-            yield self._store.outlines
+            yield self._store.outlines, deadline
 
     @contextmanager
     def _view(self, name: str) -> Iterator[RunView]:
@@ -108,15 +111,13 @@ class Monitor:
             yield self._store.view(run_id)
 
     @contextmanager
-    def _latest_views(self, ended: int) -> Iterator[tuple[Sequence[RunView], Mapping[str, RunStatus]]]:
-        """The runs that go on and so many that have ended, latest first, whole; and how each run stands."""
-        with self._runs() as runs:
-            statuses = runs.statuses()
-        going = [run_id for run_id, status in statuses.items() if status.goes_on]
-        others = [run_id for run_id, status in statuses.items() if not status.goes_on]
+    def _latest_views(self, store: RunStore, ended: int) -> Iterator[Sequence[RunView]]:
+        """The runs that go on and so many that have ended, latest first, as views of ``store``."""
+        with self._runs() as (runs, deadline):
+            run_ids = runs.latest(ended, deadline)
         deadline = time.monotonic() + FIRST_SECONDS
         with self._turn(self._viewing, FIRST_SECONDS):
-            yield [*self._store.some([*going, *others[:ended]], deadline)], statuses
+            yield [*store.some(run_ids, deadline)]
 
     @contextmanager
     def _turn(self, mutex: threading.Lock, seconds: float) -> Iterator[None]:
@@ -128,18 +129,19 @@ class Monitor:
             mutex.release()
 
     def health(self) -> HealthReport:
-        """The checks of runs folder, journals and library."""
+        """The checks of runs folder, journals, library and of this server itself."""
         with going_first():
             runs = check_runs(self._store)
-        return HealthReport((*runs, check_library(self._compilations)))
+        own = [check_component(name, check) for name, check in self._own.items()]
+        return HealthReport((*runs, check_library(self._compilations), *own))
 
     def ready(self) -> HealthReport:
         """As ``health``, with the other components, the disk and the newest run."""
         others = [check_component(name, check) for name, check in self._components.items()]
         health = self.health()
         checks = [*health.checks, *others, check_disk(self.root)]
-        with contextlib.suppress(TimeoutError), self._runs(LIBRARY_SECONDS) as runs:
-            checks.append(check_newest_run(runs))
+        with contextlib.suppress(TimeoutError), self._runs(LIBRARY_SECONDS) as (runs, deadline):
+            checks.append(check_newest_run(runs, deadline))
         return HealthReport(tuple(checks))
 
     def kept_metrics(self, _accept: str, /) -> tuple[float, tuple[bytes, str]] | None:
@@ -154,13 +156,15 @@ class Monitor:
             log.warning("kernel library: %s", error)
             compilations = None
         more = broker_families(self.broker(), known=self._broker is not None)
-        with self._latest_views(MAX_ENDED_RUNS) as (views, _):
+        with self._latest_views(self._now, MAX_ENDED_RUNS) as views:
             return render(RunCollector(views, compilations, more), accept)
 
     def status(self) -> dict[str, Any]:
         """Every component with its state, and the runs that go on or ended last."""
         ready, broker = self.ready(), self.broker()
-        with self._latest_views(STATUS_RUNS) as (views, statuses):
+        with self._runs() as (runs, deadline):
+            statuses = runs.statuses(deadline)
+        with self._latest_views(self._store, STATUS_RUNS) as views:
             return {
                 **ready.to_json(),
                 "version": version("esper-morph"),
@@ -176,17 +180,17 @@ class Monitor:
 
     def adaptations(self, query: AdaptationsQuery) -> dict[str, Any]:
         """A page of decisions, newest first, each with its outcome; RunError or BadCursor."""
-        with self._runs() as runs:
+        with self._runs() as (runs, deadline):
             if query.run is None:
-                return adaptations_page(runs, query)
-            run = runs.outline(self._store.find(query.run))
+                return adaptations_page(runs, query, deadline=deadline)
+            run = runs.outline(self._store.find(query.run, deadline))
             run.refresh(trials=True)
-            return adaptations_page(runs, query, run)
+            return adaptations_page(runs, query, run, deadline)
 
     def runs(self, query: RunsQuery) -> dict[str, Any]:
         """A page of runs, the one started last first; BadCursor."""
-        with self._runs() as runs:
-            return runs_page(runs, query)
+        with self._runs() as (runs, deadline):
+            return runs_page(runs, query, deadline)
 
     def run(self, name: str) -> dict[str, Any]:
         """One run whole; RunError when there is no such run."""
@@ -195,8 +199,8 @@ class Monitor:
 
     def folder(self, name: str) -> Path:
         """The folder of a run, whose name is its id; RunError when there is no such run."""
-        with self._runs():
-            return self.root / self._store.find(name)
+        with self._runs() as (_, deadline):
+            return self.root / self._store.find(name, deadline)
 
     def control(self, run_id: str, request: str) -> tuple[ControlRecord | None, bool]:
         """What became of a request to a run, if it is known, and whether the run goes on."""

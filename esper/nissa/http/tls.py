@@ -7,6 +7,7 @@ import logging
 import ssl
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,7 @@ CERTIFICATE: Final = "esper.certificate"
 
 SELF_SIGNED_HOURS: Final = 24
 LOOK_SECONDS: Final = 2.0
-"""How often it is looked at most whether a certificate was renewed."""
+"""How often it is looked at most whether a file was replaced."""
 
 _MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -37,46 +38,66 @@ log = logging.getLogger(__name__)
 
 def server_tls(
     certificate: Path, key: Path, *, minimum: str = "1.3", client_authority: Path | None = None
-) -> ssl.SSLContext:
+) -> RenewedTls:
     """TLS with the certificate and key in these PEM files, also when they are replaced.
 
     A client may show a certificate that one in ``client_authority`` has signed, and no other. Raises
     ConfigError, or ServerError for files that cannot be used; once it serves, what cannot be used is logged.
     """
-    load = partial(_load, certificate, key, minimum, client_authority)
-    renewal = _Renewal(load, (certificate, key))
-    renewal.context.sni_callback = renewal.choose  # of each handshake, also where no name is asked for
-    return renewal.context
+    files = (certificate, key, *([client_authority] if client_authority else []))
+    tls = RenewedTls(ssl.PROTOCOL_TLS_SERVER)
+    tls.begin(partial(_load, certificate, key, minimum, client_authority), files)
+    return tls
 
 
-class _Renewal:
-    """Has each new connection served by what the files hold; what was last good is kept."""
+class RenewedTls(ssl.SSLContext):
+    """Begins each connection with a context of what the files hold; what was last good is kept.
 
-    def __init__(self, load: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> None:
+    Not by ``sni_callback``, before which a session may be resumed: nobody whom another authority let in is
+    to come in again by a session of that time.
+    """
+
+    def begin(self, load: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> None:
+        """Serve by what ``load`` makes of ``files``; raises what it raises."""
         self._load = load
         self._files = files
+        self._mutex = threading.Lock()
         self._seen = [_state(file) for file in files]
         self._looked = time.monotonic()
-        self.context = load()
+        self._failed: EsperError | None = None
+        self._current = load()
 
-    def choose(self, connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
-        now = time.monotonic()
-        if now - self._looked >= LOOK_SECONDS:
-            self._looked = now
-            self._look()
-        connection.context = self.context
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """As any context's: what asyncio begins a connection with."""
+        return self._looked_at().wrap_bio(*args, **options)
+
+    def check(self) -> str:
+        """What new connections are begun with; ServerError where the files hold what cannot be used."""
+        self._looked_at()
+        if self._failed is not None:
+            raise ServerError(f"{self._failed.message}; new connections have what was there before")
+        return "new connections are begun with what the files hold"
+
+    def _looked_at(self) -> ssl.SSLContext:
+        with self._mutex:
+            now = time.monotonic()
+            if now - self._looked >= LOOK_SECONDS:
+                self._looked = now
+                self._look()
+            return self._current
 
     def _look(self) -> None:
         seen = [_state(file) for file in self._files]
-        if seen == self._seen:
+        if seen == self._seen and self._failed is None:
             return
-        self._seen = seen
         try:
-            self.context = self._load()
-        except EsperError as error:
-            log.error("%s; the certificate before it is shown still", error)
-        else:
-            log.info("a new TLS certificate is shown: %s", self._files[0])
+            self._current, failed = self._load(), None
+            log.info("new TLS files are used: %s", ", ".join(map(str, self._files)))
+        except EsperError as error:  # which may pass, such as a date
+            failed = error
+            if seen != self._seen:
+                log.error("%s; new connections have what was there before", error)
+        self._seen, self._failed = seen, failed
 
 
 def _state(file: Path) -> tuple[int, ...]:
@@ -100,14 +121,20 @@ def _load(certificate: Path, key: Path, minimum: str, client_authority: Path | N
     try:
         context.load_cert_chain(certificate, key, password=lambda: b"")
         _check_dates(certificate)
-        if client_authority is not None:
-            context.load_verify_locations(client_authority)
-            context.verify_mode = ssl.CERT_OPTIONAL
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ServerError(
             f"the TLS certificate {certificate} with the key {key} cannot be used: {_reason(error)}",
             hint="PEM files are wanted, the certificate with its chain, the key without a password",
         ) from None
+    if client_authority is not None:
+        try:
+            context.load_verify_locations(client_authority)
+        except OSError as error:
+            raise ServerError(
+                f"the authority of clients {client_authority} cannot be used: {_reason(error)}",
+                hint="a PEM file is wanted, of the certificates that sign those of clients",
+            ) from None
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 

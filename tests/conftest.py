@@ -7,15 +7,19 @@ from collections.abc import Generator
 from typing import Any
 
 import composing
+import httpx
 import migrating
 import pytest
 import torch
+from waiting import LONG
 
 pytest_plugins = ["servers.redis", "servers.postgres"]  # postgres imports redis
 
 torch.set_num_threads(1)
 composing.remember()
 migrating.remember()
+for part in ("connect", "read", "write", "pool"):  # five seconds, which a busy machine may take
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, LONG)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,12 +13,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from waiting import LONG, until
 
 _PRELOADED = [
     "torch",
@@ -29,8 +30,6 @@ _PRELOADED = [
     "esper_cli.app",
     "esper_cli.train",
 ]
-
-_SECONDS = 120
 
 
 def esper(
@@ -117,7 +116,7 @@ class Forked:
         """The exit code, if it has ended."""
         return self._process.exitcode
 
-    def wait(self, seconds: float = _SECONDS) -> subprocess.CompletedProcess[str]:
+    def wait(self, seconds: float = LONG) -> subprocess.CompletedProcess[str]:
         """What came of it; raises TimeoutExpired."""
         self._process.join(seconds)
         code = self.poll()
@@ -127,12 +126,14 @@ class Forked:
 
     def until(self, pattern: str) -> re.Match[str]:
         """Wait until it has written ``pattern`` to stdout."""
-        end = time.monotonic() + _SECONDS
-        while (found := re.search(pattern, self.said[0])) is None:
-            assert self.poll() is None, self.said
-            assert time.monotonic() < end, self.said
-            time.sleep(0.02)
-        return found
+
+        def found() -> re.Match[str] | None:
+            ended = self.poll() is not None  # asked first: what it has said by then is all
+            said = re.search(pattern, self.said[0])
+            assert said or not ended, self.said
+            return said
+
+        return until(found, lambda: self.said)
 
     def send(self, number: int) -> None:
         """Send it a signal."""

@@ -288,7 +288,7 @@ def test_a_renewed_certificate_is_shown_to_whoever_comes_then(
 
     def shown(name: str = "127.0.0.1") -> bytes | None:
         with (
-            socket.create_connection(address(server), timeout=10) as plain,
+            socket.create_connection(address(server), timeout=LONG) as plain,
             known.wrap_socket(plain, server_hostname=name) as connection,
         ):
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
@@ -332,7 +332,7 @@ def test_another_authority_of_clients_counts_for_whoever_comes_then(
 
     def is_known(client: Certificates, session: ssl.SSLSession | None = None) -> ssl.SSLSession | None:
         """A session of a client that is known by its certificate; None for one that is not let in."""
-        with socket.create_connection(address(server), timeout=10) as plain:
+        with socket.create_connection(address(server), timeout=LONG) as plain:
             try:
                 with contexts[client].wrap_socket(plain, server_hostname="localhost", session=session) as one:
                     one.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")

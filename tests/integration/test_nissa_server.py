@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -24,12 +25,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from waiting import LONG, until
 
 from esper.errors import ConfigError, LibraryError, ServerError
 from esper.messages import AdaptationDecision, CompilationRecord, Slot
 from esper.nissa.api.application import create_app
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.api.queries import MAX_LIMIT, AdaptationsQuery
+from esper.nissa.http import server as http_server
 from esper.nissa.http.listener import is_loopback
 from esper.nissa.http.server import HEAD_SECONDS, MetricsServer
 from esper.nissa.journal import JOURNAL_NAME, Journal
@@ -68,7 +71,7 @@ def serving(app: Starlette) -> Iterator[MetricsServer]:
         yield server
     finally:
         server.stop()
-        thread.join(10)
+        thread.join(LONG)
         assert not thread.is_alive()
 
 
@@ -77,7 +80,7 @@ def client_of(
     root: Path, compilations: Callable[[], Sequence[CompilationRecord]] = lambda: COMPILATIONS
 ) -> Iterator[httpx.Client]:
     monitor = Monitor(RunStore(root, keep_packets=False), compilations)
-    with serving(create_app(monitor)) as server, httpx.Client(base_url=server.url, timeout=20) as client:
+    with serving(create_app(monitor)) as server, httpx.Client(base_url=server.url, timeout=LONG) as client:
         yield client
 
 
@@ -226,15 +229,13 @@ def test_a_library_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
     release = threading.Event()
 
     def hang() -> list[CompilationRecord]:
-        release.wait(30)
+        release.wait()
         return []
 
     try:
         with client_of(tmp_path, hang) as client:
-            began = time.monotonic()
             assert client.get("/health").status_code == 503
             assert gauge(client.get("/metrics").text, "esper_library_up") == [0]
-            assert time.monotonic() - began < 5
     finally:
         release.set()
 
@@ -251,12 +252,12 @@ def test_an_error_of_ours_is_json_too(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "secret detail" in caplog.text
 
 
-def test_answers_are_not_delayed(api: httpx.Client) -> None:
-    api.get("/")
-    began = time.monotonic()
-    for _ in range(50):
-        api.get("/")
-    assert time.monotonic() - began < 50 * 0.04
+def test_answers_are_sent_at_once() -> None:
+    """A system waits 40 ms with the end of each, unless it is told not to."""
+    with serving(Starlette()) as server, httpx.Client(base_url=server.url) as client:
+        client.get("/")
+        (connection,) = server._listener._accepted
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # While training writes
@@ -265,37 +266,38 @@ def test_answers_are_not_delayed(api: httpx.Client) -> None:
 def test_scrapes_follow_a_run_that_is_being_written(tmp_path: Path) -> None:
     done = threading.Event()
 
-    def train() -> None:
+    def train() -> int:
         with new_journal(tmp_path, "20261123-100000-a-0000") as journal:
-            for epoch in range(300):
+            for epoch in itertools.count():
                 finish_epoch(journal, epoch)
                 decide(journal, epoch)
-                time.sleep(0.002)
+                if done.wait(0.002):
+                    break
             journal.write("run_finished", summary={})
-        done.set()
+        return epoch + 1
 
     with client_of(tmp_path) as client:
 
-        def scrape() -> list[float]:
-            counts = []
-            while not done.is_set():
+        def scrape() -> None:
+            counts: list[float] = []
+            while len(set(counts)) < 20:
                 response = client.get("/metrics")
                 assert response.status_code == 200
                 counts += gauge(response.text, "esper_adaptation_count")
+                assert counts == sorted(counts)
                 assert client.get("/api/v1/status").status_code == 200
-            return counts
 
-        trainer = threading.Thread(target=train)
-        trainer.start()
-        with ThreadPoolExecutor(4) as pool:
-            scraped = [future.result() for future in [pool.submit(scrape) for _ in range(4)]]
-        trainer.join()
-        for counts in scraped:
-            assert counts == sorted(counts)
-            assert len(set(counts)) > 3
+        with ThreadPoolExecutor(5) as pool:
+            training = pool.submit(train)
+            try:
+                for scraping in [pool.submit(scrape) for _ in range(4)]:
+                    scraping.result()
+            finally:
+                done.set()
+            epochs = training.result()
         text = client.get("/metrics").text
-    assert gauge(text, "esper_adaptation_count") == [300]
-    assert gauge(text, "esper_epoch") == [299]
+    assert gauge(text, "esper_adaptation_count") == [epochs]
+    assert gauge(text, "esper_epoch") == [epochs - 1]
 
 
 class OneAtATime:
@@ -333,15 +335,18 @@ def test_threads_take_turns_at_the_store(tmp_path: Path, monkeypatch: pytest.Mon
 # Clients that mean it no good
 
 
-def seconds_until_closed(connection: socket.socket, give_up: float) -> float:
-    began = time.monotonic()
-    connection.settimeout(give_up)
-    try:
+def until_closed(connection: socket.socket) -> None:
+    """Take what comes until the server closes it; raises TimeoutError if it does not."""
+    connection.settimeout(LONG)
+    with contextlib.suppress(ConnectionResetError):
         while connection.recv(65536):
             pass
-    except ConnectionResetError:
-        pass
-    return time.monotonic() - began
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is made in this test closes no connection because it is idle."""
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 10 * LONG)
 
 
 def test_half_open_connections_are_dropped_and_hold_nobody_up(api: httpx.Client) -> None:
@@ -357,32 +362,29 @@ def test_half_open_connections_are_dropped_and_hold_nobody_up(api: httpx.Client)
     try:
         for index, connection in enumerate(sockets):
             connection.sendall(beginnings[index % len(beginnings)])
-        began = time.monotonic()
         assert api.get("/health").status_code == 200
-        assert time.monotonic() - began < 2
-        with ThreadPoolExecutor(100) as pool:
-            waited = list(pool.map(lambda connection: seconds_until_closed(connection, 15), sockets))
-        assert max(waited) < HEAD_SECONDS + 3
+        for connection in sockets:
+            until_closed(connection)
     finally:
         for connection in sockets:
             connection.close()
 
 
 def test_a_request_head_that_drips_in_is_cut_off(api: httpx.Client) -> None:
-    began = time.monotonic()
     with socket.create_connection((api.base_url.host, api.base_url.port or 0)) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
         connection.settimeout(0.3)
-        while time.monotonic() - began < 15:
+
+        def cut_off() -> bool:
             try:
                 connection.sendall(b"a")
-                if not connection.recv(100):
-                    break
+                return not connection.recv(100)
             except TimeoutError:
-                continue
+                return False
             except ConnectionError:
-                break
-    assert time.monotonic() - began < HEAD_SECONDS + 3
+                return True
+
+        until(cut_off)
 
 
 def test_an_endless_head_is_refused(api: httpx.Client) -> None:
@@ -391,8 +393,7 @@ def test_an_endless_head_is_refused(api: httpx.Client) -> None:
 
 @pytest.mark.parametrize("head", [b"Content-Length: 104857600", b"Transfer-Encoding: chunked"])
 def test_a_large_body_is_cut_off(api: httpx.Client, head: bytes) -> None:
-    began = time.monotonic()
-    with socket.create_connection((api.base_url.host, api.base_url.port or 0), timeout=15) as connection:
+    with socket.create_connection((api.base_url.host, api.base_url.port or 0), timeout=LONG) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n\r\n")
         piece = b"x" * 65536 if b"Length" in head else b"10000\r\n" + b"x" * 65536 + b"\r\n"
 
@@ -402,7 +403,6 @@ def test_a_large_body_is_cut_off(api: httpx.Client, head: bytes) -> None:
 
         with pytest.raises(ConnectionError):
             upload()
-    assert time.monotonic() - began < 10
     assert api.get("/health").status_code == 200
 
 
@@ -426,24 +426,25 @@ def test_a_slow_answer_is_not_cut_off() -> None:
 
     with serving(Starlette(routes=[Route("/{path}", answer)])) as server:
         address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
-        with socket.create_connection(address, timeout=10) as connection:
+        with socket.create_connection(address, timeout=LONG) as connection:
             ask(connection, "/slow")
-            time.sleep(HEAD_SECONDS - 1)
             ask(connection, "/quick")
-            assert seconds_until_closed(connection, 15) > HEAD_SECONDS - 0.5
+            until_closed(connection)
     assert left == []
 
 
-def test_http_2_is_not_spoken(api: httpx.Client) -> None:
-    address = (api.base_url.host, api.base_url.port or 0)
+@pytest.mark.usefixtures("patient")
+def test_http_2_is_not_spoken() -> None:
     upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-    with socket.create_connection(address, timeout=10) as connection:
-        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\n" + upgrade + b"\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
-    with socket.create_connection(address, timeout=10) as connection:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        assert connection.recv(1000).startswith(b"HTTP/1.1 4")
-        assert seconds_until_closed(connection, 10) < 2
+    with serving(Starlette(routes=[Route("/", Response("here"))])) as server:
+        address = ("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
+        with socket.create_connection(address, timeout=LONG) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" + upgrade + b"\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        with socket.create_connection(address, timeout=LONG) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 4")
+            until_closed(connection)
 
 
 # Start and stop
@@ -460,10 +461,11 @@ def test_a_client_that_does_not_take_its_answer_is_dropped(
     monkeypatch.setattr("esper.nissa.http.listener.STALLED_SECONDS", 1)
     with serving(Starlette(routes=[Route("/big", big)])) as server:
         with socket.create_connection(
-            ("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=15
+            ("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=LONG
         ) as stalled:
             stalled.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
-            time.sleep(4)
+            until(lambda: server._listener.has_connections)
+            until(lambda: not server._listener.has_connections)
             taken = 0
             with contextlib.suppress(ConnectionResetError):
                 while piece := stalled.recv(1 << 20):
@@ -472,6 +474,7 @@ def test_a_client_that_does_not_take_its_answer_is_dropped(
     assert caplog.text == ""
 
 
+@pytest.mark.usefixtures("patient")
 def test_stopping_waits_neither_for_idle_nor_for_stalled_clients() -> None:
     server = MetricsServer(Starlette(routes=[Route("/big", big)]), port=0)
     thread = threading.Thread(target=server.run)
@@ -481,10 +484,9 @@ def test_stopping_waits_neither_for_idle_nor_for_stalled_clients() -> None:
         stalled.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
         half.sendall(b"GET /bi")
         assert stalled.recv(10)
-        began = time.monotonic()
         server.stop()
-        thread.join(10)
-        assert time.monotonic() - began < 2
+        thread.join(LONG)
+        assert not thread.is_alive()
 
 
 def test_a_server_stopped_before_it_runs_does_not_run() -> None:
@@ -543,9 +545,10 @@ from pathlib import Path
 from esper.nissa.api.application import create_app
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.runs import RunStore
-from esper.nissa.http.server import MetricsServer
+from esper.nissa.http import server
+server.HEAD_SECONDS = 1000
 monitor = Monitor(RunStore(Path(sys.argv[1])), lambda: [])
-MetricsServer(create_app(monitor), port=0).run(lambda url: print(url, flush=True))
+server.MetricsServer(create_app(monitor), port=0).run(lambda url: print(url, flush=True))
 print("stopped", flush=True)
 """
 
@@ -563,10 +566,8 @@ def test_a_signal_ends_the_process_cleanly(tmp_path: Path, number: signal.Signal
         assert httpx.get(f"{url}/health").status_code == 200
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as half:
             half.sendall(b"GET /")
-            began = time.monotonic()
             process.send_signal(number)
-            out, err = process.communicate(timeout=20)
-            assert time.monotonic() - began < 2
+            out, err = process.communicate(timeout=LONG)
     assert (process.returncode, out, err) == (0, "stopped\n", "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ import psycopg
 import pytest
 from servers.postgres import PASSWORD, PostgresServer, started
 from urza_support import artefact, never_load, open_sealed
+from waiting import LONG, until
 
 from esper.errors import ConfigError, EsperError, LibraryError, StorageError
 from esper.messages import Slot
@@ -59,11 +59,10 @@ def test_a_server_killed_while_kernels_are_stored_has_each_of_them_whole_or_not_
             before = len(done)
             for thread in threads:
                 thread.start()
-            while len(done) < before + 6:
-                time.sleep(0.005)
+            until(lambda enough=before + 6: len(done) >= enough)
             durable_postgres.kill()
             for thread in threads:
-                thread.join(timeout=60)
+                thread.join(LONG)
                 assert not thread.is_alive()
             durable_postgres.start()
             # The same library goes on: its connections are found to be gone, and made anew.
@@ -84,10 +83,8 @@ def test_a_stopped_server_is_given_up_in_time_and_found_again(own_postgres: Post
         own_postgres.pause()
         try:
             for use in (lambda: library.get("kernel_a"), lambda: library.put(artefact("b"))):
-                begun = time.monotonic()
-                with pytest.raises(LibraryError, match=r"did not answer|cannot be reached") as caught:
+                with pytest.raises(LibraryError, match=r"did not answer in 2 s|cannot be reached") as caught:
                     use()
-                assert time.monotonic() - begun < 10  # 3 s, on a machine that is not loaded
                 assert caught.value.hint
         finally:
             own_postgres.resume()
@@ -96,9 +93,7 @@ def test_a_stopped_server_is_given_up_in_time_and_found_again(own_postgres: Post
         library.verify("kernel_b")
 
 
-def test_a_server_that_is_gone_is_an_error_at_once_and_nothing_is_stored(
-    own_postgres: PostgresServer,
-) -> None:
+def test_a_server_that_is_gone_is_an_error_and_nothing_is_stored(own_postgres: PostgresServer) -> None:
     url = own_postgres.url(own_postgres.new_database())
     with open_sealed(url, never_load) as library:
         library.put(artefact("a"))
@@ -109,10 +104,8 @@ def test_a_server_that_is_gone_is_an_error_at_once_and_nothing_is_stored(
             lambda: library.get("kernel_a"),
             lambda: open_sealed(url, never_load),
         ):
-            begun = time.monotonic()
             with pytest.raises(LibraryError, match="cannot be reached") as caught:
                 use()
-            assert time.monotonic() - begun < 5
             assert PASSWORD not in str(caught.value)
             assert "\n" not in str(caught.value)
         own_postgres.start()
@@ -159,7 +152,7 @@ def test_a_process_that_dies_with_the_writers_lock_does_not_keep_it(postgres_url
         assert putting.is_alive()
         holder.kill()
         holder.communicate()
-        putting.join(30)
+        putting.join(LONG)
         library.verify("kernel_a")
 
 
@@ -191,7 +184,7 @@ def test_processes_that_open_a_fresh_database_at_once_make_one_library(postgres_
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    ends = [process.communicate(timeout=120) for process in processes]
+    ends = [process.communicate(timeout=LONG) for process in processes]
     assert [(process.returncode, end[1]) for process, end in zip(processes, ends, strict=True)] == [
         (0, "")
     ] * 4

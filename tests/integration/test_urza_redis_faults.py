@@ -1,6 +1,7 @@
 """A Redis server killed, stopped, loading, cut off, slow or garbled: no call waits, no byte is ever wrong.
 
-The limits on time here are those that a loaded machine keeps; docs/decisions/0092 has what was measured.
+A call that waited for such a server would not fail: it would not end, or end well. How soon it fails was
+measured, in docs/decisions/0092.
 """
 
 from __future__ import annotations
@@ -8,37 +9,30 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
+from itertools import cycle
 
 import pytest
-import redis
 from servers.proxy import Proxy
 from servers.redis import RedisServer, started
+from waiting import LONG, until
 
 from esper.errors import TierUnavailable
+from esper.urza import redis_client
 from esper.urza.breaker import CircuitBroken
 from esper.urza.memory import MemoryTier
 from esper.urza.redis import RedisTier
 from esper.urza.tiers import MISSING, TieredStore, digest_of
 
-LIMIT = 0.5
 VALUE = bytes(range(256)) * 800  # more than one read of the driver's
 DIGEST = digest_of(VALUE)
 
 
-@contextmanager
-def quick() -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    assert time.monotonic() - began < LIMIT
-
-
 def fails(call: Callable[[], object]) -> str:
-    """``call`` raises, in time; the message."""
-    with quick(), pytest.raises(TierUnavailable) as caught:
+    """``call`` raises; the message."""
+    with pytest.raises(TierUnavailable) as caught:
         call()
     assert caught.value.hint
     assert "\n" not in str(caught.value)
@@ -63,15 +57,17 @@ def tier(own_redis: RedisServer) -> Iterator[RedisTier]:
         yield tier
 
 
-def eventually(call: Callable[[], object], seconds: float = 5.0) -> object:
+def eventually(call: Callable[[], object]) -> object:
     """What ``call`` returns once it does not raise: a machine under load may miss a deadline."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return call()
-        except TierUnavailable:
-            if time.monotonic() > deadline:
-                raise
+    returned: list[object] = []
+
+    def returns() -> bool:
+        with suppress(TierUnavailable):
+            returned.append(call())
+        return bool(returned)
+
+    until(returns)
+    return returned[0]
 
 
 # The server
@@ -94,9 +90,17 @@ def test_a_stopped_server_fails_every_operation_in_time_and_its_late_replies_are
     assert eventually(lambda: tier.get("never put")) is MISSING
 
 
-def test_a_stopped_server_holds_up_no_thread(own_redis: RedisServer, tier: RedisTier) -> None:
-    own_redis.pause()
-    with quick(), ThreadPoolExecutor(16) as pool:
+def test_threads_that_wait_for_a_reply_do_not_take_turns(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_wait = threading.Barrier(16)
+
+    def silence(*_: object) -> int:
+        all_wait.wait(LONG)
+        raise TimeoutError
+
+    monkeypatch.setattr(redis_client._BoundedSocket, "recv_into", silence)
+    with closing(RedisTier(redis_server.url, seconds=LONG)) as tier, ThreadPoolExecutor(16) as pool:
         calls = [pool.submit(tier.get, DIGEST) for _ in range(16)]
         assert {type(call.exception()) for call in calls} == {TierUnavailable}
 
@@ -115,47 +119,23 @@ def test_a_stopped_server_over_tls_cannot_hold_up_the_greeting() -> None:
 def test_a_server_that_loads_refuses_and_is_used_again_when_it_is_done() -> None:
     slow = ("--key-load-delay", "300", "--loading-process-events-interval-bytes", "1024")
     for server in started(RedisServer(*slow)):
-        with closing(RedisTier(server.url)) as tier:
-            eventually(lambda: tier.put(DIGEST, VALUE))
+        with closing(RedisTier(server.url, seconds=LONG)) as tier:
+            tier.put(DIGEST, VALUE)
             with server.client() as client:
                 client.mset({f"filler:{number}": b"x" * 100 for number in range(10_000)})
                 client.save()
             server.kill()
             server.start(wait=False)
-            refused = 0
-            deadline = time.monotonic() + 30
-            while True:
-                with quick():
-                    try:
-                        assert tier.get(DIGEST) == VALUE
-                        break
-                    except TierUnavailable as error:
-                        refused += "loading" in str(error).lower()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            assert refused > 10
+            until(lambda tier=tier: "loading" in fails(lambda: tier.get(DIGEST)).lower())
+            assert eventually(lambda: tier.get(DIGEST)) == VALUE
 
 
-def test_a_server_busy_with_something_else_is_not_waited_for(own_redis: RedisServer, tier: RedisTier) -> None:
-    def be_busy() -> None:
-        with redis.Redis(port=own_redis.port, socket_timeout=30) as client:
-            client.execute_command("DEBUG", "SLEEP", "1")
-
-    with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(be_busy)
-        time.sleep(0.2)
-        fails(lambda: tier.get(DIGEST))
-        busy.result()
-    assert eventually(lambda: tier.get(DIGEST)) == VALUE
-
-
-def test_connections_closed_by_the_server_are_noticed_before_they_are_used(
-    own_redis: RedisServer, tier: RedisTier
-) -> None:
-    with own_redis.client() as client:
+def test_connections_closed_by_the_server_are_noticed_before_they_are_used(own_redis: RedisServer) -> None:
+    with own_redis.client() as client, closing(RedisTier(own_redis.url, seconds=LONG)) as tier:
+        tier.put(DIGEST, VALUE)
         for _ in range(10):
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            assert eventually(lambda: tier.get(DIGEST)) == VALUE
+            assert tier.get(DIGEST) == VALUE
 
 
 # The network
@@ -219,11 +199,10 @@ def test_of_garbled_replies_the_store_returns_no_wrong_byte(proxy: Proxy, own_re
         proxy.garble = garble
         for step in range(300):
             wanted = step % len(values)
-            with quick():
-                if step % 3:
-                    assert store.get(digests[wanted]) == values[wanted]
-                else:
-                    assert store.get_many(digests) == dict(zip(digests, values, strict=True))
+            if step % 3:
+                assert store.get(digests[wanted]) == values[wanted]
+            else:
+                assert store.get_many(digests) == dict(zip(digests, values, strict=True))
         counts = store.tier_counts()["redis"]
         assert counts.errors + counts.misses > 100  # the proxy did garble
         proxy.heal()
@@ -234,12 +213,12 @@ def test_of_garbled_replies_the_store_returns_no_wrong_byte(proxy: Proxy, own_re
 def test_what_is_left_of_a_refused_batch_is_not_taken_for_the_next_reply(
     own_redis: RedisServer, tier: RedisTier, proxy: Proxy
 ) -> None:
-    tier.put("b", b"2")
-    with own_redis.client() as client, closing(RedisTier(proxy.url, seconds=5)) as far:
+    eventually(lambda: tier.put("b", b"2"))
+    with own_redis.client() as client, closing(RedisTier(proxy.url, seconds=LONG)) as far:
         far.ping()
         client.execute_command("ACL", "SETUSER", "default", "resetkeys", "~esper:b")
         proxy.drip = 0.005  # the refusal comes first, the second reply after the next question
-        with pytest.raises(TierUnavailable, match="NoPermission"):
+        with pytest.raises(TierUnavailable, match="NOPERM"):
             far.put_many({"a": b"1", "b": b"3"})
         assert far.get("b") == b"3"
 
@@ -247,36 +226,31 @@ def test_what_is_left_of_a_refused_batch_is_not_taken_for_the_next_reply(
 # The whole: a store that trains on
 
 
-def test_a_store_goes_on_while_redis_is_gone_and_uses_it_again_within_5_seconds(
-    own_redis: RedisServer,
-) -> None:
+def test_a_store_goes_on_while_redis_is_gone_and_uses_it_again(own_redis: RedisServer) -> None:
     record = MemoryTier(2**24, name="record")
     values = {digest_of(str(number).encode()): str(number).encode() for number in range(2000)}
     record.put_many(values)
     with closing(RedisTier(own_redis.url)) as tier:
         breaker = CircuitBroken(tier, slow_seconds=0.2)
         store = TieredStore([breaker, record])
-        digests = iter(values)
+        digests = cycle(values)
 
-        def steps(seconds: float, done: Callable[[], bool] = lambda: False) -> None:
-            end = time.monotonic() + seconds
-            while time.monotonic() < end and not done():
+        def goes_on_until(true: Callable[[], bool]) -> None:
+            def step() -> bool:
                 digest = next(digests)
-                with quick():
-                    assert store.get(digest) == values[digest]
-                time.sleep(0.005)
+                assert store.get(digest) == values[digest]
+                return true()
 
-        steps(0.2)
+            until(step)
+
         for away, back in ((own_redis.kill, own_redis.start), (own_redis.pause, own_redis.resume)):
+            goes_on_until(lambda: breaker.state == "closed")
             away()
-            steps(5, lambda: breaker.state == "open")
-            assert store.tier_counts()["redis"].state == "open"
-            steps(0.3)
+            goes_on_until(lambda: store.tier_counts()["redis"].state == "open")
+            refused = breaker.counts().refused
+            goes_on_until(lambda refused=refused: breaker.counts().refused > refused + 10)
             back()
-            steps(5, lambda: breaker.state == "closed")
-            assert breaker.state == "closed"
-        assert breaker.counts().opened >= 2
-        assert breaker.counts().refused > 10
+        goes_on_until(lambda: breaker.state == "closed")
 
 
 def test_threads_and_faults_together_never_give_a_wrong_byte(own_redis: RedisServer) -> None:
@@ -288,28 +262,27 @@ def test_threads_and_faults_together_never_give_a_wrong_byte(own_redis: RedisSer
     with closing(RedisTier(own_redis.url)) as tier:
         store = TieredStore([CircuitBroken(tier, cooldown=0.05), record])
 
-        def fetch(seed: int) -> int:
-            count = 0
+        done = [0] * 4
+
+        def fetch(seed: int) -> None:
             while not stop.is_set():
-                digest = digests[(seed * 31 + count) % 50]
-                with quick():
-                    assert store.get(digest) == values[digest]
-                count += 1
-            return count
+                digest = digests[(seed * 31 + done[seed]) % 50]
+                assert store.get(digest) == values[digest]
+                done[seed] += 1
+
+        def each_gets_on() -> None:
+            before = list(done)
+            until(lambda: all(now > then + 10 for now, then in zip(done, before, strict=True)))
 
         with ThreadPoolExecutor(4) as pool:
             fetching = [pool.submit(fetch, seed) for seed in range(4)]
             try:
                 for _ in range(3):
-                    time.sleep(0.1)
-                    own_redis.pause()
-                    time.sleep(0.1)
-                    own_redis.resume()
-                    time.sleep(0.1)
-                    own_redis.kill()
-                    time.sleep(0.05)
-                    own_redis.start()
+                    for happens in (own_redis.pause, own_redis.resume, own_redis.kill, own_redis.start):
+                        each_gets_on()
+                        happens()
+                until(lambda: store.tier_counts()["redis"].hits > 0)
             finally:
                 stop.set()
-            assert min(each.result() for each in fetching) > 10
-        assert store.tier_counts()["redis"].hits > 0
+            for each in fetching:
+                each.result()

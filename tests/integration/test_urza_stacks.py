@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from servers.postgres import PASSWORD
 from servers.redis import RedisServer
 from torch import nn
 from urza_support import artefact
+from waiting import until
 
 from esper.assembly.storage import build_library
 from esper.errors import ConfigError, SecurityError
@@ -67,18 +67,12 @@ def test_word_of_a_change_reaches_who_has_read_the_kernel(
         reads = []
         entry = reader._records.entry
         monkeypatch.setattr(reader._records, "entry", lambda name: reads.append(name) or entry(name))
-        deadline = time.monotonic() + 20
-        while len(reads) < 20 and not (reads and reader._known.get("kernel_a")):  # it listens by then
-            reader.fetch("kernel_a")
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: reader.fetch("kernel_a") and reader._known.get("kernel_a"))  # it listens by then
         before = len(reads)
         assert reader.fetch("kernel_a").metadata.tags == ("old",)
         assert len(reads) == before
         writer.set_tags("kernel_a", ["new"])
-        while reader.fetch("kernel_a").metadata.tags != ("new",):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: reader.fetch("kernel_a").metadata.tags == ("new",))
         assert len(reads) == before + 1
 
 

@@ -19,13 +19,13 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+from waiting import LONG
 
 import servers
 from servers import CannotStart
 from servers.redis import free_port
 from servers.tls import make_certificates
 
-START_SECONDS = 60.0
 PASSWORD = "pass word/of the tests"
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _CHEAP = ("fsync=off", "full_page_writes=off", "autovacuum=off", "wal_level=minimal", "max_wal_senders=0")
@@ -59,7 +59,7 @@ class PostgresServer:
 
     def connect(self, database: str = "postgres") -> psycopg.Connection[Any]:
         """A plain client of it, to look behind the back of what is tested."""
-        return psycopg.connect(self.url(database), autocommit=True, connect_timeout=5)
+        return psycopg.connect(self.url(database), autocommit=True, connect_timeout=round(LONG))
 
     def new_database(self) -> str:
         """The name of a database that is empty and nobody else's."""
@@ -94,7 +94,7 @@ class PostgresServer:
                 preexec_fn=lambda: ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL),
                 **self._as_user(),
             )
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + LONG
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 self.connect().close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import random
 import shutil
 import signal
 import socket
@@ -10,26 +11,32 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import redis
+from waiting import LONG
 
 import servers
 from servers import CannotStart
 from servers.tls import make_certificates
 
-START_SECONDS = 20.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+_PORTS = range(10_000, 30_000)
+"""Below those that systems give to connections: such a port stays free while its server is away."""
 
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = random.SystemRandom().choice(_PORTS)  # tests side by side may have seeded the other alike
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:
@@ -75,7 +82,7 @@ class RedisServer:
 
     def wait_until_ready(self) -> None:
         """Return once it answers a PING, as after a start; ``CannotStart`` if it does not."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + LONG
         while time.monotonic() < deadline and self._running().poll() is None:
             try:
                 with self.client() as client:
@@ -88,7 +95,7 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """A plain client of it, to look behind the back of what is tested."""
-        return redis.Redis.from_url(self.url, socket_timeout=5, protocol=2)
+        return redis.Redis.from_url(self.url, socket_timeout=LONG, protocol=2)
 
     def kill(self) -> None:
         """SIGKILL, as by the machine when it is out of memory."""

@@ -28,18 +28,28 @@ _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"
 _installed = False
 
 
+_CONTROLS: Final = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
+"""What a terminal would act on, as it is written out."""
+
+
 class TextFormatter(logging.Formatter):
-    """Lines for people, without secrets."""
+    """Lines for people, without secrets; what is logged begins no line of its own, and moves no terminal."""
 
     def __init__(self) -> None:
         super().__init__("esper: %(levelname)s: %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """All but the traceback."""
+        return super().formatMessage(record).replace("\n", "\n    ")
 
     def format(self, record: logging.LogRecord) -> str:
         """The whole text of a record, its traceback included."""
         extras = _extras(record)
         more = f" {json.dumps(extras)}" if extras else ""
         line, newline, rest = super().format(record).partition("\n")
-        return redact(f"{line}{more}{newline}{rest}")
+        return redact(f"{line}{more}{newline}{rest}").translate(_CONTROLS)
 
 
 class JsonFormatter(logging.Formatter):

@@ -58,13 +58,14 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = {
 
 PATH: Final = "[path]"
 _ABSOLUTE: Final = re.compile(r"(?<![\w.:/\]])(?:~|[A-Za-z]:)?(?:/[^\s/'\"<>:,;()\[\]]+)+/?|(?<![\w./])~/\S*")
-# Of what has no slash at its begin: two folders or more, one behind dots, or a file by its ending.
+# Of what has no slash at its begin: two folders or more, one behind dots, or a file by its ending. No name has
+# more than 255 characters; without that bound a text could take the square of its length.
 _RELATIVE: Final = re.compile(
-    r"(?<![\w./-])(?:\.{1,2}/(?:[\w.@+=-]+/)*[\w.@+=-]+|(?:[\w.@+=-]+/){2,}[\w.@+=-]*"
-    r"|(?:[\w.@+=-]+/)+[\w@+=-]+\.[A-Za-z]\w{0,11})"
+    r"(?<![\w./-])(?:\.{1,2}/(?:[\w.@+=-]+/)*[\w.@+=-]+|(?:[\w.@+=-]{1,255}/){2,}[\w.@+=-]*"
+    r"|(?:[\w.@+=-]{1,255}/)+[\w@+=-]+\.[A-Za-z]\w{0,11})"
 )
 _BELOW: Final = re.compile(rf"{re.escape(PATH)}(?:/[^\s'\"<>,;]+)+")
-_URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>]+")
+_URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]{0,30}://[^\s'\"<>]+")
 _SHORT: Final = 64
 _LEAST_NAME: Final = 3
 _COMMON_NAMES: Final = frozenset({"root", "user", "localhost", "test", "esper"})

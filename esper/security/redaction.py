@@ -30,9 +30,14 @@ _SECRET_VARIABLE: Final = re.compile(
     rf"(?:^|_)(?:{_NAMES}|PGPASSWORD|ESPER_KEYS)(?:_|$)|PASSWORD$|^ESPER_KEYS$", re.IGNORECASE
 )
 
-_USERINFO: Final = re.compile(r"(?<=://)[^\s/?#'\"<>@]*:[^\s'\"<>]*@(?=[^\s@/?#'\"<>]*)")
+# None of these may take longer than a text is long: others write some of what is logged.
+_BEHIND_SCHEME: Final = re.compile(r"(?<=://)[^\s'\"<>]+")
+_USERINFO: Final = re.compile(r"(?:^|(?<=://))[^/?#@]*?:")
 _PASSWORD: Final = re.compile(r"(?<=://)[^\s/?#'\"<>]*:[^\s/?#'\"<>]+@")
-_JWT: Final = re.compile(r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{2,}(?:\.[A-Za-z0-9_-]*)?")
+_JWT: Final = re.compile(
+    r"(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{2})([A-Za-z0-9_-]*?)"
+    r"\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{2,}(?:\.[A-Za-z0-9_-]*)?"
+)
 _PEM: Final = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
 )
@@ -40,7 +45,7 @@ _BEARER: Final = re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"',;]{6,}")
 _VALUE: Final = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s,;&"'()\[\]{}]+)"""
 # After a colon and a blank only where it is data, not a sentence: behind a quote, or at the start of a line.
 _NAMED: Final = re.compile(
-    rf"(?im)((?:\b|_)(?:{_NAMES})(?:\s*=\s*|:(?=\S)|[\"']\s*:\s*)|^\s*[\w.]*(?:{_NAMES}):\s+){_VALUE}"
+    rf"(?im)((?:\b|_)(?:{_NAMES})(?:\s*=\s*|:(?=\S)|[\"']\s*:\s*)|^[^\S\n]*[\w.]*(?:{_NAMES}):\s+){_VALUE}"
 )
 _HINTS: Final = re.compile(rf"(?i)://|eyJ|PRIVATE KEY|bearer|basic|{_NAMES}")
 
@@ -78,8 +83,9 @@ class Redactor:
         if _HINTS.search(text) is None:
             return text
         text = _PEM.sub(MASK, text)
-        text = _JWT.sub(MASK, text)
-        text = _USERINFO.sub(f"{MASK}@", text)
+        if "eyJ" in text:
+            text = _JWT.sub(rf"\1{MASK}", text)
+        text = _BEHIND_SCHEME.sub(_without_userinfo, text)
         text = _BEARER.sub(rf"\1 {MASK}", text)
         return _NAMED.sub(_masked_value, text)
 
@@ -134,6 +140,14 @@ def secrets_of_url(url: str) -> Iterable[str]:
     if password:
         yield password
         yield unquote(password)
+
+
+def _without_userinfo(match: re.Match[str]) -> str:
+    """What stands behind the scheme of a URL, to the next blank: a password may have any character in it."""
+    text = match.group()
+    end = text.rfind("@")
+    begin = _USERINFO.search(text, 0, end) if end > 0 else None
+    return text if begin is None else f"{text[: begin.start()]}{MASK}{text[end:]}"
 
 
 def _masked_value(match: re.Match[str]) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from esper.errors import ConfigError
 from esper.security import privacy
+from esper.security.logs import TextFormatter
 from esper.security.privacy import kept, leaving, without_places
 from esper.security.redaction import MASK, Redactor, holds_secret, redacted, secrets_of_environment
 from esper_cli.config_secrets import refuse_in_overrides
@@ -53,6 +55,19 @@ def test_a_secret_is_known_by_its_shape(text: str, left: str) -> None:
 def test_other_text_stays(text: str) -> None:
     assert Redactor()(text) == text
     assert not holds_secret(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["://a:", "eyJ-", "\n", "a.b+", "a@", "token token\n", "@eyJaaaaaa.", "://@:", "-----BEGIN PRIVATE KEY"],
+)
+def test_no_text_takes_the_square_of_its_length(text: str) -> None:
+    """It would take minutes of a server's time."""
+    long = "token: " + text * (2**18 // len(text))
+    began = time.process_time()
+    Redactor()(long)
+    without_places(long)
+    assert time.process_time() - began < 4
 
 
 @pytest.mark.parametrize("form", [SECRET, json.dumps(SECRET), "hunter2-Zq9%21x", repr(SECRET)])
@@ -199,6 +214,14 @@ def test_a_journal_keeps_all_but_places_in_what_was_said() -> None:
     assert kept(fields) == {"error": "no [path]", "epoch": 3, "outcome": outcome}
     sinks = {"redis": {"written": 3, "reason": "no redis://:secret@cache.internal:6379"}}
     assert kept({"sinks": sinks}) == {"sinks": {"redis": {"written": 3, "reason": "no [url]"}}}
+
+
+def test_what_is_logged_begins_no_line_of_its_own_and_moves_no_terminal() -> None:
+    said = "GET /\x1b[2J\r\nesper: ERROR: esper.audit: all is well\x9b\x7f"
+    record = logging.makeLogRecord({"name": "a", "levelname": "INFO", "msg": "%s", "args": (said,)})
+    lines = TextFormatter().format(record).split("\n")
+    assert lines[0] == "esper: INFO: a: GET /\\x1b[2J\\x0d"
+    assert lines[1] == "    esper: ERROR: esper.audit: all is well\\x9b\\x7f"
 
 
 def test_logs_of_a_program_that_imports_esper_are_its_own() -> None:

@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_written
+from esper.nissa.journal import JOURNAL_NAME, Event, is_being_written
+from esper.nissa.journal_reader import JournalReader
 
 POLL_SECONDS = 0.25
 """How often a journal is looked at; asking costs a stat and an open."""

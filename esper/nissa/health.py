@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from esper.errors import EsperError, StorageError
-from esper.nissa.journal import JOURNAL_NAME, check_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import check_journal
 from esper.nissa.run_list import RunList
 from esper.nissa.runs import RunStore
 
@@ -144,10 +145,13 @@ def check_disk(folder: Path) -> HealthCheck:
     return HealthCheck("disk", free >= LEAST_FREE_BYTES, f"{free / 2**30:.1f} GiB free")
 
 
-def check_newest_run(runs: RunList) -> HealthCheck:
-    """How the run that was started last stands. That one failed is no fault of what shows it."""
+def check_newest_run(runs: RunList, deadline: float) -> HealthCheck:
+    """How the run that was started last stands. That one failed is no fault of what shows it.
+
+    TimeoutError where after ``deadline`` (``time.monotonic``) much was never read before.
+    """
     try:
-        newest = next(iter(runs.measured()), None)
+        newest = next(iter(runs.measured(None, deadline)), None)
     except StorageError as error:
         return HealthCheck("newest run", False, str(error))
     if newest is None:

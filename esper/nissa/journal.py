@@ -27,8 +27,10 @@ Events and their fields (each also has ``event``, its name, and ``at``, UTC in I
 ``run_failed``       error
 ===================  =====================================================================================
 
-Readers ignore events and fields that they do not know. Numbers that JSON lacks are written as the strings
-``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` (as in the JSON mapping of protocol buffers).
+Readers ignore events and fields that they do not know. Each ``epoch``, ``cache``, ``checkpoint``,
+``compile_queue`` and ``telemetry`` says all that the one before it said of the same process. Numbers that
+JSON lacks are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` (as in the JSON mapping of
+protocol buffers).
 
 A journal is locked (``flock``) by the process that writes it, and the lock ends with that process however it
 ends, so ``is_being_written`` tells a live run from one whose process is gone.
@@ -38,26 +40,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import json
 import math
 import os
-import stat
 import threading
 import time
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from pydantic_core import from_json
-
 from esper.errors import RunError, StorageError
-from esper.nissa.turns import let_others_first
 
 JOURNAL_NAME = "journal.jsonl"
 """Name of the journal in a run's folder."""
@@ -70,11 +66,12 @@ DURABLE_EVENTS = frozenset(
 )
 """Events after which the journal is on the disk, not only with the operating system."""
 
+BEGINNINGS = ("preparing", "run_started")
+"""Events that a process begins with: what was before them is no time that the run worked."""
+
 Event = dict[str, Any]
 """One line of a journal."""
 
-_FIRST_CHUNK = 1 << 14
-_CHUNK = 1 << 17
 _LOCK_WAIT_SECONDS = 0.5
 
 
@@ -191,97 +188,6 @@ class Journal:
         self.close()
 
 
-class JournalReader:
-    """Reads a journal from where it stopped last time.
-
-    ``offset`` is the byte after the last whole line that was read, ``torn`` the number of bytes after it
-    (a line still being written, or cut off by a crash; they are read again next time), ``damaged`` the number
-    of whole lines that were no event, ``decoded_bytes`` the size of those that were not passed over. When
-    the file was replaced or became shorter, reading starts again and ``restarts`` is one higher. Not safe to
-    share between threads.
-    """
-
-    def __init__(self, path: Path, offset: int = 0) -> None:
-        self.path = path
-        self.offset = offset
-        self.torn = 0
-        self.damaged = 0
-        self.decoded_bytes = 0
-        self.restarts = 0
-        self._inode: tuple[int, int] | None = None
-
-    def read(self, skip: tuple[bytes, ...] = ()) -> Generator[Event, None, None]:
-        """The events written since the last call; raises StorageError when the file cannot be read.
-
-        Lines that begin with one of ``skip`` (see ``line_head``) are passed over, whether they are events or
-        not. Whoever stops early is at the event that came last.
-        """
-        try:
-            with open_journal(self.path) as file:
-                self._find_place(os.fstat(file.fileno()))
-                file.seek(self.offset)
-                tail, size = b"", _FIRST_CHUNK
-                while chunk := file.read(size):
-                    let_others_first()
-                    *lines, tail = (tail + chunk).split(b"\n")
-                    yield from self._events(lines, skip)
-                    size = min(2 * size, _CHUNK)
-                self.torn = len(tail)
-        except OSError as error:
-            raise StorageError.from_os(error, self.path, "cannot read the journal") from error
-
-    def _events(self, lines: list[bytes], skip: tuple[bytes, ...]) -> Generator[Event, None, None]:
-        done = 0
-        for number in [number for number, line in enumerate(lines) if not line.startswith(skip)]:
-            self.offset += _size(lines[done : number + 1])
-            self.decoded_bytes += len(lines[number])
-            done = number + 1
-            let_others_first()
-            event = parse_line(lines[number])
-            if event is not None:
-                yield event
-            elif lines[number]:
-                self.damaged += 1
-        self.offset += _size(lines[done:])
-
-    def is_at(self, journal: Path | int) -> bool:
-        """Whether ``journal``, a path or an open file, is what was read until now, or more of it."""
-        return self._size_of(journal) >= self.offset
-
-    def is_all(self) -> bool:
-        """Whether there is nothing that was not read."""
-        return self._size_of(self.path) == self.offset + self.torn
-
-    def begin_again(self) -> None:
-        """Read from the beginning the next time."""
-        self.offset, self.damaged, self.decoded_bytes = 0, 0, 0
-        self.restarts += 1
-
-    def _size_of(self, journal: Path | int) -> int:
-        """-1 when it is another file than was read, or none."""
-        try:
-            status = os.fstat(journal) if isinstance(journal, int) else journal.stat()
-        except OSError:
-            return -1
-        return status.st_size if self._inode == (status.st_dev, status.st_ino) else -1
-
-    def _find_place(self, status: os.stat_result) -> None:
-        inode = (status.st_dev, status.st_ino)
-        if status.st_size < self.offset or self._inode not in (None, inode):
-            self.begin_again()
-        self._inode = inode
-
-
-def read_journal(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """The events after byte ``offset``, and the offset to go on from.
-
-    A torn last line is left for the next call and lines that are no event are skipped; JournalReader counts
-    both. Raises StorageError when the file cannot be read.
-    """
-    reader = JournalReader(path, offset)
-    return list(reader.read()), reader.offset
-
-
 def is_being_written(path: Path) -> bool:
     """Whether a living process holds the journal at ``path``; False when there is no such file."""
     try:
@@ -321,42 +227,6 @@ def number(value: Any) -> float:
 def line_head(event: str) -> bytes:
     """What a line of that event begins with."""
     return b'{"event":"%s","at":"' % event.encode("ascii")
-
-
-def open_journal(path: Path) -> FileIO:
-    """The journal at ``path``, to be read and unbuffered; OSError when it cannot be, or is no file."""
-    file = FileIO(path, opener=lambda path, _: os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise OSError(errno.EINVAL, "not a regular file")
-    return file
-
-
-def check_journal(path: Path) -> None:
-    """Raise StorageError when the journal at ``path`` cannot be read."""
-    try:
-        with open_journal(path) as file:
-            file.read(1)
-    except OSError as error:
-        raise StorageError.from_os(error, path, "cannot read the journal") from error
-
-
-def _size(lines: Sequence[bytes]) -> int:
-    return sum(map(len, lines)) + len(lines)
-
-
-def parse_line(line: bytes) -> Event | None:
-    """The event that a line of a journal holds; None when it holds none."""
-    try:
-        # What this takes it reads as json does, in a third of the time.
-        event = from_json(line, allow_inf_nan=False, cache_strings="keys")
-    except ValueError:
-        try:
-            # NaN is not JSON, but other writers know no better: read it as this module writes it.
-            event = json.loads(line.decode(), parse_constant=str)
-        except (ValueError, RecursionError):
-            return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
 
 
 def _plain(value: Any) -> Any:

@@ -7,26 +7,15 @@ it, what was recorded after epoch k was thrown away with its weights, and leaves
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from esper.messages import CompileQueue, FieldReport, InventionRecord, SeedState
-from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, is_being_written, number
-from esper.nissa.run_records import (
-    Adaptation,
-    CacheTier,
-    CheckpointRecord,
-    ControlRecord,
-    Epoch,
-    FaultRecord,
-    RollbackRecord,
-    RunStatus,
-    Seed,
-    Transition,
+from esper.messages import CompileQueue, SeedState
+from esper.nissa.journal import BEGINNINGS, JOURNAL_NAME, Event, is_being_written, number
+from esper.nissa.journal_reader import JournalReader
+from esper.nissa.run_parsing import (
     parse_adaptation,
     parse_cache,
     parse_checkpoint,
@@ -40,6 +29,14 @@ from esper.nissa.run_records import (
     parse_time,
     parse_transition,
 )
+from esper.nissa.run_records import (
+    CacheTier,
+    Epoch,
+    RunHistory,
+    RunStatus,
+    Seed,
+    Transition,
+)
 from esper.nissa.telemetry.messages import SinkCounts
 
 MAX_FAULTS_KEPT = 1000
@@ -48,54 +45,6 @@ MAX_FAULTS_KEPT = 1000
 MAX_CONTROLS_KEPT = 1000
 MAX_CHECKPOINTS_KEPT = 1000
 """Of these a view keeps the latest, too."""
-
-
-@dataclass(slots=True, eq=False)
-class RunHistory:
-    """Everything that the events of a run add up to, each list oldest first.
-
-    ``worked`` is the time that the run's processes have worked, without the pauses between them; ``layers``
-    are as ``run_started`` gave them; ``seeds`` what each seed is now; ``cache`` what each tier of the kernel
-    library was asked; ``sinks`` how each sink of telemetry fares; ``inventions``, by graph and slot, what was
-    invented beside the run, and of what the invented kernels were made that it tried; ``inventing_error`` why
-    inventing ended before the run, if it did; ``checkpoints`` are by their paths, ``checkpoint`` is the one
-    told of last; ``controls``, by request, what became of what was asked of the run; ``paused`` whether it
-    waits; ``preparing`` whether kernels are compiled before it starts; ``told_queue`` what was said last of
-    what is compiled for it; ``ended`` how the run ended by its own word, None when it has given none.
-    """
-
-    experiment: str = ""
-    task: str = ""
-    seed: int | None = None
-    parameters: int = 0
-    flops_per_sample: float = 0.0
-    total_epochs: int = 0
-    layers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    started_at: datetime | None = None
-    updated_at: datetime | None = None
-    worked: timedelta = timedelta()
-    resumes: int = 0
-    epochs: list[Epoch] = field(default_factory=list)
-    adaptations: list[Adaptation] = field(default_factory=list)
-    transitions: list[Transition] = field(default_factory=list)
-    seeds: dict[str, list[Seed]] = field(default_factory=dict)
-    trials: list[FieldReport] = field(default_factory=list)
-    faults: list[FaultRecord] = field(default_factory=list)
-    fault_counts: Counter[str] = field(default_factory=Counter)
-    rollbacks: list[RollbackRecord] = field(default_factory=list)
-    checkpoint: CheckpointRecord | None = None
-    checkpoints: dict[str, CheckpointRecord] = field(default_factory=dict)
-    controls: dict[str, ControlRecord] = field(default_factory=dict)
-    paused: bool = False
-    preparing: bool = False
-    told_queue: CompileQueue | None = None
-    cache: dict[str, CacheTier] = field(default_factory=dict)
-    sinks: dict[str, SinkCounts] = field(default_factory=dict)
-    inventions: dict[tuple[str, str], InventionRecord] = field(default_factory=dict)
-    inventing_error: str | None = None
-    summary: Mapping[str, Any] | None = None
-    error: str | None = None
-    ended: RunStatus | None = None
 
 
 class RunView(RunHistory):
@@ -111,6 +60,7 @@ class RunView(RunHistory):
         self.run_id = folder.name
         self._keep_packets = keep_packets
         self._reader = JournalReader(folder / JOURNAL_NAME)
+        self._replaced: tuple[bytes, ...] = ()
         self._restarts = 0
         self._has_shed = False
         self._alive = False
@@ -157,7 +107,7 @@ class RunView(RunHistory):
             if self._reader.is_all():
                 return self
             self._reader.begin_again()
-        for event in self._reader.read():
+        for event in self._reader.read(self._replaced):
             self._start_over_if_replaced()
             self._apply(event)
         self._start_over_if_replaced()
@@ -344,9 +294,6 @@ def _drop_oldest(records: dict[str, Any], most: int) -> None:
     while len(records) > most:
         del records[next(iter(records))]
 
-
-BEGINNINGS = ("preparing", "run_started")
-"""Events that a process begins with: what was before them is no time that the run worked."""
 
 _HANDLERS: dict[str, Callable[[RunView, Event, datetime], None]] = {
     "preparing": RunView._on_preparing,

@@ -19,6 +19,7 @@ from esper.nissa.run_list import RunList
 from esper.nissa.run_outline import RunOutline
 from esper.nissa.run_records import RunStatus
 from esper.nissa.run_view import RunView
+from esper.nissa.sparse_view import SparseView
 
 __all__ = ["LATEST", "RunStatus", "RunStore", "RunSummary", "RunView", "new_run_id"]
 
@@ -95,11 +96,15 @@ class RunStore:
     between threads, but one may be in the ``outlines`` while another reads views.
     """
 
-    def __init__(self, root: Path, *, keep_packets: bool = True) -> None:
-        """Without ``keep_packets`` it is for a process that follows many runs, and keeps less of them."""
+    def __init__(self, root: Path, *, keep_packets: bool = True, sparse: bool = False) -> None:
+        """Without ``keep_packets`` it is for a process that follows many runs, and keeps less of them.
+
+        Its views are ``sparse`` where only how runs stand now is asked for.
+        """
         self.root = root
         self.outlines = RunList(root)
         self._keep_packets = keep_packets
+        self._sparse = sparse
         self._views: dict[str, RunView] = {}
 
     @property
@@ -133,11 +138,12 @@ class RunStore:
         """The run that ``find`` finds; StorageError when its journal cannot be read."""
         return self.view(self.find(name))
 
-    def find(self, name: str) -> str:
+    def find(self, name: str, deadline: float = math.inf) -> str:
         """The id of the run of that id, of that unique beginning of an id, or ``latest``.
 
         Reads no journal, but for ``latest`` the beginning of each. Raises RunError with the nearest names
-        when there is none or more than one, and StorageError when no journal can be read.
+        when there is none or more than one, StorageError when no journal can be read, and TimeoutError where
+        after ``deadline`` (``time.monotonic``) much was never read before.
         """
         run_ids = self.run_ids()
         if not run_ids:
@@ -145,7 +151,7 @@ class RunStore:
         if name in run_ids:
             return name
         if name == LATEST:
-            return self._latest()
+            return self._latest(deadline)
         matches = [run_id for run_id in run_ids if name and run_id.startswith(name)]
         if len(matches) == 1:
             return matches[0]
@@ -165,7 +171,7 @@ class RunStore:
 
     def view(self, run_id: str) -> RunView:
         """The run of exactly that id; StorageError when its journal cannot be read."""
-        view = self._views.pop(run_id, None) or RunView(self.root / run_id, keep_packets=self._keep_packets)
+        view = self._views.pop(run_id, None) or self._new_view(run_id)
         before = view.updated_at
         view.refresh()
         self._views[run_id] = view
@@ -175,6 +181,11 @@ class RunStore:
                 view.shed()
             self._forget_oldest()
         return view
+
+    def _new_view(self, run_id: str) -> RunView:
+        if self._sparse:
+            return SparseView(self.root / run_id)
+        return RunView(self.root / run_id, keep_packets=self._keep_packets)
 
     def some(self, run_ids: Sequence[str], deadline: float = math.inf) -> Iterator[RunView]:
         """Those of ``run_ids`` that can be read, whole and as of now.
@@ -195,8 +206,8 @@ class RunStore:
         for run_id in ended[:-KEPT_ENDED]:
             del self._views[run_id]
 
-    def _latest(self) -> str:
-        begun = self.outlines.begun()
+    def _latest(self, deadline: float) -> str:
+        begun = self.outlines.begun(deadline)
         if not begun:
             raise next(iter(self.problems.values()), RunError(f"no runs in {self.root}"))
         return begun[0].run_id

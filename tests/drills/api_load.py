@@ -33,7 +33,8 @@ from servers.tls import Certificates, make_certificates
 
 from drills import load_client
 from drills.load_client import Load
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 
 HALF_OPEN = 300
 SERVER_MS = 0.08

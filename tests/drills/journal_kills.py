@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from esper.nissa.journal import Journal, JournalReader
+from esper.nissa.journal import Journal
+from esper.nissa.journal_reader import JournalReader
 from esper.nissa.telemetry.json_lines import JsonLines
 from esper.nissa.telemetry.telemetry import Telemetry
 

@@ -34,7 +34,8 @@ from omegaconf import DictConfig, OmegaConf
 from esper.assembly import training
 from esper.assembly.keys import build_envelope
 from esper.errors import CheckpointError
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper.nissa.runs import RunStatus, RunStore
 from esper.tolaria.checkpoints import CheckpointFolder
 from esper_cli import app

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from esper.assembly.training import build_training
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper.tolaria.stability import first_non_finite
 from esper_cli.config import compose
 

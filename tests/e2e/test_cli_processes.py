@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from forked import Forked, command, esper
 
-from esper.nissa.journal import JOURNAL_NAME, Event, read_journal
+from esper.nissa.journal import JOURNAL_NAME, Event
+from esper.nissa.journal_reader import read_journal
 
 SMOKE = ("train", "+experiment=smoke", "tamiyo=never", "urza=memory")
 WITHIN = 100.0

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from drills.journal_kills import drill
 
-from esper.nissa.journal import Journal, read_journal
+from esper.nissa.journal import Journal
+from esper.nissa.journal_reader import read_journal
 
 READ = """
 import sys, time
 from pathlib import Path
-from esper.nissa.journal import JournalReader, is_being_written
+from esper.nissa.journal import is_being_written
+from esper.nissa.journal_reader import JournalReader
 reader = JournalReader(Path(sys.argv[1]))
 while True:
     for event in reader.read():

@@ -14,7 +14,8 @@ import esper.assembly.training as training
 from esper.assembly.configured import configured
 from esper.data.splits import Split
 from esper.messages import AdaptationDecision, SystemStatePacket
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper_cli.config import compose, experiments
 
 OPTIONS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "tamiyo").glob("*.yaml"))

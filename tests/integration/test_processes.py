@@ -13,7 +13,8 @@ from drills.together import run_together
 
 from esper.assembly.training import build_group, build_training
 from esper.errors import ConfigError
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper.tolaria.averaging import parts
 from esper.tolaria.distributed import ALONE
 from esper_cli.config import compose

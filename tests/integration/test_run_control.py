@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from esper.assembly.training import build_training
 from esper.errors import RunError
 from esper.nissa.control import CONTROL_NAME, Action, ask
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper.nissa.run_records import RunStatus
 from esper.nissa.runs import RunStore
 from esper.tolaria.run import Run

@@ -17,7 +17,8 @@ from waiting import until
 from esper.assembly.telemetry import TelemetryDatabase
 from esper.errors import RunError
 from esper.nissa.control import ask
-from esper.nissa.journal import JOURNAL_NAME, Journal, read_journal
+from esper.nissa.journal import JOURNAL_NAME, Journal
+from esper.nissa.journal_reader import read_journal
 from esper.nissa.run_records import RunStatus
 from esper.nissa.runs import RunStore
 from esper.nissa.telemetry.messages import Message, Sink, SinkCounts

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from esper.assembly.training import build_training
 from esper.errors import CheckpointError, ConfigError, Instability, RunError
-from esper.nissa.journal import JOURNAL_NAME, is_being_written, read_journal
+from esper.nissa.journal import JOURNAL_NAME, is_being_written
+from esper.nissa.journal_reader import read_journal
 from esper_cli.config import compose
 
 SMALL = ["+experiment=smoke", "urza=memory", "tolaria.epochs=8", "karn.paths=[blueprints/low_rank.yaml]"]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from esper.assembly.training import build_training
 from esper.messages import AdaptationDecision, KernelMetadata, SeedState, Slot, SystemStatePacket
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper.tolaria.evaluation import evaluate
 from esper.tolaria.recovery import check_epoch, check_values
 from esper.tolaria.stability import first_non_finite

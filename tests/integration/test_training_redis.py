@@ -10,7 +10,8 @@ import pytest
 from servers.redis import RedisServer
 
 from esper.assembly.training import build_training
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper.nissa.run_records import CacheTier
 from esper.nissa.run_view import RunView
 from esper_cli.config import compose

@@ -11,7 +11,8 @@ from drills.resume import config, resumed, states_at, train_whole
 
 from esper.assembly.training import build_training
 from esper.errors import CheckpointError
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 
 
 @pytest.fixture(scope="module")

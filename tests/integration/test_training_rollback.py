@@ -13,7 +13,8 @@ from torch import Tensor
 from esper.assembly.network import build_data, build_host
 from esper.assembly.training import build_training
 from esper.data.batches import Batches
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper.tolaria.run import Run, weights_digest
 from esper.tolaria.stability import first_non_finite
 from esper_cli.app import run as command

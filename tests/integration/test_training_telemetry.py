@@ -14,7 +14,8 @@ from esper.assembly.checks import examine
 from esper.assembly.telemetry import prepare_telemetry
 from esper.assembly.training import build_training
 from esper.errors import ConfigError
-from esper.nissa.journal import JOURNAL_NAME, read_journal
+from esper.nissa.journal import JOURNAL_NAME
+from esper.nissa.journal_reader import read_journal
 from esper.nissa.telemetry.health_record import SCHEMA, unpack
 from esper.nissa.telemetry.redis_stream import keys_of
 from esper_cli.config import compose

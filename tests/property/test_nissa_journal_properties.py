@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esper.nissa.journal import JOURNAL_NAME, Journal, JournalReader, dumps, number, read_journal
+from esper.nissa.journal import JOURNAL_NAME, Journal, dumps, number
+from esper.nissa.journal_reader import JournalReader, read_journal
 from esper.nissa.run_view import RunView
 
 json_values = st.recursive(

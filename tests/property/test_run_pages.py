@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from unit.nissa_support import LAYERS, packet, report
 
 from esper.messages import SeedState
-from esper.nissa import journal, run_list, run_times
+from esper.nissa import journal_reader, run_list
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.api.queries import AdaptationsQuery, RunsQuery
 from esper.nissa.api.run_pages import result_of, run_item
 from esper.nissa.journal import JOURNAL_NAME, dumps
+from esper.nissa.metrics import RunCollector, render
+from esper.nissa.queue_metrics import broker_families
 from esper.nissa.run_list import start_key
 from esper.nissa.run_outline import RunOutline
 from esper.nissa.run_view import RunView
@@ -34,15 +36,14 @@ BEGAN = datetime(2026, 11, 28, 23, 59, 58, tzinfo=UTC)
 @pytest.fixture(autouse=True)
 def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few lines take many of them."""
-    monkeypatch.setattr(journal, "_FIRST_CHUNK", 128)
-    monkeypatch.setattr(journal, "_CHUNK", 700)
-    monkeypatch.setattr(run_times, "_LAST_BLOCK", 100)
-    monkeypatch.setattr(run_times, "_BLOCK", 900)
+    monkeypatch.setattr(journal_reader, "_FIRST_BLOCK", 128)
+    monkeypatch.setattr(journal_reader, "_BLOCK", 4000)
 
 
 def fields_of(random: Random, event: str) -> dict[str, Any]:
-    """What such an event holds; now and then nothing that can be understood."""
+    """What such an event holds."""
     epoch, idx = random.randrange(6), random.randrange(2)
+    states = (random.choice(list(SeedState)), SeedState.DORMANT)
     kernel = random.choice(["a", "b"])
     decision = {"adaptation_type": "add_seed", "target_component": "stage1", "parameters": {"seed_idx": idx}}
     status = random.choice(["grafted", "grafted", "grown", "refused"])
@@ -55,7 +56,7 @@ def fields_of(random: Random, event: str) -> dict[str, Any]:
             "resumed_from_epoch": random.choice([None, 0, 1, 2, 3]),
             "layers": LAYERS,
         },
-        "epoch": {"packet": packet(epoch, random.random()), "seconds": 1.5},
+        "epoch": {"packet": packet(epoch, random.random(), states), "seconds": 1.5},
         "decision": {
             "epoch": epoch,
             "decision": decision,
@@ -72,8 +73,10 @@ def fields_of(random: Random, event: str) -> dict[str, Any]:
             "from_state": "DORMANT",
             "to_state": random.choice(list(SeedState)),
         },
-        "cache": {"tiers": {"memory": {"hits": 1, "misses": 1, "errors": 0, "state": None}}},
-        "checkpoint": {"path": "c", "seconds": 0.1, "paused": 0.1, "epoch": epoch, "step": 3},
+        "cache": {"tiers": {"memory": {"hits": epoch, "misses": 1, "errors": 0, "state": None}}},
+        "telemetry": {"sinks": {"redis": {"written": epoch}}},
+        "compile_queue": {"waiting": epoch, "compiling": 1, "workers": 2},
+        "checkpoint": {"path": "c", "seconds": epoch / 10, "paused": 0.1, "epoch": epoch, "step": 3},
         "fault": {"epoch": epoch, "layer": "stage1", "seed_idx": idx, "kind": "raised"},
         "rollback": {
             "cause": "batch",
@@ -100,34 +103,41 @@ def fields_of(random: Random, event: str) -> dict[str, Any]:
         "run_failed": {"error": "e"},
         "of_a_later_version": {},
     }
-    found = fields[event]
-    if found and random.random() < 0.06:
-        found[random.choice(list(found))] = random.choice([None, [1], "x", -1])
-    return found
+    return fields[event]
 
 
 OFTEN = ("epoch",) * 14 + ("cache", "checkpoint", "seed") * 5 + ("decision", "trial") * 4
+OFTEN += ("telemetry", "compile_queue") * 3
 RARELY = ("preparing", "run_started", "rollback", "control", "fault", "of_a_later_version")
 ENDS = ("run_finished", "run_interrupted", "run_failed")
 
 
 def lines(random: Random, count: int, at: datetime) -> Iterator[bytes]:
-    """Lines as Esper writes them, some as others might, torn or empty, now and then with a clock set back."""
+    """Lines as Esper writes them, or some as others might, torn, empty, or of nothing that is understood, and
+    with a clock that is set back.
+    """
+    whole, in_order = random.random() < 0.5, random.random() < 0.5
     for number in range(count):
         event = random.choice(OFTEN if random.random() < 0.85 else RARELY + ENDS[: random.randrange(4)])
         if number == 0 and random.random() < 0.9:
             event = "run_started"
         at += timedelta(milliseconds=random.choice([0, 1, 7, 900, 4000]))
-        if random.random() < 0.04:
+        if random.random() < 0.04 and not in_order:
             at -= timedelta(seconds=3)
         said: Any = at.isoformat(timespec="milliseconds")
+        fields = fields_of(random, event)
+        if whole:
+            yield dumps({"event": event, "at": said, **fields}).encode() + b"\n"
+            continue
+        if fields and random.random() < 0.06:
+            fields[random.choice(list(fields))] = random.choice([None, [1], "x", -1])
         if random.random() < 0.05:
             said = random.choice([at.isoformat(), f"{at:%Y-%m-%dT%H:%M:%SZ}", "2026-13-40", None, "x"])
-        whole = {"event": event, "at": said, **fields_of(random, event)}
-        line = dumps(whole)
+        said_of = {"event": event, "at": said, **fields}
+        line = dumps(said_of)
         kind = random.random()
         if kind < 0.03:
-            line = json.dumps(dict(reversed(whole.items())), default=str)
+            line = json.dumps(dict(reversed(said_of.items())), default=str)
         elif kind < 0.05:
             line = line[: random.randrange(len(line))]
         elif kind < 0.07:
@@ -194,6 +204,9 @@ def test_pages_of_runs_that_grow_are_those_of_a_naive_reading(seed: int, limit: 
                     if random.random() < 0.05:
                         file.truncate(0)
             views = naive_views(root)
+            if random.random() < 0.7:
+                naive = RunCollector(views, [], broker_families(None, known=False))
+                assert monitor.metrics("") == render(naive)
             items = [run_item(view) for view in views]
             if random.random() < 0.7:
                 assert every_run(monitor, limit=limit) == items

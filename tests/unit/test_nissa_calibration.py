@@ -9,7 +9,7 @@ import pytest
 
 from esper.messages import FieldReport, Slot
 from esper.nissa.calibration import calibration, growth_impact
-from esper.nissa.run_records import parse_report
+from esper.nissa.run_parsing import parse_report
 from esper.nissa.run_view import RunView
 from esper_cli.history import _calibration_words
 

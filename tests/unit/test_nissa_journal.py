@@ -18,7 +18,8 @@ import pytest
 
 from esper.errors import RunError, StorageError
 from esper.messages import FieldReport, SeedState, Slot, SystemStatePacket
-from esper.nissa.journal import Journal, JournalReader, dumps, is_being_written, number, read_journal
+from esper.nissa.journal import Journal, dumps, is_being_written, number
+from esper.nissa.journal_reader import JournalReader, read_journal
 
 REPORT = FieldReport(
     layer="stage1",

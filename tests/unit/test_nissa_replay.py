@@ -10,10 +10,11 @@ import pytest
 from nissa_support import DORMANT, RunWriter
 
 from esper.messages import SeedState
-from esper.nissa.journal import JOURNAL_NAME, Event, dumps, read_journal
+from esper.nissa.journal import JOURNAL_NAME, Event, dumps
+from esper.nissa.journal_reader import read_journal
 from esper.nissa.replay import EventLog, ToldRun, until_epoch, with_numbers
-from esper.nissa.run_records import RunStatus
-from esper.nissa.run_view import RunHistory, RunView
+from esper.nissa.run_records import RunHistory, RunStatus
+from esper.nissa.run_view import RunView
 
 RUN = "20261123-181502-resnet-3f2a"
 

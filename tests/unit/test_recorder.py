@@ -9,7 +9,8 @@ import pytest
 from telemetry_support import everything
 
 from esper.errors import SinkUnavailable
-from esper.nissa.journal import Journal, read_journal
+from esper.nissa.journal import Journal
+from esper.nissa.journal_reader import read_journal
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.telemetry import Telemetry
 from esper.tolaria.events import Recorder

@@ -15,7 +15,8 @@ import pytest
 from urza_support import KEY
 
 from esper.errors import AuditError, StorageError
-from esper.nissa.journal import Journal, JournalReader
+from esper.nissa.journal import Journal
+from esper.nissa.journal_reader import JournalReader
 from esper.security import KeyRing
 from esper.security.audit import Signer
 from esper.security.audit_check import Finding, check_trail

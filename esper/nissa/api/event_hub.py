@@ -23,8 +23,9 @@ from starlette.concurrency import run_in_threadpool
 
 from esper.errors import StorageError
 from esper.nissa.api.event_places import LATE_SECONDS, Places
-from esper.nissa.journal import JOURNAL_NAME, Event, JournalReader, dumps
-from esper.nissa.run_records import parse_time
+from esper.nissa.journal import JOURNAL_NAME, Event, dumps
+from esper.nissa.journal_reader import JournalReader
+from esper.nissa.run_parsing import parse_time
 from esper.nissa.runs import RunStore
 
 POLL_SECONDS = 0.2

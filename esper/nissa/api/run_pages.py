@@ -6,6 +6,7 @@ A page ends at a key, not at a number: what comes newly while somebody turns pag
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,8 @@ from esper.nissa.api.cursors import BadCursor, read_cursor, write_cursor
 from esper.nissa.api.queries import AdaptationsQuery, RunsQuery
 from esper.nissa.run_list import RunList, start_key
 from esper.nissa.run_outline import RunOutline
-from esper.nissa.run_records import Adaptation, RunStatus, parse_time
+from esper.nissa.run_parsing import parse_time
+from esper.nissa.run_records import Adaptation, RunStatus
 from esper.nissa.run_view import RunView
 from esper.nissa.runs import summarize
 
@@ -24,16 +26,19 @@ LATEST_SHOWN = 20
 """Of faults, and of what a run was asked, so many are shown."""
 
 
-def runs_page(runs: RunList, query: RunsQuery) -> dict[str, Any]:
-    """The page of ``runs``, the one started last first, that ``query`` asks for; BadCursor, TimeoutError."""
+def runs_page(runs: RunList, query: RunsQuery, deadline: float = math.inf) -> dict[str, Any]:
+    """The page of ``runs``, the one started last first, that ``query`` asks for.
+
+    Raises BadCursor, and TimeoutError where after ``deadline`` (``time.monotonic``) much was never read.
+    """
     after = None if query.cursor is None else read_cursor(query.cursor, float, str)
-    found = runs.begun()
+    found = runs.begun(deadline)
     if query.status is not None or query.experiment is not None:
-        found = [run for run in runs.refreshed(found) if _fits(run, query)]
+        found = [run for run in runs.refreshed(found, deadline) if _fits(run, query)]
     left = [run for run in found if after is None or start_key(run) < after]
     shown: list[dict[str, Any]] = []
     last = None
-    for last in runs.measured(left):
+    for last in runs.measured(left, deadline):
         if _fits(last, query):
             shown.append(run_item(last))
         if len(shown) == query.limit:
@@ -61,19 +66,16 @@ _Entry = tuple[_Place, str, Adaptation]
 
 
 def adaptations_page(
-    runs: RunList, query: AdaptationsQuery, only: RunOutline | None = None
+    runs: RunList, query: AdaptationsQuery, only: RunOutline | None = None, deadline: float = math.inf
 ) -> dict[str, Any]:
-    """The page of the adaptations of ``runs`` that ``query`` asks for, the newest first.
-
-    Raises BadCursor, and TimeoutError where much was never read before.
-    """
+    """The page of the adaptations of ``runs`` that ``query`` asks for, the newest first; as ``runs_page``."""
     after = None if query.cursor is None else _read_place(query.cursor)
     by_verdict = query.outcome not in (None, "performed")
     total = 0
 
     def left() -> Iterator[_Entry]:
         nonlocal total
-        for run in runs.refreshed(None if only is None else [only], trials=by_verdict):
+        for run in runs.refreshed(None if only is None else [only], deadline, trials=by_verdict):
             for entry in _adaptations(run, query):
                 total += 1
                 if after is None or entry[0] < after:
@@ -90,19 +92,19 @@ def adaptations_page(
                 **item.to_json(),
                 "result": result_of(item),
             }
-            for place, experiment, item in (shown if by_verdict else _judged(runs, shown))
+            for place, experiment, item in (shown if by_verdict else _judged(runs, shown, deadline))
         ],
         "next": _write_place(shown[-1][0]) if len(found) > len(shown) else None,
     }
 
 
-def _judged(runs: RunList, entries: Sequence[_Entry]) -> list[_Entry]:
+def _judged(runs: RunList, entries: Sequence[_Entry], deadline: float) -> list[_Entry]:
     """The same with what became of them: that is read of their runs alone."""
     places: dict[str, list[_Place]] = {}
     for place, _, _ in entries:
         places.setdefault(place[1], []).append(place)
     now: dict[_Place, Adaptation] = {}
-    for run in runs.refreshed(map(runs.outline, places), trials=True):
+    for run in runs.refreshed(map(runs.outline, places), deadline, trials=True):
         known = [place for place in places[run.run_id] if place[2] < len(run.adaptations)]
         now |= {place: run.adaptations[place[2]] for place in known}
     return [(place, experiment, now.get(place, item)) for place, experiment, item in entries]

@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from esper.nissa.journal import Event, JournalReader
+from esper.nissa.journal import Event
+from esper.nissa.journal_reader import JournalReader
 from esper.nissa.telemetry.messages import Message
 
 Allow = Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from esper.errors import EsperError, RunError
-from esper.nissa.journal import COPY_NAME, JOURNAL_NAME, Event, Journal, read_journal
+from esper.nissa.journal import COPY_NAME, JOURNAL_NAME, Event, Journal
+from esper.nissa.journal_reader import read_journal
 
 POLL_SECONDS: Final = 0.5
 MOST_RUNS: Final = 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -80,6 +81,7 @@ def compile_blueprints(
         from esper.assembly.kernels import build_pipeline, compile_pairs
         from esper.assembly.network import slots_of
         from esper.assembly.storage import build_library
+        from esper.tezzeret.interrupts import interrupts_noted
         from esper.tezzeret.worker import stored_as
         from esper_cli.config import compose
 
@@ -104,8 +106,7 @@ def compile_blueprints(
         slots += slots_of(cfg)
     report = Report()
     blueprints = report.read(files)
-    library = build_library(cfg, on_key_made=tell_key_made)
-    try:
+    with closing(build_library(cfg, on_key_made=tell_key_made)) as library, interrupts_noted():
         pipeline = build_pipeline(cfg)
         if failed:
             pairs = list(_failed_before(library.compilations(), pipeline.target.name, blueprints, report))
@@ -115,8 +116,6 @@ def compile_blueprints(
         report.present = len(pairs) - len(missing)
         with compile_progress(len(missing)) as advance:
             report.records = compile_pairs(cfg, library, pipeline, missing, advance, _tell)
-    finally:
-        library.close()
     report.show(as_json)
     if report.failed:
         raise typer.Exit(1)

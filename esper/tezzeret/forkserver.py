@@ -1,12 +1,14 @@
-"""A process that has imported and warmed PyTorch, and forks a worker for each job that it is asked for.
+"""A process that has imported and warmed PyTorch, and has each job that it is asked for done by a fork of it.
 
 A process of its own, and one thread: to fork one that has run PyTorch with threads, or that holds a database
 or keys, is not safe. ``multiprocessing`` has such a server as well, but its workers run the main module of
 the program again, it is shared by all that the program does, and it stays until the program ends.
 
-Run by ``esper.tezzeret.pool`` as ``python -m esper.tezzeret.forkserver FD NICE``. Over the socket FD come
+Run by ``esper.tezzeret.forks`` as ``python -m esper.tezzeret.forkserver FD NICE``. Over the socket FD come
 ``job`` with the name of a target and two descriptors, the worker's connection and where its process id and
-then its exit status are told, and ``end`` with a process id. When the socket closes, all workers end.
+then its exit status are told, and ``end`` with a process id. A worker does one job. The next one, the spare,
+is forked before there is a job for it, so that no job waits for that. When the socket closes, or at SIGTERM,
+all end.
 """
 
 from __future__ import annotations
@@ -20,19 +22,21 @@ import socket
 import struct
 import sys
 from contextlib import suppress
-from typing import get_args
+from typing import NoReturn, get_args
 
 STATUS = struct.Struct("=q")
+SPARE, WORKER = "esper spare", "esper worker"
+"""What the system calls a process that waits for a job, and one that does it."""
 
 
 def main(descriptor: int, nice: int) -> None:
     """Give way by ``nice``, warm up, say so, and serve until the socket closes."""
     os.nice(nice)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    forks = _Forks()
+    signal.signal(signal.SIGTERM, lambda *_: forks.end())
     _warm_up("torchscript")
     _keep_sources("torch.nn.modules.", "torch.nn.functional", "torch.functional", "torch._jit_internal")
     warm = {"torchscript"}
-    workers: dict[int, int] = {}
     bell, ringer = os.pipe()
     os.set_blocking(bell, False)
     os.set_blocking(ringer, False)
@@ -41,10 +45,11 @@ def main(descriptor: int, nice: int) -> None:
     with socket.socket(fileno=descriptor) as control:
         control.send(b"ready")
         while True:
+            forks.make_spare()
             ready, _, _ = select.select([control.fileno(), bell], [], [])
             if bell in ready:
                 os.read(bell, 512)
-                _reap(workers)
+                forks.reap()
             if control.fileno() not in ready:
                 continue
             message, descriptors, _, _ = socket.recv_fds(control, 64, 2)
@@ -53,64 +58,137 @@ def main(descriptor: int, nice: int) -> None:
             if message.startswith(b"job "):
                 target = message.removeprefix(b"job ").decode()
                 if target not in warm:
+                    forks.discard_spare()  # it would not be warm
                     with suppress(Exception):  # the job will meet it, and tell
                         _warm_up(target)
                     warm.add(target)
-                _start(workers, *descriptors)
-            elif (pid := int(message.removeprefix(b"end "))) in workers:
+                forks.start(*descriptors)
+            else:
+                forks.kill(int(message.removeprefix(b"end ")))
+    forks.end()
+
+
+class _Forks:
+    """The children of this process."""
+
+    def __init__(self) -> None:
+        self._workers: dict[int, int] = {}
+        """Where to tell how each ends that has a job, by process id."""
+        self._spare: tuple[int, socket.socket] | None = None
+        """The one that waits for a job, and over what it gets it."""
+
+    def make_spare(self) -> None:
+        """Have a process wait for a job, unless one does or none can be made."""
+        if self._spare is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                return
+            if pid == 0:
+                try:
+                    _wait_and_work(theirs.fileno())
+                finally:
+                    os._exit(1)
+        self._spare = pid, ours
+
+    def discard_spare(self) -> None:
+        """Have no process wait for a job."""
+        if self._spare is not None:
+            pid, line = self._spare
+            self._spare = None
+            line.close()
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in workers:
-            os.kill(pid, signal.SIGKILL)
-        while workers:
-            _reap(workers, wait=True)
-    os._exit(0)  # to take PyTorch down in good order takes a second
 
-
-def _start(workers: dict[int, int], connection: int, status: int) -> None:
-    try:
-        pid = os.fork()
-    except OSError:
+    def start(self, connection: int, status: int) -> None:
+        """Have a process do the job that comes over ``connection``; without one, nothing is told."""
+        for _ in range(2):  # the spare may just have been killed
+            self.make_spare()
+            if self._spare is None:
+                break
+            pid, line = self._spare
+            try:
+                socket.send_fds(line, [b"j"], [connection])
+            except OSError:
+                self.discard_spare()
+                continue
+            self._spare = None
+            line.close()
+            self._workers[pid] = status
+            _tell(status, pid)
+            os.close(connection)
+            return
         os.close(connection)
-        os.close(status)  # nothing is told: there is no worker
-        return
-    if pid == 0:
+        os.close(status)
+
+    def kill(self, pid: int) -> None:
+        """End a worker, if it has not ended."""
+        if pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
+
+    def reap(self) -> None:
+        """Take note of those that have ended."""
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                self._ended(*ended)
+
+    def end(self) -> NoReturn:
+        """End them all, and this process."""
         try:
-            _work(connection)
-        finally:
-            os._exit(1)
-    os.close(connection)
-    workers[pid] = status
-    _tell(status, pid)
+            self.discard_spare()
+            for pid in self._workers:
+                os.kill(pid, signal.SIGKILL)
+            for pid in list(self._workers):
+                self._ended(*os.waitpid(pid, 0))
+        finally:  # whatever was under way: those that are left die with this process
+            os._exit(0)  # to take PyTorch down in good order takes a second
+
+    def _ended(self, pid: int, status: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # what it may have started where calls are not filtered
+        if self._spare is not None and self._spare[0] == pid:
+            self._spare[1].close()
+            self._spare = None
+        place = self._workers.pop(pid, None)
+        if place is not None:
+            _tell(place, os.waitstatus_to_exitcode(status))
+            os.close(place)
 
 
-def _work(connection: int) -> None:
+def _wait_and_work(line: int) -> None:
+    """Do the one job whose connection comes over ``line``."""
     from esper.tezzeret.jobs import serve
-    from esper.tezzeret.limits import die_with_parent
+    from esper.tezzeret.limits import die_with_parent, name_process
 
     die_with_parent()
     os.setsid()
+    name_process(SPARE)
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.dup2(connection, 3)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _keep_only(line)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(nowhere, standard)
     os.close(nowhere)
+    with socket.socket(fileno=3) as waiting:
+        _, connection, _, _ = socket.recv_fds(waiting, 1, 1)
+    if not connection:
+        os._exit(0)  # the server has ended
+    name_process(WORKER)
+    _keep_only(connection[0])
     serve(3)
     os._exit(0)
 
 
-def _reap(workers: dict[int, int], *, wait: bool = False) -> None:
-    while workers:
-        pid, status = os.waitpid(-1, 0 if wait else os.WNOHANG)
-        if pid == 0:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # what it may have started where calls are not filtered
-        place = workers.pop(pid)
-        _tell(place, os.waitstatus_to_exitcode(status))
-        os.close(place)
+def _keep_only(descriptor: int) -> None:
+    """Make ``descriptor`` number 3, and close all others but the first three."""
+    os.dup2(descriptor, 3)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
 
 
 def _tell(place: int, number: int) -> None:

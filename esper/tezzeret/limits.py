@@ -76,6 +76,11 @@ def filter_refusal() -> str | None:
     return done.stdout.strip() or None
 
 
+def name_process(name: str) -> None:
+    """Have this process called ``name``, of 15 letters at most, where processes are listed."""
+    Path("/proc/self/comm").write_text(name)
+
+
 def die_with_parent() -> None:
     """Have the kernel kill this process when the one that forked it ends, however it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

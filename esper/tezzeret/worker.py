@@ -13,6 +13,7 @@ from typing import Protocol
 from esper.blueprint import Blueprint
 from esper.messages import CompilationRecord, KernelArtefact, Slot
 from esper.tezzeret.attempts import Attempt, first_attempt, stand_in_ids
+from esper.tezzeret.interrupts import interrupts_noted
 from esper.tezzeret.jobs import CompileJob, Outcome, attempt_here
 from esper.tezzeret.pipeline import Pipeline
 from esper.tezzeret.queue_depth import Depth, TellQueue, told
@@ -56,6 +57,9 @@ class Workers(Protocol):
         ...
 
 
+LOOK_SECONDS = 0.1
+"""How long an interruption may wait while workers do jobs."""
+
 Pair = tuple[Blueprint, Slot]
 Told = Callable[[CompilationRecord], None]
 
@@ -77,13 +81,15 @@ def compile_missing(
     failure does not stop the pairs after it. ``on_result`` sees each record as it is stored, ``on_failure``
     the last one of each kernel that no configuration gives; ``on_queue``, at most once a second and from
     another thread, how much waits. Only this process writes to the library. Without ``workers`` it compiles,
-    too; with them its jobs go ahead of others if they are ``hot``.
+    too; with them its jobs go ahead of others if they are ``hot``. SIGINT and SIGTERM are handled between two
+    outcomes.
     """
     records: list[CompilationRecord] = []
     pairs = list(pairs)
     depth = Depth(pairs, lambda: 1 if workers is None else workers.serving)
-    with told(depth, on_queue) if on_queue and pairs else nullcontext():
-        for attempt, outcome in _outcomes(_missing(pipeline, library, depth.left), workers, hot, depth):
+    telling = told(depth, on_queue) if on_queue and pairs else nullcontext()
+    with interrupts_noted() as look, telling:
+        for attempt, outcome in _outcomes(_missing(pipeline, library, depth.left), workers, hot, depth, look):
             record = record_of(attempt.job, outcome, attempt.asked)
             if outcome.artefact is not None:
                 library.put(outcome.artefact)
@@ -116,31 +122,41 @@ def _missing(
 
 
 def _outcomes(
-    kernels: Iterator[Attempt], workers: Workers | None, hot: bool, depth: Depth[Pair]
+    kernels: Iterator[Attempt],
+    workers: Workers | None,
+    hot: bool,
+    depth: Depth[Pair],
+    look: Callable[[], None],
 ) -> Iterator[tuple[Attempt, Outcome]]:
     """Every attempt at ``kernels``, in their order, each after those at the same kernel that failed.
 
     A few jobs more than there are workers are under way, so that none waits for the library, and for a slow
-    one only when many after it are done.
+    one only when many after it are done. What ``look`` raises between two steps ends it all.
     """
     if workers is None:
         for first in kernels:
             depth.here = True
             attempt: Attempt | None = first
             while attempt is not None:
+                look()
                 outcome = attempt_here(attempt.job)
                 yield attempt, outcome
                 attempt = attempt.after(outcome)
         return
     under_way: deque[tuple[Attempt, Future[Outcome]]] = depth.under_way
     while True:
+        look()
         while _has_room(under_way, workers.workers) and (new := next(kernels, None)) is not None:
             under_way.append((new, workers.submit(new.job, hot=hot)))
         if not under_way:
             return
         attempt, future = under_way[0]
         if not future.done():
-            wait([each for _, each in under_way if not each.done()], return_when=FIRST_COMPLETED)
+            wait(
+                [each for _, each in under_way if not each.done()],
+                timeout=LOOK_SECONDS,
+                return_when=FIRST_COMPLETED,
+            )
             continue
         under_way.popleft()
         outcome = future.result()

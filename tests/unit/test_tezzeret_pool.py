@@ -25,7 +25,7 @@ from esper.tezzeret.pool import WorkerPool
 from esper.tezzeret.torchscript import TorchScriptTarget
 
 GOOD = CompileJob(Pipeline(TorchScriptTarget()), MLP, SLOT)
-LIMITS = Limits(wall_seconds=20, cpu_seconds=10, memory_mb=256)
+LIMITS = Limits(wall_seconds=200, cpu_seconds=10, memory_mb=256)
 NICE = 1
 
 
@@ -81,7 +81,7 @@ def test_cpu_time_is_limited(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) 
 
 def test_wall_time_is_limited(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_limits", replace(LIMITS, wall_seconds=2))
-    outcome = pool.submit(hostile(deeds.sleep)).result(30)
+    outcome = pool.submit(hostile(deeds.sleep)).result()
     assert (outcome.stage, outcome.reason) == (
         "compile",
         "over its limit of 2 s (tezzeret.limits.wall_seconds)",
@@ -114,7 +114,7 @@ def test_nothing_is_connected_to(pool: WorkerPool) -> None:
 def test_nothing_is_started_and_nobody_is_killed(pool: WorkerPool) -> None:
     for deed in (deeds.fork_for_ever, deeds.start_thread):
         assert failure(pool, deed)
-        assert workers() == []
+        until(lambda: workers() == [])
     assert "Operation not permitted" in failure(pool, deeds.signal_parent, os.getpid())
 
 
@@ -138,9 +138,8 @@ def test_workers_give_way_to_others_and_do_not_see_the_environment(pool: WorkerP
 
 def test_hot_jobs_go_first_and_what_is_asked_for_twice_is_done_once(pool: WorkerPool) -> None:
     done: list[str] = []
-    sleeping = pool.submit(hostile(deeds.sleep))  # which leaves one worker for the rest
-    blocking = pool.submit(hostile(time.sleep, 1))
-    until(lambda: len(workers()) == 2)
+    sleeping = [pool.submit(hostile(deeds.sleep)) for _ in range(2)]
+    both = until(lambda: len(found := workers()) == 2 and found)
     sweep = [replace(GOOD, slot=replace(SLOT, out_features=size)) for size in (4, 5, 6)]
     futures = {
         "first": pool.submit(sweep[0]),
@@ -152,12 +151,12 @@ def test_hot_jobs_go_first_and_what_is_asked_for_twice_is_done_once(pool: Worker
         future.add_done_callback(lambda _, name=name: done.append(name))
     assert pool.submit(sweep[0]) is futures["first"]
     assert pool.submit(sweep[2], hot=True) is futures["last"]
-    assert all(future.result(20).artefact for future in [blocking, *futures.values()])
+    os.kill(both[0], signal.SIGKILL)  # which leaves one worker for the rest
+    assert all(future.result().artefact for future in futures.values())
     assert done == ["hot", "last", "first", "again"]
     assert pool.submit(sweep[0]) is not futures["first"]  # that one is over
-    until(lambda: len(workers()) == 1)
-    os.kill(workers()[0], signal.SIGKILL)
-    assert sleeping.result().lost
+    os.kill(both[1], signal.SIGKILL)
+    assert all(future.result().lost for future in sleeping)
 
 
 def test_closing_ends_what_is_under_way() -> None:
@@ -165,13 +164,13 @@ def test_closing_ends_what_is_under_way() -> None:
     pool.start()
     under_way = [pool.submit(hostile(deeds.sleep)) for _ in range(4)]
     until(lambda: len(workers()) == 2)
-    began = time.monotonic()
     pool.close()
-    assert time.monotonic() - began < 5
     assert workers() == []
     assert [future.cancelled() for future in under_way] == [False, False, True, True]
-    assert all(future.result().artefact is None for future in under_way[:2])
-    with pytest.raises(RuntimeError):
+    for future in under_way[:2]:
+        assert future.result().artefact is None
+        assert "limit" not in str(future.result().reason)  # nor had they woken
+    with pytest.raises(CompilationError, match="is closed"):
         pool.submit(GOOD)
 
 

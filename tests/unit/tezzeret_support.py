@@ -15,6 +15,7 @@ from torch import nn
 
 from esper.blueprint import Blueprint, load_blueprints
 from esper.messages import Slot
+from esper.tezzeret.forkserver import WORKER
 from esper.tezzeret.torchscript import TorchScriptTarget
 
 MLP: Blueprint = load_blueprints(Path(__file__).parents[2] / "blueprints" / "bottleneck_mlp.yaml")[0]
@@ -86,20 +87,25 @@ def crash() -> None:
 
 
 def workers() -> list[int]:
-    """The worker processes of this process: children of its fork server, by what /proc says."""
+    """The processes that do jobs for this one: children of its fork server, by what /proc says."""
     parents: dict[int, int] = {}
+    names: dict[int, str] = {}
     servers: set[int] = set()  # a database server of other tests has children too
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            after_name = path.read_text().rpartition(")")[2].split()
+            number_and_name, _, rest = path.read_text().rpartition(")")
             if b"esper.tezzeret.forkserver" in (path.parent / "cmdline").read_bytes():
                 servers.add(int(path.parent.name))
         except OSError:
             continue  # it has ended
-        if after_name[0] != "Z":
-            parents[int(path.parent.name)] = int(after_name[1])
+        state, parent, *_ = rest.split()
+        if state != "Z":
+            parents[int(path.parent.name)] = int(parent)
+            names[int(path.parent.name)] = number_and_name.partition("(")[2]
     return [
-        pid for pid, parent in parents.items() if parent in servers and parents.get(parent) == os.getpid()
+        pid
+        for pid, parent in parents.items()
+        if parent in servers and parents.get(parent) == os.getpid() and names[pid] == WORKER
     ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from esper.blueprint import expression
@@ -76,10 +74,8 @@ def test_spelling_is_canonical(text: str, spelling: str) -> None:
     ],
 )
 def test_outside_the_grammar_is_refused(text: str) -> None:
-    start = time.process_time()
     with pytest.raises(ExpressionError):
         expression.parse(text)
-    assert time.process_time() - start < 0.1
 
 
 def test_unknown_function_names_the_nearest() -> None:

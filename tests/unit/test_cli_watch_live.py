@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from cli_support import LIVE_ONLY, RUN_ID, events
+from waiting import LONG
 
 from esper.nissa.journal import JOURNAL_NAME, Journal
 
@@ -35,7 +36,7 @@ class Terminal:
         os.write(self.terminal, keys)
 
     def read_until(self, *words: bytes, since: int = 0) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LONG
         while not all(word in self.seen[since:] for word in words):
             assert time.monotonic() < deadline, self.seen[-2000:]
             self._read(0.1)
@@ -51,7 +52,7 @@ class Terminal:
         return bool(data)
 
     def exit_code(self) -> int:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LONG
         while self._read(0.1):
             assert time.monotonic() < deadline, self.seen[-2000:]
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])

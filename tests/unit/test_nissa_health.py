@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from nissa_support import RunWriter
+from waiting import LONG
 
 from esper.errors import LibraryError
 from esper.nissa.health import BoundedCall, HealthReport, check_library, check_runs
@@ -71,18 +71,16 @@ def test_a_call_that_hangs_is_given_up_and_not_made_twice() -> None:
 
     def hang() -> str:
         calls.append(1)
-        release.wait(30)
+        release.wait()
         return "late"
 
     call = BoundedCall(hang, 0.05)
-    began = time.monotonic()
     for _ in range(3):
         with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
             call()
-    assert time.monotonic() - began < 5
     assert len(calls) == 1
     release.set()
-    assert BoundedCall(hang, 10)() == "late"
+    assert BoundedCall(hang, LONG)() == "late"
 
 
 def test_a_call_returns_and_raises_what_the_function_does() -> None:

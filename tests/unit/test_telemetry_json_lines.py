@@ -119,12 +119,10 @@ def test_a_pipe_that_nobody_empties_holds_up_nobody(tmp_path: Path) -> None:
     with Journal(tmp_path / "journal.jsonl", fsync=False) as journal:
         sink = JsonLines(pipe, "run_a")
         telemetry = Telemetry([sink], journal.path, lambda: journal.end, allow=everything)
-        began = time.monotonic()
         for n in range(1000):
             journal.write("seed", n=n)
             telemetry.step({"n": n})
         telemetry.close(0.3)
-        assert time.monotonic() - began < 5.0
         assert telemetry.counts()["jsonl"].behind == journal.end
         os.close(reader)  # the writer's thread ends: the pipe is broken
         time.sleep(0.1)

@@ -105,9 +105,7 @@ def test_a_hook_that_nobody_serves_or_that_is_slow_is_not_waited_for() -> None:
     FailureAlert("http://127.0.0.1:1/", told.append)(RECORD)
     assert "Connection refused" in told.pop()
     with server(drip) as (url, _):
-        began = time.monotonic()
         FailureAlert(url, told.append)(RECORD)
-        assert 1.9 < time.monotonic() - began < 15
     assert told == ["the alert about mlp did not reach 127.0.0.1: it takes longer than 2 s"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -91,10 +90,8 @@ def test_awkward_node_ids(name: str) -> None:
 )
 def test_too_many_parameters_are_refused_at_once(blueprint: Blueprint, slot: Slot, message: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()
     with pytest.raises(BlueprintError, match=message):
         build(blueprint, slot)
-    assert time.process_time() - start < 1.0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50_000  # KiB
 
 

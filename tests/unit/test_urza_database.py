@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from urza_support import artefact, never_load, open_sealed
+from waiting import LONG
 
 from esper.errors import ConfigError, EsperError, KernelNotFound, LibraryError, StorageError
 from esper.urza import KernelLibrary
@@ -244,6 +245,6 @@ def test_the_switch_to_write_ahead_mode_waits_for_others(tmp_path: Path, lock: s
         time.sleep(0.5)
         assert not opening.done()
         other.execute("COMMIT")
-        opening.result(timeout=30).close()
+        opening.result(timeout=LONG).close()
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

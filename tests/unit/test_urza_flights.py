@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from waiting import LONG, until
 
 from esper.errors import LibraryError
 from esper.urza.flights import Flights
@@ -26,7 +27,7 @@ class GatedFetch:
 
     def wait(self) -> None:
         self.entered.release()
-        assert self.gate.wait(10)
+        assert self.gate.wait(LONG)
 
     def __call__(self, keys: list[str]) -> dict[str, bytes]:
         self.calls += 1
@@ -34,6 +35,27 @@ class GatedFetch:
         if self.error is not None:
             raise self.error
         return {key: self.held[key] for key in keys if key in self.held}
+
+
+class CountedLock:
+    """A lock that knows who has come to it, as ``with`` does."""
+
+    def __init__(self) -> None:
+        lock = threading.Lock()
+        self.acquire, self.release = lock.acquire, lock.release
+        self.entering: list[int] = []
+
+    def __enter__(self) -> None:
+        self.entering.append(threading.get_ident())
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esper.urza.flights.threading", SimpleNamespace(Lock=CountedLock))
 
 
 @pytest.fixture
@@ -48,15 +70,17 @@ def at_once(fetch: GatedFetch, count: int) -> list[object]:
     flights, ready = Flights(), threading.Barrier(count)
 
     def ask() -> dict[str, bytes]:
-        ready.wait(10)
+        ready.wait(LONG)
         return flights.share(["a"], fetch)
 
     with ThreadPoolExecutor(count) as pool:
         calls = [pool.submit(ask) for _ in range(count)]
-        assert fetch.entered.acquire(timeout=10)
-        time.sleep(0.05)  # for the others to get as far as they can
+        assert fetch.entered.acquire(timeout=LONG)
+        under_way = flights._flights["a"].lock
+        assert isinstance(under_way, CountedLock)
+        until(lambda: len(under_way.entering) == count - 1)  # the others wait
         fetch.gate.set()
-        return [call.exception(10) or call.result(10) for call in calls]
+        return [call.exception(LONG) or call.result(LONG) for call in calls]
 
 
 def test_a_hundred_at_once_make_one_fetch(fetch: GatedFetch) -> None:
@@ -92,10 +116,10 @@ def test_different_keys_do_not_wait_for_each_other(fetch: GatedFetch) -> None:
     flights = Flights()
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(flights.share, [key], fetch) for key in "ab"]
-        assert fetch.entered.acquire(timeout=10)
-        assert fetch.entered.acquire(timeout=10)
+        assert fetch.entered.acquire(timeout=LONG)
+        assert fetch.entered.acquire(timeout=LONG)
         fetch.gate.set()
-        assert [call.result(10) for call in calls] == [{}, {}]
+        assert [call.result(LONG) for call in calls] == [{}, {}]
 
 
 def test_of_many_keys_those_under_way_are_waited_for_and_the_others_fetched(fetch: GatedFetch) -> None:
@@ -103,12 +127,12 @@ def test_of_many_keys_those_under_way_are_waited_for_and_the_others_fetched(fetc
     flights = Flights()
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(flights.share, ["a", "b"], fetch)
-        assert fetch.entered.acquire(timeout=10)
+        assert fetch.entered.acquire(timeout=LONG)
         other = pool.submit(flights.share, ["b", "c", "x"], fetch)
-        assert fetch.entered.acquire(timeout=10)
+        assert fetch.entered.acquire(timeout=LONG)
         fetch.gate.set()
-        assert one.result(10) == {"a": b"a", "b": b"b"}
-        assert other.result(10) == {"b": b"b", "c": b"c"}
+        assert one.result(LONG) == {"a": b"a", "b": b"b"}
+        assert other.result(LONG) == {"b": b"b", "c": b"c"}
     assert fetch.calls == 2
 
 
@@ -116,12 +140,12 @@ def test_a_fetch_that_is_forgotten_is_joined_by_nobody(fetch: GatedFetch) -> Non
     flights = Flights()
     with ThreadPoolExecutor(1) as pool:
         early = pool.submit(flights.share, ["a"], fetch)
-        assert fetch.entered.acquire(timeout=10)
+        assert fetch.entered.acquire(timeout=LONG)
         fetch.before = lambda: None
         flights.forget(["a"])
         assert flights.share(["a"], lambda _: {"a": b"new"}) == {"a": b"new"}
         fetch.gate.set()
-        assert early.result(10) == {}
+        assert early.result(LONG) == {}
 
 
 def test_who_waits_for_an_interrupted_fetch_fetches_for_itself(fetch: GatedFetch) -> None:
@@ -136,10 +160,12 @@ def test_who_waits_for_an_interrupted_fetch_fetches_for_itself(fetch: GatedFetch
     fetch.before = interrupted
     with ThreadPoolExecutor(2) as pool:
         leader = pool.submit(flights.share, ["a"], fetch)
-        assert fetch.entered.acquire(timeout=10)
+        assert fetch.entered.acquire(timeout=LONG)
+        under_way = flights._flights["a"].lock
+        assert isinstance(under_way, CountedLock)
         follower = pool.submit(flights.share, ["a"], fetch)
-        time.sleep(0.05)  # for it to get as far as it can
+        until(lambda: under_way.entering)  # it waits
         fetch.gate.set()
-        assert type(leader.exception(10)) is KeyboardInterrupt
-        assert follower.result(10) == {"a": b"1"}
+        assert type(leader.exception(LONG)) is KeyboardInterrupt
+        assert follower.result(LONG) == {"a": b"1"}
     assert fetch.calls == 2

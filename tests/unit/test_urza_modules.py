@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from contextlib import closing
 import pytest
 import torch
 from torch import nn
+from waiting import LONG, until
 
 from esper.urza.modules import LoadedModules
 
@@ -76,10 +76,10 @@ def test_a_copy_that_cannot_be_made_aside_is_made_by_who_takes_it(
 
     monkeypatch.setattr("esper.urza.modules.copy.deepcopy", copied)
     loaded.take("a", 10, linear)
-    assert failed.wait(10)
+    assert failed.wait(LONG)
     failed.clear()
     loaded.take("a", 10, refuse)
-    assert failed.wait(10)  # it is tried again
+    assert failed.wait(LONG)  # it is tried again
     assert isinstance(loaded.take("a", 10, refuse), nn.Linear)
 
 
@@ -98,9 +98,7 @@ def test_once_closed_no_thread_makes_copies(loaded: LoadedModules, used: bool) -
 
 def test_copies_are_made_ready_in_a_thread(loaded: LoadedModules, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded.take("a", 10, linear)
-    deadline = time.monotonic() + 10
-    while len(loaded._entries["a"].ready) < 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    until(lambda: len(loaded._entries["a"].ready) == 2)
     here = threading.get_ident()
     made = []
 

@@ -6,12 +6,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from urza_support import ENVELOPE, artefact, never_load, open_sealed
+from waiting import LONG, until
 
 from esper.errors import StorageError
 from esper.messages import Slot
@@ -60,7 +60,7 @@ def together(path: Path, count: int, code: str) -> list[str]:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=LONG) for process in processes]
     assert [(process.returncode, output[1]) for process, output in zip(processes, outputs, strict=True)] == [
         (0, "")
     ] * count
@@ -127,9 +127,7 @@ for step in range(10**9):
         process.stdin.write("go\n")
         process.stdin.flush()
         known = number and kernels_in(path)
-        deadline = time.monotonic() + 20
-        while kernels_in(path) <= known + 3 and time.monotonic() < deadline:
-            time.sleep(0.003)
+        until(lambda enough=known + 3: kernels_in(path) > enough)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         with open_sealed(f"sqlite:///{path}", never_load) as library:

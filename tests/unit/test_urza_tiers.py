@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from waiting import LONG, until
 
 from esper.errors import CorruptKernel, EsperError, LibraryError, SecurityError, StorageError, TierUnavailable
 from esper.urza.breaker import CircuitBroken
 from esper.urza.memory import MemoryTier
+from esper.urza.prefetch import WAITING
 from esper.urza.tiers import MISSING, Missing, TierCounts, TieredStore, digest_of
 
 VALUE = b"a kernel's program"
@@ -333,18 +336,19 @@ def test_what_does_not_match_its_digest_is_put_nowhere() -> None:
 # What no tier holds
 
 
-def test_a_key_that_no_tier_holds_is_not_asked_for_again_for_a_while() -> None:
+def test_a_key_that_no_tier_holds_is_not_asked_for_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     record = DictTier("record")
-    store, _ = remembering(record, absent_seconds=0.2)
-    for _ in range(3):
-        assert store.get(DIGEST) is MISSING
-        assert store.get_many([DIGEST]) == {}
-    assert record.calls == ["get"]
+    store, _ = remembering(record)
+    now = [100.0]
+    monkeypatch.setattr("esper.urza.tiers.time", SimpleNamespace(monotonic=lambda: now[0]))
+    assert store.get(DIGEST) is MISSING
     record.held[DIGEST] = VALUE
-    deadline = time.monotonic() + 10
-    while store.get(DIGEST) is MISSING:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    now[0] += 59
+    assert store.get(DIGEST) is MISSING
+    assert store.get_many([DIGEST]) == {}
+    assert record.calls == ["get"]
+    now[0] += 2
+    assert store.get(DIGEST) == VALUE
 
 
 CHANGES: list[Callable[[TieredStore], None]] = [
@@ -397,7 +401,7 @@ def test_a_hundred_misses_at_once_make_one_fetch() -> None:
     ready = threading.Barrier(100)
 
     def ask(_: int) -> bytes | Missing:
-        ready.wait(10)
+        ready.wait(LONG)
         return store.get(DIGEST)
 
     with ThreadPoolExecutor(100) as pool:
@@ -406,18 +410,11 @@ def test_a_hundred_misses_at_once_make_one_fetch() -> None:
     assert hits_and_misses(store)["record"] == (1, 0)
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_a_prefetch_returns_at_once_and_fills_the_nearer_tiers() -> None:
     record = SlowTier("record", **MANY)
     store, memory = remembering(record)
     returned = threading.Event()
-    store.prefetch(lambda: DIGESTS if returned.wait(10) else [])
+    store.prefetch(lambda: DIGESTS if returned.wait(LONG) else [])
     returned.set()
     until(lambda: memory.get_many(DIGESTS) == MANY)
     assert record.calls == ["get_many"]
@@ -438,12 +435,26 @@ def test_a_prefetch_that_fails_is_silent_and_the_next_one_works() -> None:
 
 
 def test_more_prefetches_than_may_wait_are_dropped_and_closing_waits_for_one_only() -> None:
-    record = SlowTier("record", **MANY)
-    store, _ = remembering(record)
-    began = time.monotonic()
+    store, _ = remembering(DictTier("record", **MANY))
+    begun, goes_on = threading.Event(), threading.Event()
+    asked: list[str] = []
+
+    def first() -> list[str]:
+        begun.set()
+        goes_on.wait(LONG)
+        asked.append("first")
+        return []
+
+    store.prefetch(first)
+    assert begun.wait(LONG)
     for _ in range(5000):
-        store.prefetch(lambda: DIGESTS)
-    store.close()
-    assert time.monotonic() - began < 3  # 64 waiting ones would take longer
-    store.prefetch(lambda: DIGESTS)
+        store.prefetch(lambda: asked.append("another") or [])
+    assert store._prefetcher.dropped == 5000 - WAITING
+    with ThreadPoolExecutor(1) as pool:
+        closing = pool.submit(store.close)
+        until(lambda: store._prefetcher._queue.qsize() <= 1)  # none waits, but the end
+        goes_on.set()
+        closing.result()
+    store.prefetch(lambda: asked.append("later") or [])
+    assert asked == ["first"]
     assert [thread.name for thread in threading.enumerate() if thread.name == "esper-prefetch"] == []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from waiting import LONG
 
 from esper.errors import CorruptKernel, LibraryError, StorageError, TierUnavailable, UnknownKey
 from esper.security.envelope import Envelope
@@ -221,16 +222,16 @@ def test_one_caller_alone_tries_a_half_open_circuit(
     failing(inner, LibraryError("gone"), breaker, times=3)
     clock.now += 1.01
     inside, go = threading.Event(), threading.Event()
-    inner.before = lambda: (inside.set(), go.wait(10), None)[-1]
+    inner.before = lambda: (inside.set(), go.wait(LONG), None)[-1]
     with ThreadPoolExecutor(1) as pool:
         probe = pool.submit(breaker.get, "a")
-        assert inside.wait(10)
+        assert inside.wait(LONG)
         assert breaker.state == "half-open"
         calls = inner.calls
         refused(breaker)
         assert inner.calls == calls
         go.set()
-        assert probe.result(10) is MISSING
+        assert probe.result(LONG) is MISSING
     assert breaker.state == "closed"
 
 
@@ -251,15 +252,15 @@ def test_a_call_begun_before_it_opened_does_not_close_it(inner: FickleTier, brea
     def wait_once() -> None:
         inner.before = lambda: None
         inside.set()
-        go.wait(10)
+        go.wait(LONG)
 
     inner.before = wait_once
     with ThreadPoolExecutor(1) as pool:
         early = pool.submit(breaker.get_many, ["a"])
-        assert inside.wait(10)
+        assert inside.wait(LONG)
         failing(inner, LibraryError("gone"), breaker, times=3)
         go.set()
-        early.result(10)
+        early.result(LONG)
     assert breaker.state == "open"
 
 

@@ -62,8 +62,11 @@ class Envelope:
         """The bytes that were sealed under ``identity``, all of them authenticated, or ``SealBroken``."""
         cipher = AESGCM(self._data_key(sealed, identity))
         length = _plain_length(len(sealed), identity)
-        data = io.BytesIO(bytes(length))
         try:
+            if length <= CHUNK:  # as of most kernels: in three quarters of the time
+                nonce = _nonce(0, last=True)
+                return cipher.decrypt(nonce, memoryview(sealed)[HEADER_BYTES:], _bound(nonce, identity))
+            data = io.BytesIO(bytes(length))
             with data.getbuffer() as target, memoryview(sealed) as source:
                 for piece in _pieces(length, identity):
                     cipher.decrypt_into(piece.nonce, source[piece.sealed], piece.bound, target[piece.plain])
@@ -212,9 +215,13 @@ def _pieces(length: int, identity: str) -> Iterator[_Piece]:
     for position in range(count):
         start, end = position * CHUNK, min((position + 1) * CHUNK, length)
         shift = HEADER_BYTES + position * _TAG
-        nonce = position.to_bytes(_NONCE - 1, "big") + bytes([position == count - 1])
+        nonce = _nonce(position, last=position == count - 1)
         sealed = slice(start + shift, end + shift + _TAG)
         yield _Piece(slice(start, end), sealed, nonce, _bound(nonce, identity))
+
+
+def _nonce(position: int, *, last: bool) -> bytes:
+    return position.to_bytes(_NONCE - 1, "big") + bytes([last])
 
 
 def _bound(place: bytes, identity: str) -> bytes:

@@ -31,6 +31,8 @@ _WRITE: Final = WRITE_BLOB.format(lock=_LOCKED).replace("?", "%s")
 
 _MIGRATION_SECONDS: Final = 600.0
 
+_KEPT_BYTES: Final = 2**20
+
 _HINTS: Final = {
     "28P01": "check the password: in the URL, PGPASSWORD or a passfile",
     "28000": "check the user and the server's pg_hba.conf",
@@ -83,7 +85,7 @@ class PostgresBackend:
         patience = 2 * seconds + 1
         self.errors: type[Exception] = driver.Error
         self.engine = _engine(partial(_connect, driver, planned, patience))
-        self._idle: Idle[psycopg.Connection[Any]]
+        self._idle: Idle[Any]
         self._idle = Idle(partial(_connect, driver, info, patience, autocommit=True))
         self._engines = {
             "snapshot": self.engine.execution_options(isolation_level="REPEATABLE READ"),
@@ -96,11 +98,10 @@ class PostgresBackend:
         return self._engines[kind].connect()
 
     def rows(self, statement: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
-        """The rows that ``statement`` reads, in binary: bytes would come as hexadecimals by default."""
+        """The rows that ``statement`` reads."""
         statement = statement.replace("?", "%s")
-        found: list[tuple[Any, ...]] = self._idle.use(
-            lambda connection: connection.execute(statement, values, binary=True).fetchall(), unless=_is_gone
-        )
+        found: list[tuple[Any, ...]]
+        found = self._idle.use(lambda connection: connection.rows(statement, values), unless=_is_gone)
         return found
 
     def put_blob(self, digest: str, data: bytes) -> None:
@@ -218,6 +219,16 @@ def _connection_class(driver: Any) -> Any:
 
     class TimedConnection(driver.Connection):  # type: ignore[misc]
         answer_seconds = 30.0
+        _reader: Any = None
+
+        def rows(self, statement: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
+            # Binary, for bytes would come as hexadecimals. The cursor is kept: to make one is a third of the
+            # time. Not one that has read much, which it holds until it reads again.
+            cursor = self._reader or self.cursor(binary=True)
+            found: list[tuple[Any, ...]] = cursor.execute(statement, values).fetchall()
+            many = sum(len(row[-1]) for row in found if isinstance(row[-1], bytes)) > _KEPT_BYTES
+            self._reader = None if many else cursor
+            return found
 
         def wait(self, gen: Any, interval: float = 0.1) -> Any:
             try:

@@ -15,6 +15,10 @@ from esper.urza.tiers import digest_of
 _CHANGING: Final = ("tags", "status")
 """Fields of the metadata that may be edited, and are not signed."""
 
+_SIGNED: Final = [(each.name, each.default) for each in fields(KernelMetadata) if each.name not in _CHANGING]
+
+_canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
 
 class Seals:
     """Seals blobs and signs kernels with an ``Envelope``; with none, as in memory, does neither.
@@ -78,10 +82,8 @@ def _message(metadata: KernelMetadata, blueprint_digest: str) -> bytes:
     A field at its default is left out, so that one that is added to the record later changes no signature.
     """
     values = {
-        field.name: getattr(metadata, field.name)
-        for field in fields(metadata)
-        if field.name not in _CHANGING
-        and (field.default is NO_DEFAULT or getattr(metadata, field.name) != field.default)
+        name: value
+        for name, default in _SIGNED
+        if (value := getattr(metadata, name)) != default or default is NO_DEFAULT
     }
-    document = {"kernel": values, "blueprint_digest": blueprint_digest}
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _canonical({"kernel": values, "blueprint_digest": blueprint_digest}).encode()

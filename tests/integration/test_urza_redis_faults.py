@@ -164,6 +164,7 @@ FAULTS: dict[str, Callable[[Proxy], None]] = {
     "silent at once": lambda proxy: proxy.stall_after(0),
     "silent half-way": lambda proxy: proxy.stall_after(100_000),
     "of another protocol": lambda proxy: setattr(proxy, "garble", lambda piece: b"HTTP/1.1 400 No\r\n\r\n"),
+    "more than one": lambda proxy: setattr(proxy, "garble", lambda piece: b"$1\r\nx\r\n$1\r\ny\r\n"),
     "an integer": lambda proxy: setattr(proxy, "garble", lambda piece: b":7\r\n"),
     "a list": lambda proxy: setattr(proxy, "garble", lambda piece: b"*1\r\n$1\r\nx\r\n"),
 }
@@ -177,6 +178,16 @@ def test_a_reply_that_is(fault: str, far: RedisTier, proxy: Proxy) -> None:
     proxy.heal()
     assert eventually(lambda: far.get(DIGEST)) == VALUE
     assert eventually(lambda: far.get_many([DIGEST, "b"])) == {DIGEST: VALUE}
+
+
+def test_what_is_told_to_another_protocol_fails_as_what_is_asked(far: RedisTier, proxy: Proxy) -> None:
+    def tell() -> None:
+        with far._server.call():
+            far._server.send(b"PING\r\n", 1)
+
+    eventually(tell)
+    FAULTS["of another protocol"](proxy)
+    fails(tell)
 
 
 def test_of_garbled_replies_the_store_returns_no_wrong_byte(proxy: Proxy, own_redis: RedisServer) -> None:

@@ -17,10 +17,14 @@ All times are those of the broker. All of it is in docs/decisions/0105 and 0128.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import urlsplit
+
+from redis import exceptions
 
 from esper.errors import CompilationError, ConfigError, TierUnavailable
 from esper.messages import CompileQueue
@@ -38,9 +42,21 @@ OUTCOME_SECONDS: Final = 600
 PRESENT_SECONDS: Final = 15
 """A worker that has not been heard of for so long is gone."""
 
+FIRST_PAUSE, LAST_PAUSE = 0.2, 5.0
+"""Seconds between two questions to a server that is away; each pause is twice the one before."""
+
 Command = tuple[str | bytes | int, ...]
 
+_REFUSED: Final = (exceptions.AuthenticationError, exceptions.AuthorizationError)
 _NOW: Final = "return redis.call('ZADD', KEYS[1], ARGV[2], redis.call('TIME')[1], ARGV[1])"
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why the server does not answer as it should, and whether that may pass by itself."""
+
+    error: CompilationError
+    may_pass: bool
 
 
 class Broker:
@@ -75,11 +91,37 @@ class Broker:
 
     def check(self) -> None:
         """Raise ``CompilationError`` unless the server answers."""
+        if (refusal := self._refusal()) is not None:
+            raise refusal.error
+
+    def wait_for_server(self, tell: Callable[[str], None]) -> None:
+        """Return once the server answers; ``tell`` gets one line if it does not yet.
+
+        Raises ``CompilationError`` where waiting does not help: for a wrong password, a certificate that is
+        refused, a server that is no Redis.
+        """
+        pause, told = FIRST_PAUSE, False
+        while (refusal := self._refusal()) is not None:
+            if not refusal.may_pass:
+                raise refusal.error
+            if not told:
+                tell(f"{refusal.error.message}; it is asked again until it does")
+                told = True
+            time.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    def _refusal(self) -> _Refusal | None:
+        may_pass = False
         try:
             with self.redis.call():
-                self.redis.ask("PING")
+                try:
+                    self.redis.ask("PING")
+                except Exception as error:
+                    may_pass = _may_pass(error)
+                    raise
         except TierUnavailable as error:
-            raise CompilationError(error.message, stage="queue", hint=error.hint) from None
+            return _Refusal(CompilationError(error.message, stage="queue", hint=error.hint), may_pass)
+        return None
 
     def ask(self, *commands: Command) -> list[Any]:
         """The replies to ``commands``, in which names of keys lack the queue; raises ``TierUnavailable``."""
@@ -192,6 +234,17 @@ class Broker:
             },
         )
         return app
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether ``error`` is of a server that is away or starting, not of one that refuses us."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    if any(isinstance(each, (*_REFUSED, ssl.SSLCertVerificationError)) for each in causes):
+        return False
+    away = isinstance(error, (exceptions.ConnectionError, exceptions.TimeoutError, OSError))
+    return away or str(error).startswith("LOADING")
 
 
 def _ages(pairs: list[bytes], now: bytes) -> Iterator[tuple[bytes, float]]:

@@ -31,7 +31,7 @@ def interrupts_noted() -> Iterator[Callable[[], None]]:
     if _noting:
         yield _noting[0]
         return
-    handlers = {
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {
         number: handler
         for number in (signal.SIGINT, signal.SIGTERM)
         if callable(handler := signal.getsignal(number))

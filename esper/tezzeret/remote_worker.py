@@ -65,8 +65,8 @@ class RemoteWorker:
     def serve(self) -> None:
         """Work until SIGINT or SIGTERM, which let what is under way end; a second one does not.
 
-        For the main thread. Raises ``CompilationError`` if the broker does not answer at the start, or no
-        worker process can be started; a broker that goes away later is waited for.
+        For the main thread. A broker that is away is waited for. Raises ``CompilationError`` for one that
+        refuses the password or has a certificate that is refused, and if no worker process can be started.
         """
         from celery.worker import WorkController, state
 
@@ -77,7 +77,7 @@ class RemoteWorker:
             else:
                 threading.Thread(target=self._pool.close, daemon=True).start()
 
-        self._broker.check()
+        self._broker.wait_for_server(self._tell)
         self._pool.start()
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         errors = _Errors(self._broker, self._tell)

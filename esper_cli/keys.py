@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,11 +45,12 @@ def tell_key_made(place: str) -> None:
 
 @app.command("ls", epilog="Example: esper keys ls")
 def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
-    """List the keys, and how many blobs and records, and entries of the audit trail, each is needed for."""
+    """List the keys, and how many blobs and records, audit entries, and runs each is needed for."""
     cfg, source = _configured(overrides or ())
     ring = source.load()
     with _library(cfg) as library:
         needed, entries = library.sealed_by(), library.trail.signed_by()
+    runs = {key_id: len({*of.journals, *of.checkpoints}) for key_id, of in _runs(cfg).items()}
     rows = [
         {
             "id": key_id,
@@ -56,21 +59,22 @@ def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
             "origin": origin,
             "needed_for": needed.get(key_id, 0),
             "audit_entries": entries.get(key_id, 0),
+            "runs": runs.get(key_id, 0),
         }
         for key_id, made, origin in [
             *((key.id, key.made, ring.origin) for key in ring.keys),
-            *((key_id, None, None) for key_id in sorted(_missing({**needed, **entries}, ring))),
+            *((key_id, None, None) for key_id in sorted(_missing({**needed, **entries, **runs}, ring))),
         ]
     ]
     if as_json:
         print_json(rows)
         return
-    columns = ["key", "made", "", "needed for", "entries", "from"]
-    shown = table(columns, right=["needed for", "entries"], whole=["key", "made"])
+    columns = ["key", "made", "", "needed for", "entries", "runs", "from"]
+    shown = table(columns, right=["needed for", "entries", "runs"], whole=["key", "made"])
     for row in rows:
         what = "seals" if row["primary"] else "" if row["origin"] else "missing"
         made = str(row["made"] or "").replace("+00:00", "Z")
-        numbers = str(row["needed_for"]), str(row["audit_entries"])
+        numbers = (str(row[name]) for name in ("needed_for", "audit_entries", "runs"))
         shown.add_row(str(row["id"]), made, what, *numbers, str(row["origin"] or ""))
     print_lines(shown)
     if needed.get(""):
@@ -91,11 +95,15 @@ def add_key(as_json: AsJson = False, overrides: Overrides = None) -> None:
 
 @app.command("rotate", epilog="Example: esper keys rotate")
 def rotate_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
-    """Move the whole library to a new key, or go on where that was stopped.
+    """Move the whole library and the journals of runs to a new key, or go on where that was stopped.
 
-    The headers of what is stored are rewritten, not the kernels. No key is made while something is sealed
-    with an older one than that which seals now, as after esper keys add: it is moved to that one first.
+    The headers of what is stored are rewritten, not the kernels, nor lines of a journal. No key is made while
+    something in the library has an older one than that which seals now, as after esper keys add: it is moved
+    to that one first. Checkpoints stay under the key that they have.
     """
+    from esper.assembly.audit_trails import build_signer
+    from esper.assembly.run_keys import resign_journals
+
     cfg, source = _configured(overrides or ())
     ring = source.load()
     with _library(cfg) as library:
@@ -108,21 +116,28 @@ def rotate_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
                 _print_added(ring)
     try:
         with _library(cfg) as library, _shown("moving to the new key") as progress:
+            # Before the library, which says whether a rotation was stopped.
+            journals = list(resign_journals(build_signer(cfg), Path(cfg.runs), library))
             moved = library.reseal(progress)
             left = _needed(library)
     except KeyboardInterrupt:
         print_lines("stopped; the library is whole. Go on with: esper keys rotate", stderr=True)
         raise
-    idle = [key.id for key in ring.keys[1:] if not left.get(key.id)]
+    runs = _runs(cfg)
+    idle = [key.id for key in ring.keys[1:] if not left.get(key.id) and key.id not in runs]
     kept = {key.id: left[key.id] for key in ring.keys[1:] if left.get(key.id)}
     if as_json:
-        print_json({"primary": ring.primary.id, "moved": moved, "no_longer_needed": idle, "kept": kept})
+        of_runs = {key.id: asdict(runs[key.id]) for key in ring.keys[1:] if key.id in runs}
+        done = {"primary": ring.primary.id, "moved": moved, "journals": len(journals)}
+        print_json({**done, "no_longer_needed": idle, "kept": kept, "kept_for_runs": of_runs})
         return
-    print_lines(f"moved {moved} blobs and records to key {ring.primary.id}")
+    print_lines(f"moved {moved} blobs and records, and {len(journals)} journals, to key {ring.primary.id}")
     for key_id, number in kept.items():
         print_lines(
             f"key {key_id} is still needed for {number}: see what they are with esper kernels verify --all"
         )
+    for key in ring.keys[1:]:
+        print_lines(*(f"key {key.id} is still needed for {what}" for what in _told_of_runs(runs.get(key.id))))
     if idle:
         print_lines(
             "no longer needed, once no command runs that began before: " + ", ".join(idle),
@@ -134,7 +149,7 @@ def rotate_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
 def remove_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], overrides: Overrides = None
 ) -> None:
-    """Remove a key that seals nothing in the library of this configuration."""
+    """Remove a key that seals nothing in the library of this configuration, and in none of its runs."""
     from esper.security.audit import Action
 
     cfg, source = _configured(overrides or ())
@@ -148,6 +163,8 @@ def remove_key(
                 f"key {key_id} is needed for {number} blobs, records and audit entries",
                 hint="esper keys rotate",
             )
+        for what in _told_of_runs(_runs(cfg).get(key_id)):
+            raise SecurityError(f"key {key_id} is needed for {what}")
         library.note(Action("key.removing", key_id))
         return smaller
 
@@ -189,6 +206,42 @@ def _library(cfg: DictConfig) -> KernelLibrary:
 def _needed(library: KernelLibrary) -> Counter[str]:
     """How many blobs, records and audit entries each key is needed for."""
     return Counter(library.sealed_by()) + Counter(library.trail.signed_by())
+
+
+@dataclass
+class _OfRuns:
+    """The runs whose journal, or of whose checkpoints some, need a key."""
+
+    journals: list[str] = field(default_factory=list)
+    checkpoints: list[str] = field(default_factory=list)
+
+
+def _runs(cfg: DictConfig) -> dict[str, _OfRuns]:
+    """What each key is needed for in the runs of the configuration."""
+    from esper.assembly.run_keys import needs_of_runs
+
+    found: defaultdict[str, _OfRuns] = defaultdict(_OfRuns)
+    for needs in needs_of_runs(Path(cfg.runs)):
+        for key_id in needs.journal:
+            found[key_id].journals.append(needs.run_id)
+        for key_id in needs.checkpoints:
+            found[key_id].checkpoints.append(needs.run_id)
+    return dict(found)
+
+
+def _told_of_runs(runs: _OfRuns | None) -> Iterator[str]:
+    if runs and runs.journals:
+        yield (
+            f"the audit trail of {_named(runs.journals)}; "
+            "once it has ended: esper keys rotate. If it is not whole: esper audit verify"
+        )
+    if runs and runs.checkpoints:
+        yield f"checkpoints of {_named(runs.checkpoints)}: esper checkpoints rm, or keep the key"
+
+
+def _named(run_ids: Sequence[str]) -> str:
+    more = f" and {len(run_ids) - 1} more" if len(run_ids) > 1 else ""
+    return f"run {run_ids[-1]}{more}"
 
 
 def _added(source: KeySource, library: KernelLibrary) -> KeyRing:

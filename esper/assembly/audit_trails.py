@@ -16,7 +16,7 @@ from esper.errors import AuditError, ConfigError, StorageError
 from esper.nissa.journal import JOURNAL_NAME
 from esper.security.audit import Action, Entry, Head, Signer
 from esper.security.audit_check import Finding, check_trail
-from esper.security.audit_lines import HEAD_NAME, audited_lines, head_of
+from esper.security.audit_lines import HEAD_NAME, Line, audited_lines, head_of
 from esper.urza.library import KernelLibrary
 from esper.urza.trail import TrailQuery, Verdict
 
@@ -40,22 +40,39 @@ def verify_run(signer: Signer, folder: Path, library: KernelLibrary) -> Verdict 
 
     None for a run that has none, as one from before there were trails.
     """
+    checked = checked_run(signer, folder, library)
+    return None if checked is None else checked[0]
+
+
+def checked_run(signer: Signer, folder: Path, library: KernelLibrary) -> tuple[Verdict, list[Line]] | None:
+    """As :func:`verify_run`, with the lines that were checked."""
     journal = folder / JOURNAL_NAME
     beside = head_of(journal)  # before the lines, so that it is never newer than they are
     lines = list(audited_lines(journal))
     trail = lines[0].trail if lines else beside.trail if beside else ""
     heads = [(HEAD_NAME, beside)] if beside else []
-    ended = library.trail.entries(TrailQuery(action="run.ended", subject=folder.name))
-    for entry in ended:
+    for entry in _ends(signer, folder.name, library):
         number = json.loads(entry.detail).get("entries", 0)
         heads.append((f"entry {entry.sequence} of the library", signer.head(trail, number, entry.after)))
     if not lines and not heads:
         return None
     entries = [line.entry for line in lines]
-    findings = list(check_trail(signer, trail, entries, heads))
+    findings = list(check_trail(signer, trail, entries, heads, by_chain=True))
     if lines and beside is None:
         findings.append(Finding("head", len(lines), f"there is no {HEAD_NAME} beside the journal"))
-    return Verdict(folder.name, trail, lines[0].at if lines else None, len(lines), tuple(findings))
+    began = lines[0].at if lines else None
+    return Verdict(folder.name, trail, began, len(lines), tuple(findings)), lines
+
+
+def _ends(signer: Signer, run_id: str, library: KernelLibrary) -> list[Entry]:
+    """Where the run ended, as a holder of a key entered it in the trail of the library."""
+    head = library.trail.head()
+    found = library.trail.entries(TrailQuery(action="run.ended", subject=run_id))
+    return [
+        entry
+        for entry in found
+        if entry.subject == run_id and head is not None and signer.entry_is_good(head.trail, entry)
+    ]
 
 
 def run_entries(folder: Path) -> list[Entry]:
@@ -88,7 +105,8 @@ def verify_export(signer: Signer, path: Path) -> Verdict:
         raise StorageError.from_os(error, path, "cannot read") from error
     except (TypeError, UnicodeDecodeError):
         raise _no_export(path) from None
-    findings = tuple(check_trail(signer, head.trail, entries, [("the head of the export", head)]))
+    heads = [("the head of the export", head)]
+    findings = tuple(check_trail(signer, head.trail, entries, heads, by_chain=True))
     return Verdict(str(path), head.trail, entries[0].at if entries else None, len(entries), findings)
 
 

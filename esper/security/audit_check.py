@@ -25,26 +25,44 @@ class Finding:
 
 
 def check_trail(
-    signer: Signer, trail: str, entries: Iterable[Entry], heads: Sequence[tuple[str, Head]]
+    signer: Signer,
+    trail: str,
+    entries: Iterable[Entry],
+    heads: Sequence[tuple[str, Head]],
+    *,
+    by_chain: bool = False,
 ) -> Iterator[Finding]:
     """Each entry that is not what was written at its number, of ``entries`` in the order in which they lie.
 
     ``heads`` are what is known of the newest entry, each with the place that says so: as many entries must be
-    there, and that one must have that link.
+    there, and that one must have that link. ``by_chain``: an entry of a key that is not at hand is good where
+    each entry follows on the one before it, up to one that a good head knows.
     """
     links: dict[int, str] = {}
     wanted = {head.sequence for _, head in heads}
-    last = 0
+    last = unbroken = 0
+    unsigned: list[Finding] = []
     previous: str | None = first_link(trail)
     for entry in entries:
-        yield from _place(entry, last)
         in_order = entry.sequence == last + 1
-        yield from _content(signer, trail, entry, previous if in_order else None)
+        found = [*_place(entry, last), *_content(signer, trail, entry, previous if in_order else None)]
+        if entry.sequence == unbroken + 1 and not any(each.wrong != "unknown key" for each in found):
+            unbroken += 1
+        for each in found:
+            if by_chain and each.wrong == "unknown key":
+                unsigned.append(each)
+            else:
+                yield each
         if entry.sequence in wanted:
             links[entry.sequence] = entry.link
         last, previous = max(last, entry.sequence), entry.link
+    known = 0
     for place, head in heads:
-        yield from _end(signer, trail, place, head, last, links.get(head.sequence))
+        wrong = list(_end(signer, trail, place, head, last, links.get(head.sequence)))
+        if not wrong and head.sequence <= unbroken:
+            known = max(known, head.sequence)
+        yield from wrong
+    yield from (each for each in unsigned if each.sequence > known)
 
 
 def _place(entry: Entry, last: int) -> Iterator[Finding]:
@@ -64,7 +82,8 @@ def _content(signer: Signer, trail: str, entry: Entry, previous: str | None) -> 
     elif not signer.entry_is_good(trail, entry):
         text = f"entry {number} is not what was written there: it was changed, moved or put in"
         yield Finding("changed", number, text)
-    elif previous is not None and entry.link != link_of(previous, entry.digest):
+        return
+    if previous is not None and entry.link != link_of(previous, entry.digest):
         text = f"entry {number} does not follow on the one before it"
         yield Finding("inserted", number, text)
 

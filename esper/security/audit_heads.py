@@ -58,9 +58,7 @@ class KeptHeads:
 
     def resign(self, place: str, old: Head, new: Head) -> None:
         """Put ``new``, the same number under another key, in the place of ``old`` if that is still kept."""
-        with _opened(self.path(place)) as fd:
-            if _head(fd, self.path(place)) == old:
-                _put(fd, new)
+        replace_head(self.path(place), old, new)
 
 
 def read_head(path: Path) -> Head | None:
@@ -81,6 +79,16 @@ def write_head(path: Path, head: Head) -> None:
     """Put ``head`` into the file ``path``, whatever is there."""
     with _opened(path) as fd:
         _put(fd, head)
+
+
+def replace_head(path: Path, old: Head | None, new: Head) -> bool:
+    """Put ``new`` into the file ``path`` if it still has ``old``, and onto the disk; whether it had."""
+    with _opened(path) as fd:
+        if _head(fd, path) != old:
+            return False
+        _put(fd, new)
+        os.fsync(fd)
+        return True
 
 
 def _leads_to(kept: Head, head: Head, link_at: Callable[[int], str | None]) -> bool:

@@ -86,18 +86,19 @@ class LineTrail:
     def begin(self, path: Path) -> None:
         """Go on where the file ``path`` ends; behind the head where the file is shorter, so that it shows."""
         self._head_path = path.with_name(HEAD_NAME)
-        head, last = read_head(self._head_path), _last(path)
+        head = read_head(self._head_path)
+        # To sign on behind what is not good would vouch for it: the next head does for all before it.
         if head is not None and not self._signer.head_is_good(head):
-            # To sign on behind it would hide what was done.
-            raise AuditError(
-                f"{self._head_path} is not what a holder of a key wrote",
-                hint=f"look at the run with: esper audit verify --run {path.parent.name}",
-            )
-        if last is not None and (head is None or last.entry.sequence > head.sequence):
-            self._trail, self._number, self._link = last.trail, last.entry.sequence, last.entry.link
-        elif head is not None:
+            raise _not_good(self._head_path, path)
+        if head is not None:
             self._trail, self._number, self._link = head.trail, head.sequence, head.link
-        else:
+        for line in audited_lines(path):
+            if line.entry.sequence <= self._number:
+                continue
+            if self._trail not in ("", line.trail) or not self._signer.entry_is_good(line.trail, line.entry):
+                raise _not_good(f"entry {line.entry.sequence} of {path}", path)
+            self._trail, self._number, self._link = line.trail, line.entry.sequence, line.entry.link
+        if not self._trail:
             self._trail = secrets.token_hex(16)
             self._link = first_link(self._trail)
 
@@ -152,11 +153,11 @@ def _unsigned(number: int, who: str, event: str, said: bytes) -> Entry:
     return Entry(number, "", who, event, "", "", digest, "")
 
 
-def _last(path: Path) -> Line | None:
-    last = None
-    for line in audited_lines(path):
-        last = line
-    return last
+def _not_good(what: Path | str, path: Path) -> AuditError:
+    return AuditError(
+        f"{what} is not what a holder of a key wrote",
+        hint=f"look at the run with: esper audit verify --run {path.parent.name}",
+    )
 
 
 def head_of(path: Path) -> Head | None:

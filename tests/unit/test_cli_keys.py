@@ -252,5 +252,7 @@ def test_a_rotation_that_is_stopped_leaves_a_whole_library_and_goes_on(
         "moved": still["needed_for"],
         "no_longer_needed": [old["id"]],
         "kept": {},
+        "journals": 0,
+        "kept_for_runs": {},
     }
     whole(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from esper.errors import AuditError, StorageError
 from esper.nissa.journal import Journal
 from esper.nissa.journal_reader import JournalReader
 from esper.security import KeyRing
-from esper.security.audit import Signer
+from esper.security.audit import Signer, link_of
 from esper.security.audit_check import Finding, check_trail
 from esper.security.audit_heads import write_head
 from esper.security.audit_lines import HEAD_NAME, LineTrail, audited_lines, head_of
@@ -119,6 +120,44 @@ def test_nobody_goes_on_behind_a_forged_head(path: Path) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:14]))
     write_head(path.with_name(HEAD_NAME), replace(head, sequence=7))
     with pytest.raises(AuditError, match="not what a holder of a key wrote"):
+        Journal(path, trail=trail())
+
+
+def foreign(path: Path) -> bytes:
+    """A line of another journal of the same key, whose number comes next."""
+    other = path.with_name("other") / path.name
+    other.parent.mkdir()
+    write(other, 11)
+    return other.read_bytes().splitlines(keepends=True)[20]
+
+
+def forged(path: Path) -> bytes:
+    """A line that nobody with a key wrote, linked as it should be."""
+    last = list(audited_lines(path))[-1]
+    entry = replace(last.entry, sequence=11, key_id="0" * 16, who="user-else")
+    said = b'{"event":"decision","at":"2026-11-28T00:00:00.000+00:00","epoch":11'
+    digest = replace(entry, after=hashlib.sha256(said).hexdigest()).digest
+    link = link_of(last.entry.link, digest)
+    fields = {
+        "trail": last.trail,
+        "n": 11,
+        "who": "user-else",
+        "link": link,
+        "key": "0" * 16,
+        "mac": "0" * 64,
+    }
+    return said + b',"audit":' + json.dumps(fields, separators=(",", ":")).encode() + b"}\n"
+
+
+@pytest.mark.parametrize("line", [foreign, forged])
+def test_nobody_goes_on_behind_a_line_that_was_put_in_at_the_end(
+    path: Path, line: Callable[[Path], bytes]
+) -> None:
+    """The next head would vouch for it."""
+    path.write_bytes(path.read_bytes() + line(path))
+    assert len(list(audited_lines(path))) == 11
+    assert [finding.sequence for finding in findings(path)] == [11]
+    with pytest.raises(AuditError, match=r"entry 11 of .* is not what a holder of a key wrote"):
         Journal(path, trail=trail())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from servers.redis import RedisServer
+from waiting import LONG
 
 from esper.security.envelope import Envelope
 from esper.security.keys import KeyRing, new_key
@@ -55,7 +56,7 @@ def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tier]:
             server: RedisServer = request.getfixturevalue(wanted)
             url = server.unix_url if place == "redis-unix" else server.url
             # What is promised of time has tests of its own; here the machine may be as slow as it likes.
-            bare = stack.enter_context(closing(RedisTier(url, seconds=10)))
+            bare = stack.enter_context(closing(RedisTier(url, seconds=LONG)))
         else:
             url = f"sqlite:///{tmp_path}/blobs.db" if place == "sqlite-file" else "sqlite://"
             bare = SqlTier(stack.enter_context(closing(open_database(url))))

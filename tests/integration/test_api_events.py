@@ -14,11 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
+from waiting import LONG, until
 
 from esper.nissa.api import event_hub
 from esper.nissa.api.application import create_app
 from esper.nissa.api.monitor import Monitor
-from esper.nissa.http.server import MetricsServer
+from esper.nissa.http.server import HEAD_SECONDS, MetricsServer
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.runs import RunStore
 
@@ -42,7 +43,7 @@ def serving(root: Path) -> Iterator[Serving]:
         yield Serving(server.url, app.state.hub, server)
     finally:
         server.stop()
-        thread.join(10)
+        thread.join(LONG)
         assert not thread.is_alive()
 
 
@@ -75,7 +76,7 @@ def events(lines: Iterator[str]) -> Iterator[Event]:
 def following(url: str, after: str | None = None, **query: str) -> Iterator[Iterator[Event]]:
     headers = {} if after is None else {"Last-Event-ID": after}
     address = f"{url}/api/v1/events"
-    with httpx.stream("GET", address, params=query, headers=headers, timeout=15) as answer:
+    with httpx.stream("GET", address, params=query, headers=headers, timeout=LONG) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert "content-encoding" not in answer.headers
@@ -83,11 +84,8 @@ def following(url: str, after: str | None = None, **query: str) -> Iterator[Iter
 
 
 def wait_for_follower(there: Serving, followers: int = 1) -> None:
-    deadline = time.monotonic() + 10
-    while there.hub.followers != followers:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(2 * event_hub.POLL_SECONDS)
+    """So many follow, and of what is written from now on they miss nothing."""
+    until(lambda: there.hub.followers == followers and there.hub._is_reading == (followers > 0))
 
 
 def test_events_come_as_they_are_written_with_the_run_and_without_places(tmp_path: Path) -> None:
@@ -102,9 +100,7 @@ def test_events_come_as_they_are_written_with_the_run_and_without_places(tmp_pat
         assert {each.kind for each in seen} == {"checkpoint", "run_started"}
         assert {each.data["run_id"] for each in seen} == {"a", "b"}
         assert "alice" not in str(seen)
-        began = time.monotonic()
-        wait_for_follower(there, 0)
-        assert time.monotonic() - began < 5, "a client that has left is not noticed"
+        wait_for_follower(there, 0)  # that it has left is noticed
 
 
 def test_a_stream_goes_on_after_any_event_of_it_exactly(tmp_path: Path) -> None:
@@ -116,7 +112,7 @@ def test_a_stream_goes_on_after_any_event_of_it_exactly(tmp_path: Path) -> None:
             for number in range(150):
                 run.write("step", n=number)
                 time.sleep(0.004)
-            over.wait(30)
+            over.wait()
 
     with journal(tmp_path, "ended") as ended:
         ended.write("step", n=-1)
@@ -186,7 +182,7 @@ def test_one_run_and_some_kinds_alone(tmp_path: Path) -> None:
             assert httpx.get(f"{there.url}/api/v1/events?{query}").status_code == status
         bad = httpx.get(f"{there.url}/api/v1/events", headers={"Last-Event-ID": "nonsense"})
         assert bad.status_code == 400
-        assert httpx.head(f"{there.url}/api/v1/events", timeout=5).status_code == 200
+        assert httpx.head(f"{there.url}/api/v1/events").status_code == 200
 
 
 def test_names_that_nobody_foresaw_do_no_harm(tmp_path: Path) -> None:
@@ -220,18 +216,14 @@ def test_a_quiet_stream_stays_and_ends_at_once_with_the_server(
     try:
         with serving(tmp_path) as there:
             address = f"{there.url}/api/v1/events?types=decision"
-            with httpx.stream("GET", address, timeout=15) as answer:
+            with httpx.stream("GET", address) as answer:
                 began = time.monotonic()
                 beats = 0
-                for line in answer.iter_lines():
+                for line in answer.iter_lines():  # which raises if the stream is cut off
                     beats += line.startswith(":")
-                    assert time.monotonic() - began < 20
-                    if beats == 8:  # longer than a silent client is waited for
+                    if time.monotonic() - began > HEAD_SECONDS + 1:  # a silent client is gone by then
                         there.server.stop()
-                        stopped = time.monotonic()
-            assert beats >= 8
-            assert time.monotonic() - began > 3.5
-            assert time.monotonic() - stopped < 1
+            assert beats >= 3
     finally:
         over.set()
         writer.join()
@@ -241,11 +233,9 @@ def test_followers_share_the_reading_and_are_so_many_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_hub, "MAX_FOLLOWERS", 5)
-    read: list[Path] = []
+    read: list[event_hub.JournalReader] = []
     begin = event_hub.JournalReader.read
-    monkeypatch.setattr(
-        event_hub.JournalReader, "read", lambda reader: read.append(reader.path) or begin(reader)
-    )
+    monkeypatch.setattr(event_hub.JournalReader, "read", lambda reader: read.append(reader) or begin(reader))
     with journal(tmp_path, "a") as a, serving(tmp_path) as there:
         got: list[list[int]] = []
 
@@ -254,18 +244,18 @@ def test_followers_share_the_reading_and_are_so_many_at_most(
                 got.append([next(told).data["n"] for _ in range(20)])
 
         clients = [threading.Thread(target=follow) for _ in range(5)]
-        for client in clients:
+        for number, client in enumerate(clients, 1):
             client.start()
-        wait_for_follower(there, 5)
+            wait_for_follower(there, number)
         refused = httpx.get(f"{there.url}/api/v1/events")
         assert refused.status_code == 503
         assert refused.headers["retry-after"]
         for number in range(20):
             a.write("step", n=number)
         for client in clients:
-            client.join(10)
+            client.join(LONG)
     assert got == [list(range(20))] * 5
-    assert len(read) < 8, "each follower read the journal for itself"
+    assert len({id(reader) for reader in read}) == 1, "each follower read the journal for itself"
 
 
 def test_a_follower_that_is_too_slow_is_let_go_and_comes_back(
@@ -281,7 +271,7 @@ def test_a_follower_that_is_too_slow_is_let_go_and_comes_back(
             seen.append(first.data["n"])
             for number in range(1, 300):
                 a.write("step", n=number, text=text)
-            time.sleep(1.5)
+            until(lambda: json.loads(there.hub._kept[-1].data)["n"] == 299)  # all is read, and little kept
             for last in told:
                 seen.append(last.data["n"])
                 assert len(seen) < 300, "it was not let go"

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from drills.api_schema import Served, judge, served
+from waiting import LONG
 
 from esper.nissa.api import models
 from esper.nissa.api.openapi import openapi
@@ -26,7 +27,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture
 def api(there: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=there.url, timeout=20) as client:
+    with httpx.Client(base_url=there.url, timeout=LONG) as client:
         yield client
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import pytest
 from drills.compile_workers import SMALL
 from servers.redis import RedisServer
 from urza_support import open_sealed
+from waiting import LONG, until
 
 from esper.assembly.keys import build_envelope
 from esper.assembly.workers import queue_check, watched_broker
@@ -36,13 +36,6 @@ from esper_cli.config import compose
 
 SLOT = Slot("features", 8, 6)
 JOB = CompileJob(Pipeline(TorchScriptTarget()), SMALL, SLOT)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -92,7 +85,7 @@ def test_what_waits_at_a_broker_is_counted_once_and_falls_as_it_is_done(
         assert not asked[1].running()
         assert replace(broker.depth(), oldest=None) == CompileQueue(1, 1, 1)
         held.set()
-        assert asked[0].result(30).artefact is not None
+        assert asked[0].result(LONG).artefact is not None
         work.join()
         assert replace(broker.depth(), oldest=None) == CompileQueue(1, 0, 1)
         ended.set()

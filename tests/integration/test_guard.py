@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.routing import Route
 from token_attacks import Forge, attacks
+from waiting import LONG
 
 from esper.errors import SecurityError
 from esper.nissa.api.application import create_app
@@ -466,9 +466,9 @@ def test_a_stream_ends_with_its_token(tmp_path: Path) -> None:
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
-    async def follow() -> float:
+    async def follow() -> None:
         headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())]
         scope = {"type": "http", "method": "GET", "path": "/api/v1/events", "headers": headers}
         scope |= {"query_string": b"", "client": ("127.0.0.1", 1), "scheme": "http", "server": None}
@@ -476,9 +476,7 @@ def test_a_stream_ends_with_its_token(tmp_path: Path) -> None:
         await asyncio.sleep(1.2)
         assert not task.done()
         gate.authority.revoke(holder.id)
-        began = time.monotonic()
-        await asyncio.wait_for(task, 10)
-        return time.monotonic() - began
+        await asyncio.wait_for(task, LONG)
 
-    assert asyncio.run(follow()) < 3
+    asyncio.run(follow())
     assert [message["type"] for message in sent] == ["http.response.start"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig
+from waiting import LONG, until
 
 from esper.assembly.training import build_training
 from esper.errors import RunError
@@ -67,13 +68,6 @@ def events_of(run: Run, *names: str) -> list[dict[str, Any]]:
     return [event for event in events if event["event"] in names]
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of a run that nobody asked anything."""
@@ -89,7 +83,7 @@ def test_a_paused_run_waits_and_goes_on_as_if_nothing_had_been(whole: dict[str, 
 
     def later(folder: Path) -> None:
         store = RunStore(folder.parent)
-        wait_until(lambda: store.open(folder.name).status is RunStatus.PAUSED)
+        until(lambda: store.open(folder.name).status is RunStatus.PAUSED)
         view = store.open(folder.name)
         before = len(view.epochs), view.seconds
         time.sleep(0.6)
@@ -222,7 +216,7 @@ def test_a_paused_run_takes_ctrl_c_and_resumes_from_there(whole: dict[str, Any],
 
     def pause(folder: Path) -> None:
         def later() -> None:
-            wait_until(lambda: RunStore(tmp_path).open(folder.name).status is RunStatus.PAUSED)
+            until(lambda: RunStore(tmp_path).open(folder.name).status is RunStatus.PAUSED)
             time.sleep(0.2)
             signal.raise_signal(signal.SIGINT)
 
@@ -251,7 +245,7 @@ def test_the_command_line_asks_and_says_what_became_of_it(
 
     def later(run_id: str) -> None:
         for arguments in (["pause", run_id, "--json"], ["resume", run_id], ["resume", "latest"]):
-            codes.append(command(["runs", *arguments, f"runs={tmp_path}"]))
+            codes.append(command(["runs", *arguments, "--wait", str(LONG), f"runs={tmp_path}"]))
             if arguments[0] == "pause":
                 codes.append(command(["runs", "ls", f"runs={tmp_path}"]))
                 codes.append(command(["runs", "show", run_id, f"runs={tmp_path}"]))

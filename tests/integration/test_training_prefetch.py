@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from urza_support import artefact, never_load, open_sealed
+from waiting import LONG, until
 
 from esper.assembly.training import build_training
 from esper.errors import LibraryError
@@ -36,13 +36,6 @@ def places(folder: Path) -> list[str]:
     """Overrides that keep everything below ``folder``."""
     library = [f"urza.url=sqlite:///{folder}/kernels.db", f"security.path={folder}/keys.json"]
     return [f"runs={folder}/runs", *library]
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -128,7 +121,7 @@ def test_nobody_waits_for_a_record_that_does_not_answer(
 
     def rank(_: Wanted) -> Any:
         asked.set()
-        answered.wait(20)
+        answered.wait()
         raise LibraryError("gone")
 
     with open_sealed(f"sqlite:///{tmp_path}/kernels.db", never_load) as library:
@@ -136,7 +129,7 @@ def test_nobody_waits_for_a_record_that_does_not_answer(
         library._store.evict(kernel.program_digest)
         monkeypatch.setattr(library._records, "rank", rank)
         library.prefetch_best([Wanted(Slot("features", 8, 8))])
-        assert asked.wait(20)  # and it is in our hands again
+        assert asked.wait(LONG)  # and it is in our hands again
         library.prefetch([kernel])
         answered.set()
         memory = library._store._memory

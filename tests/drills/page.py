@@ -57,6 +57,8 @@ def watch(url: str, run: MadeRun, playwright: Any) -> None:
     session.send("Performance.enable")
     page.goto(f"{url}/#run={run.run_id}")
     page.wait_for_selector(".layer")
+    paint: float = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    print(f"first paint after {paint:.0f} ms")
     page.wait_for_timeout(2000)
     page.evaluate(WATCH)
     scrubbed(page)

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import forked
 import pytest
 from page_support import DEEP, FAILED, FLAGS, GROWN, STOPPED, WINDOW, MadeRun, MakeRun, Open
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from waiting import LONG
 
 from esper.nissa.journal import JOURNAL_NAME
 
@@ -30,6 +31,7 @@ nodes:
   - {id: up, op: linear, inputs: [middle], params: {out: out}}
 output: up
 """
+expect.set_options(timeout=1000 * LONG)
 TOLD = ("error", "warning")
 OWN = "2099*"
 """The runs that tests make for themselves, and that are gone after them."""
@@ -82,7 +84,7 @@ def url(place: Path, token: str) -> Iterator[str]:
     with forked.command(*words, cwd=place, env=environment(place)) as server:
         yield server.until(r"https://[\d.:]+(?=\s)")[0]
         server.send(signal.SIGTERM)
-        server.wait(20)
+        server.wait()
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def open_page(
             context = browser.new_context(**{**WINDOW, "storage_state": signed_in.storage_state(), **options})
         page = context.new_page()
         pages.append(page)
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(1000 * LONG)
         page.on("request", lambda each: wrong.append(each.url) if urlsplit(each.url).netloc != host else None)
         page.on("console", lambda each: wrong.append(each.text) if strict and each.type in TOLD else None)
         page.on("pageerror", lambda each: wrong.append(str(each)))

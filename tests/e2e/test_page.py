@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from page_support import DEEP, FAILED, GROWN, SCRUB, STOPPED, WINDOW, MakeRun, Open
+from page_support import DEEP, FAILED, GROWN, STOPPED, WINDOW, MakeRun, Open
 from playwright.sync_api import Browser, Page, expect
 
 from esper.nissa.journal import JOURNAL_NAME, Journal
@@ -25,7 +25,7 @@ def states(page: Page) -> dict[str, int]:
     return {text.split(maxsplit=1)[1]: int(text.split()[0].replace(",", "")) for text in found}
 
 
-def test_the_first_paint_is_soon_and_all_of_it_is_small(open_page: Open, browser: Browser, url: str) -> None:
+def test_what_is_loaded_is_small(open_page: Open) -> None:
     page = open_page(f"#run={GROWN}")
     expect(page.locator(".layer").first).to_be_visible()
     sizes: list[int] = []
@@ -33,16 +33,9 @@ def test_the_first_paint_is_soon_and_all_of_it_is_small(open_page: Open, browser
     session.send("Network.enable")
     session.send("Network.setCacheDisabled", {"cacheDisabled": True})
     session.on("Network.loadingFinished", lambda event: sizes.append(event["encodedDataLength"]))
-    for _ in range(3):  # others may have the processor
-        sizes.clear()
-        page.reload()
-        expect(page.locator(".layer").first).to_be_visible()
-        expect(page.locator("#queue li").first).to_be_visible()
-        paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-        print(f"first paint after {paint:.0f} ms, {sum(sizes) / 1000:.0f} kB in {len(sizes)} answers")
-        if paint < 1000:
-            break
-    assert paint < 1000
+    page.reload()
+    expect(page.locator(".layer").first).to_be_visible()
+    expect(page.locator("#queue li").first).to_be_visible()
     assert 20_000 < sum(sizes) < 200_000
 
 
@@ -190,7 +183,7 @@ def test_a_run_that_prepares_shows_what_waits_to_be_compiled(open_page: Open, pl
         journal.write("compile_queue", waiting=0, compiling=0, workers=2, oldest=None)
         expect(waits).to_be_hidden()
         expect(page.locator("#alert-list")).not_to_contain_text("no worker")
-    expect(page.locator(".status")).to_have_text("stopped", timeout=15_000)  # killed: no event
+    expect(page.locator(".status")).to_have_text("stopped")  # killed: no event
 
 
 def test_who_comes_back_sees_what_was_missed(open_page: Open, make_run: MakeRun) -> None:
@@ -200,16 +193,20 @@ def test_who_comes_back_sees_what_was_missed(open_page: Open, make_run: MakeRun)
     page = open_page(f"#run={run.run_id}", strict=False, offline=False)
     expect(page.locator("#link")).to_have_text("live")
     page.context.set_offline(True)  # the server is gone
-    expect(page.locator("#link")).to_have_text("no answer", timeout=15_000)
+    expect(page.locator("#link")).to_have_text("no answer")
     expect(page.locator("#at")).to_have_text("2 / 2")
     run.epochs(2)
     page.context.set_offline(False)
-    expect(page.locator("#at")).to_have_text("4 / 4", timeout=15_000)
-    expect(page.locator("#link")).to_have_text("live", timeout=15_000)
+    expect(page.locator("#at")).to_have_text("4 / 4")
+    expect(page.locator("#link")).to_have_text("live")
     page.evaluate(hide % "true")  # nobody looks
-    page.wait_for_timeout(1500)  # what was under way
     asked: list[str] = []
     page.on("request", lambda each: asked.append(each.url))
+    for _ in range(100):  # what was under way
+        asked.clear()
+        page.wait_for_timeout(1000)
+        if not asked:
+            break
     run.epochs(2)
     page.wait_for_timeout(1000)
     assert asked == []
@@ -234,23 +231,12 @@ def test_two_runs_stand_side_by_side_at_an_address_that_can_be_shared(open_page:
     expect(again.locator(".network")).to_have_count(1)
 
 
-def test_ten_thousand_epochs_of_five_hundred_layers_are_smooth(open_page: Open, browser: Browser) -> None:
+def test_of_ten_thousand_epochs_and_five_hundred_layers_few_are_drawn_at_once(open_page: Open) -> None:
+    """How many frames a second that makes is measured by tests/drills/page.py."""
     page = open_page(f"#run={DEEP}")
     expect(page.locator("#at")).to_have_text("10,000 / 10,000")
     assert page.locator(".layer").count() < 30
     assert page.locator(".decisions > li").count() <= 60
-    session = browser.new_browser_cdp_session()
-
-    def spent() -> float:
-        """Seconds of the processor, by all of the browser: what others make it wait is not its own."""
-        processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
-        return sum(each["cpuTime"] for each in processes)
-
-    before = spent()
-    frames = page.evaluate(SCRUB, 90)
-    each, rate = 1000 * (spent() - before) / len(frames), 1000 * len(frames) / sum(frames)
-    print(f"{rate:.0f} frames a second, {each:.1f} ms of work for each, the longest {frames[-1]:.0f} ms")
-    assert each < 1000 / 30, "one core does not make 30 frames a second"
     page.locator(".layers").evaluate("node => node.scrollTo(0, 34 * 400)")
     expect(page.locator("#layer-0-402")).to_be_visible()
     assert page.locator(".layer").count() < 30
@@ -314,8 +300,9 @@ def test_where_there_is_no_run_the_next_step_is_told_and_the_first_one_appears(
     expect(page.locator("#notice h1")).to_have_text("No run yet")
     expect(page.locator("#notice code")).to_have_text("esper train +experiment=smoke")
     expect(page.locator("#content")).to_be_hidden()
+    with page.expect_request("**/api/v1/runs?*"):  # it is told of the run, but the list has none yet
+        make_run("20990101-140000-first-0013", layers=1, total=9)
     page.unroute_all()
-    make_run("20990101-140000-first-0013", layers=1, total=9)
     expect(page.locator("h1")).to_have_text("first")
     expect(page.locator("#notice")).to_be_hidden()
 
@@ -342,6 +329,6 @@ def test_who_is_not_signed_in_is_told_so_at_once_and_later(browser: Browser, url
     expect(page.locator("h1")).to_have_text(["Agrown", "Bstopped"])
     assert token not in page.url
     context.clear_cookies()
-    expect(page.locator("#notice h1")).to_have_text("Not signed in", timeout=15_000)
+    expect(page.locator("#notice h1")).to_have_text("Not signed in")
     expect(page.locator("#content")).to_be_hidden()
     context.close()

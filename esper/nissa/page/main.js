@@ -67,6 +67,13 @@ async function askList() {
   });
 }
 
+// The list may lag behind the event that told of a run: whoever asks for it looks whether there is a newer one.
+async function askNewest() {
+  const before = wantedIds()[0];
+  await askList();
+  if (wantedIds()[0] !== before) await choose();
+}
+
 function fillPickers() {
   const [run, beside] = state.runs.length ? state.runs.map((each) => each.id) : state.wanted;
   const known = new Set(state.list.map((each) => each.run_id));
@@ -221,11 +228,7 @@ function onEvent(type, run) {
     return;
   }
   if (type === null || type.startsWith("run_") || type === "control" || type === "preparing")
-    quietly(async () => {
-      const before = wantedIds()[0];
-      await askList();
-      if (wantedIds()[0] !== before) await choose();
-    });
+    quietly(askNewest);
   state.runs.forEach((each, which) => {
     if (!each) return;
     const another = (type === "preparing" || type === "run_started") && each.asked === "latest";
@@ -271,7 +274,7 @@ async function begin() {
     link();
   });
   quietly(() => library.ask());
-  nowAndThen(askList, LIST_EVERY);
+  nowAndThen(askNewest, LIST_EVERY);
   nowAndThen(() => library.ask(), LIBRARY_EVERY);
   nowAndThen(async () => library.busy && (await library.ask()), QUEUE_EVERY);
 }

@@ -124,14 +124,14 @@ def served(folder: Path, redis: RedisServer, token: str) -> tuple[dict[str, byte
         first = server.until(r"serving .*(http://\S+)\n")
         answers = dict(asked(first[1], token))
         server.send(signal.SIGTERM)
-        done = server.wait(20)
+        done = server.wait()
     # To its own user it says what it serves.
     return answers, done.stdout.replace(first[0], first[0].replace(f"{folder}/{PLACE}", "")) + done.stderr
 
 
 def asked(address: str, token: str) -> Iterator[tuple[str, bytes]]:
     bearer = {"Authorization": f"Bearer {token}"}
-    with httpx.Client(base_url=address, timeout=20) as client:
+    with httpx.Client(base_url=address) as client:
         ready = client.get("/api/v1/runs", headers=bearer)
         (run,) = ready.json()["runs"]
         kernel = client.get("/api/v1/kernels", headers=bearer).json()["kernels"]

@@ -2,20 +2,18 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from forked import Forked, command, esper
+from waiting import until
 
 from esper.nissa.journal import JOURNAL_NAME, Event
 from esper.nissa.journal_reader import read_journal
 
 SMOKE = ("train", "+experiment=smoke", "tamiyo=never", "urza=memory")
-WITHIN = 100.0
-"""Seconds to wait for what takes a few; other tests run beside these."""
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +33,12 @@ def training(*overrides: str) -> Iterator[Forked]:
 
 def while_it_runs(process: Forked, come: Callable[[], bool]) -> None:
     """Wait until what is asked for has ``come``."""
-    deadline = time.monotonic() + WITHIN
-    while not come():
+
+    def has_come() -> bool:
         assert process.poll() is None, process.said
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        return come()
+
+    until(has_come)
 
 
 def newest_step() -> int:
@@ -76,7 +75,7 @@ def test_killed_it_goes_on_by_itself_as_often_as_it_may_and_then_says_who_was() 
         assert resumed_from >= 19
         while_it_runs(process, lambda: newest_step() > resumed_from)
         os.kill(of_rank(process.pid, 1), signal.SIGKILL)
-        done = process.wait(WITHIN)
+        done = process.wait()
     assert done.returncode == 7
     *others, last = done.stderr.splitlines()
     assert last.startswith("esper: error: process 1 of 2 was ended by SIGKILL.")
@@ -88,7 +87,7 @@ def test_killed_it_goes_on_by_itself_as_often_as_it_may_and_then_says_who_was() 
 def test_interrupted_it_saves_and_says_how_to_go_on() -> None:
     with training() as process:
         process.send(signal.SIGINT)
-        done = process.wait(WITHIN)
+        done = process.wait()
     assert done.returncode == 130
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("esper: interrupted; saved; go on with: esper train --resume ")

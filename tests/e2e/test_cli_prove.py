@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import forked
 import pytest
+from waiting import until
 
 TINY = ("+experiment=smoke", "model.hidden=[8,8]", "tamiyo=widen", "tamiyo.at=[0.3]", "prove.random=false")
 SHORT = ("tolaria.epochs=1", "seeds=2", "mode=rescue")
@@ -61,25 +61,24 @@ def test_ctrl_c_and_sigterm_end_all_of_it_and_say_how_to_go_on(
     given = (*TINY, "tolaria.epochs=5000", "seeds=2", f"prove.jobs={jobs}")
     with forked.command("prove", *given, before=os.setsid) as process:
         journals = workplace / "experiments" / "smoke_proof" / "runs"
-        while len({path.parents[2] for path in journals.glob(SAVED)}) < jobs:
+
+        def all_saved() -> bool:
             assert process.poll() is None
-            time.sleep(0.05)
+            return len({path.parents[2] for path in journals.glob(SAVED)}) == jobs
+
+        until(all_saved)
         assert len(alive(process.pid)) >= (1 if jobs == 1 else 3)
         if sent is signal.SIGINT:
             os.killpg(process.pid, sent)  # as a terminal does
         else:
             process.send(sent)
-        done = process.wait(60)
+        done = process.wait()
     assert (done.returncode, done.stdout) == (code, "")
     *progress, last = done.stderr.splitlines()
     assert last.startswith(
         "esper: interrupted; 0 finished runs are kept; go on with: esper prove +experiment"
     )
     assert [line.partition(":")[0] for line in progress] == [f"run {n} of 20" for n in range(1, jobs + 1)]
-    for _ in range(100):  # what multiprocessing watches its semaphores with ends after their last user
-        if not alive(process.pid):
-            break
-        time.sleep(0.05)
-    assert alive(process.pid) == []
+    until(lambda: alive(process.pid) == [])  # what watches semaphores ends after their last user
     said = [path.read_text().splitlines()[-1] for path in journals.glob("*/journal.jsonl")]
     assert [json.loads(line)["event"] for line in said] == ["run_interrupted"] * jobs

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from forked import command, esper
+from waiting import LONG
 
 ESPER = (sys.executable, "-m", "esper_cli")
 SMOKE = ("train", "+experiment=smoke", "tamiyo=never", "urza=memory")
@@ -80,7 +81,7 @@ def test_ctrl_c_and_sigterm_save_and_the_run_goes_on(
     with command(*SMOKE, "tolaria.epochs=5000") as process:
         process.until("epoch    3/5000")
         process.send(sent)
-        interrupted = process.wait(60)
+        interrupted = process.wait()
     assert interrupted.returncode == code
     (run,) = (workplace / "runs").glob("2*")
     assert interrupted.stderr == f"esper: interrupted; saved; go on with: esper train --resume {run.name}\n"
@@ -122,7 +123,7 @@ def test_ctrl_c_before_training_leaves_no_run(workplace: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("compile")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=LONG)
     assert process.returncode == 130
     assert err.startswith("esper: interrupted; training had not begun")
     assert not list((workplace / "runs").iterdir())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import yaml
 from redis import Redis
 from redis.exceptions import AuthenticationError, ConnectionError
 from servers.redis import free_port
+from waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
@@ -69,12 +69,13 @@ def test_a_server_starts_with_its_password_and_keeps_what_it_should(service: str
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
             with Redis(port=port, password="word") as client:
-                deadline = time.monotonic() + 20
-                while time.monotonic() < deadline:
+
+                def answers() -> bool:
                     with suppress(ConnectionError):
-                        assert client.ping()
-                        break
-                    time.sleep(0.02)
+                        return bool(client.ping())
+                    return False
+
+                until(answers)
                 policy, on_disk = KEPT[service]
                 assert client.config_get("maxmemory*")["maxmemory-policy"] == policy
                 assert client.config_get("appendonly") == {"appendonly": on_disk}

@@ -4,7 +4,7 @@ As tests/drills/resume.py, with a host that drops units at random, so that each 
 own. Then the run goes on in one process, and in twice as many. Exits 1 unless all stops end with the weights
 of the run that was not stopped, by hash and in every process.
 
-    PYTHONPATH=tests python -m drills.processes [--processes 2] [--stops 100]
+    PYTHONPATH=tests python -m drills.processes [--processes 2] [--stops 100] [KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -85,10 +85,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--stops", type=int, default=100)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="ways to compute a step")
     asked = parser.parse_args()
+    given = asked.overrides
     with tempfile.TemporaryDirectory() as folder:
         found, *_ = run_together(
-            asked.processes, "drills.processes:stop_and_go_on", folder, asked.stops, timeout=3600
+            asked.processes, "drills.processes:stop_and_go_on", folder, asked.stops, *given, timeout=3600
         )
         whole, resumed = found["whole"], found["resumed"]
         want = [whole["digests"][0]] * asked.processes
@@ -96,7 +98,7 @@ def main() -> int:
         half = whole["steps"] // 2
         others = {
             size: run_together(
-                size, "drills.processes:go_on", whole["folder"], f"{folder}/{size}", half, timeout=600
+                size, "drills.processes:go_on", whole["folder"], f"{folder}/{size}", half, *given, timeout=600
             )[0]["held_out"]["loss"]
             for size in (1, 2 * asked.processes)
         }
@@ -104,6 +106,8 @@ def main() -> int:
         json.dumps(
             {
                 "processes": asked.processes,
+                "with": given,
+                "kernels kept or tried": whole["adaptations"],
                 "stops": len(resumed),
                 "same weights": same,
                 "held-out loss": whole["held_out"]["loss"],

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import forked
 import pytest
 from servers.proxy import Proxy
+from waiting import LONG, until
 
 from esper.assembly.server_check import check_server
 from esper.errors import RunError, ServerError
@@ -97,6 +99,7 @@ def proxy(port: int, token: str, certificate: Path, monkeypatch: pytest.MonkeyPa
     """Before that server, with the token and the certificate at hand."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     monkeypatch.setenv("ESPER_TOKEN", token)
+    monkeypatch.setattr(watch_remote, "QUIET_SECONDS", 1.0)  # of a busy machine
     with Proxy(port) as made:
         yield made
 
@@ -119,16 +122,29 @@ def test_a_run_of_a_server_is_the_run_of_its_journal(
 def test_what_is_written_is_shown_once_though_the_connection_is_cut(
     proxy: Proxy, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(watch_remote, "LOST_SECONDS", 1.0)  # since it was lost, not since the last event
+    silent = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + silent[0], sleep=time.sleep)
+    monkeypatch.setattr(watch_remote, "time", clock)
+    monkeypatch.setattr(watch_remote, "LOST_SECONDS", LONG)
     monkeypatch.setattr(watch_remote, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(watch_remote, "STATUS_SECONDS", 0.1)
+    connected: list[object] = []
+    open_any = watch_remote._Server.open
+
+    def open_one(server: Any, path: str, last_event: str | None = None) -> Any:
+        answer = open_any(server, path, last_event)
+        connected.extend([answer] if last_event else [])
+        return answer
+
+    monkeypatch.setattr(watch_remote._Server, "open", open_one)
     with begin(folder / "runs", GOING) as journal:
         finish_epoch(journal, 0)
 
         def go_on() -> None:
             for epoch in range(1, 9):
                 if epoch in (3, 6):
-                    time.sleep(1.3)
+                    until(lambda times=epoch // 3: len(connected) >= times)
+                    silent[0] += 2 * LONG  # it counts since it was lost, not since the last event
                     proxy.cut_after(10)
                 time.sleep(0.2)
                 if epoch in (4, 7):

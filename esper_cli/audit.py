@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -155,13 +155,14 @@ def _of_file(file: Path, overrides: Sequence[str]) -> Verdict:
 
 def _verdicts(run: str | None, overrides: Sequence[str]) -> Iterator[Verdict]:
     from esper.assembly.audit_trails import build_signer, verify_run
+    from esper.assembly.file_changes import unfinished
     from esper.nissa.journal import COPY_NAME
     from esper.nissa.runs import RunStore
 
     with _library(overrides) as (cfg, library):
         signer, root = build_signer(cfg), Path(cfg.runs)
         if run is None:
-            yield library.trail.verify()
+            yield replace(library.trail.verify(), unfinished=tuple(unfinished(cfg, library)))
         chosen = RunStore(root).run_ids() if run is None else [open_run(run, root).run_id]
         for run_id in chosen:
             if (root / run_id / COPY_NAME).exists():
@@ -182,11 +183,10 @@ def _told(verdict: Verdict) -> Iterator[str]:
         return
     entries = f"{verdict.entries} {'entry' if verdict.entries == 1 else 'entries'}"
     began = f", from {verdict.began.replace('+00:00', 'Z')} on" if verdict.began else ""
-    if not verdict.findings:
-        yield f"{verdict.place}: {entries}{began}, whole"
-        return
-    yield f"{verdict.place}: {entries}{began}, NOT whole:"
+    yield f"{verdict.place}: {entries}{began}, {'NOT whole:' if verdict.findings else 'whole'}"
     yield from (f"  {finding.text}" for finding in verdict.findings)
+    for change in verdict.unfinished:
+        yield f"  entry {change.sequence}, {change.action} {change.subject}: {change.text}"
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

@@ -150,7 +150,8 @@ def remove_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")], overrides: Overrides = None
 ) -> None:
     """Remove a key that seals nothing in the library of this configuration, and in none of its runs."""
-    from esper.security.audit import Action
+    from esper.assembly.file_changes import entered
+    from esper.security.token_keys import changed
 
     cfg, source = _configured(overrides or ())
 
@@ -165,12 +166,10 @@ def remove_key(
             )
         for what in _told_of_runs(_runs(cfg).get(key_id)):
             raise SecurityError(f"key {key_id} is needed for {what}")
-        library.note(Action("key.removing", key_id))
         return smaller
 
-    with _library(cfg) as library:
-        source.change(without)
-        library.note(Action("key.removed", key_id))
+    with _library(cfg) as library, entered(library, "key.removing", key_id) as announce:
+        changed(source, without, announce)
     print_lines(f"removed key {key_id}")
 
 
@@ -245,18 +244,16 @@ def _named(run_ids: Sequence[str]) -> str:
 
 
 def _added(source: KeySource, library: KernelLibrary) -> KeyRing:
+    from esper.assembly.file_changes import entered
     from esper.security import new_key
-    from esper.security.audit import Action
+    from esper.security.token_keys import changed
 
     ring, made = source.load_or_make()
     if made:
         return ring  # which the trail says when it signs for the first time
     key = new_key()
-    # Keys lie outside the library: what is begun is entered before, what is done after.
-    library.note(Action("key.adding", key.id))
-    ring = source.change(lambda ring: ring.with_primary(key))
-    library.note(Action("key.added", key.id))
-    return ring
+    with entered(library, "key.adding", key.id) as announce:
+        return changed(source, lambda ring: ring.with_primary(key), announce)
 
 
 def _print_added(ring: KeyRing) -> None:

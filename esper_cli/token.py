@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ from esper_cli.terminal import print_json, print_lines, table
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from esper.security.token_keys import TokenAuthority
+    from esper.security.token_keys import Announce, TokenAuthority
     from esper.security.tokens import TokenHolder
 
 app = typer.Typer(no_args_is_help=True, help="Issue, verify and revoke tokens for the HTTP API.")
@@ -108,12 +109,12 @@ def revoke_token(
         raise ConfigError("name the id of one token, or --all-of NAME", hint="see: esper token revoke --help")
     cfg, authority = _configured([text for text in given if "=" in text])
     if all_of is not None:
-        _note(cfg, "token.revoked_all", all_of)
-        authority.revoke_all(all_of)
+        with _entered(cfg, "token.revoking_all", all_of) as announce:
+            authority.revoke_all(all_of, announce)
         print_lines(f"revoked all tokens of {all_of}")
     else:
-        _note(cfg, "token.revoked", checked_id(ids[0]))
-        authority.revoke(ids[0])
+        with _entered(cfg, "token.revoking", checked_id(ids[0])) as announce:
+            authority.revoke(ids[0], announce)
         print_lines(f"revoked token {ids[0]}")
 
 
@@ -140,9 +141,9 @@ def rotate_keys(overrides: Overrides = None) -> None:
     from esper.security import new_key
 
     cfg, authority = _configured(overrides or ())
-    before, key = authority.keys().primary, new_key()
-    _note(cfg, "token_key.added", key.id, before=before.id)
-    ring = authority.rotate(key)
+    key = new_key()
+    with _entered(cfg, "token_key.adding", key.id) as announce:
+        ring = authority.rotate(key, announce)
     print_lines(f"key {ring.primary.id} signs from now on; once tokens of the older ones have expired:")
     print_lines(*(f"  esper token keys retire {key.id}" for key in ring.keys[1:]))
 
@@ -153,9 +154,8 @@ def retire_key(
 ) -> None:
     """Forget a key that does not sign any more: no token of it is valid from now on."""
     cfg, authority = _configured(overrides or ())
-    authority.keys().key(key_id)
-    _note(cfg, "token_key.retired", key_id)
-    authority.retire(key_id)
+    with _entered(cfg, "token_key.retiring", key_id) as announce:
+        authority.retire(key_id, announce)
     print_lines(f"retired key {key_id}: tokens signed with it are refused")
 
 
@@ -174,6 +174,19 @@ def _note(cfg: DictConfig, what: str, subject: str, **detail: str) -> None:
 
     with build_library(cfg, on_key_made=tell_key_made, adopt_later=True) as library:
         library.note(Action(what, subject, detail=detail))
+
+
+@contextmanager
+def _entered(cfg: DictConfig, what: str, subject: str) -> Iterator[Announce]:
+    """Enter a change of the files of tokens in the audit trail; what cannot be entered there is not done."""
+    from esper.assembly.file_changes import entered
+    from esper.assembly.storage import build_library
+
+    with (
+        build_library(cfg, on_key_made=tell_key_made, adopt_later=True) as library,
+        entered(library, what, subject) as announce,
+    ):
+        yield announce
 
 
 def _described(holder: TokenHolder) -> dict[str, str]:

@@ -24,6 +24,20 @@ class Finding:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A change outside the library that was entered as begun, and not as done: whether it was, in words too.
+
+    ``done`` is None where that cannot be told.
+    """
+
+    sequence: int
+    action: str
+    subject: str
+    done: bool | None
+    text: str
+
+
 def check_trail(
     signer: Signer,
     trail: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -71,6 +72,11 @@ class KeyRing:
     def primary(self) -> Key:
         """The key that seals."""
         return self.keys[0]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of which keys these are, in their order; it tells nothing of the keys themselves."""
+        return sha256(" ".join(key.id for key in self.keys).encode()).hexdigest()
 
     def key(self, key_id: str) -> Key:
         """The key of that id, or ``UnknownKey``."""

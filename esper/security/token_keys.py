@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from esper.errors import SecurityError
+from esper.errors import SecurityError, UnknownKey
 from esper.security.file_keys import FileKeys
 from esper.security.kept_files import beside, locked, replace_text
 from esper.security.keys import Key, KeyRing
+from esper.security.sources import KeySource
 from esper.security.token_trust import MOST_REVOKED, Trusted, read_trusted
 
 LONGEST_SECONDS: Final = 24 * 3600
 """No token lasts longer, whatever a configuration says; what was revoked is remembered for as long."""
+
+Announce = Callable[[str, str], None]
+"""Is told the digests of what there is and of what is to be, just before and while nobody else changes it.
+
+What it raises leaves everything as it is."""
+
+
+def unannounced(_before: str, _after: str, /) -> None:
+    """For whom nobody is to be told."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +63,14 @@ class TokenAuthority:
             )
         return self._source.load()
 
-    def rotate(self, key: Key) -> KeyRing:
+    def rotate(self, key: Key, announce: Announce = unannounced) -> KeyRing:
         """Sign with ``key``, a new one, from now on; tokens of the older ones stay valid."""
         self.keys()
-        ring = self._source.change(lambda ring: ring.with_primary(key))
+        ring = changed(self._source, lambda ring: ring.with_primary(key), announce)
         self._publish()
         return ring
 
-    def retire(self, key_id: str) -> None:
+    def retire(self, key_id: str, announce: Announce = unannounced) -> None:
         """Forget a key that does not sign any more: no token of it is valid from now on."""
 
         def without(ring: KeyRing) -> KeyRing:
@@ -72,29 +82,41 @@ class TokenAuthority:
 
         self.keys()
         try:
-            self._source.change(without)
+            changed(self._source, without, announce)
+        except UnknownKey:
+            if key_id not in self.published():  # by a process that was killed before it published that
+                raise
         finally:
-            self._publish()  # also of one that was forgotten by a process that was killed before this
+            self._publish()
 
-    def revoke(self, token_id: str) -> None:
+    def published(self) -> Collection[str]:
+        """The ids of the keys whose tokens servers take for valid."""
+        trusted = self.trusted()
+        return () if trusted is None else trusted.keys
+
+    def trusted(self) -> Trusted | None:
+        """What servers are told, if anything."""
+        return read_trusted(self._trusted)
+
+    def revoke(self, token_id: str, announce: Announce = unannounced) -> None:
         """Have the token of that id be valid no more."""
-        until = int(time.time()) + LONGEST_SECONDS
+        now = int(time.time())
 
         def without(trusted: Trusted | None) -> Trusted:
-            known = self._known(trusted)
-            return replace(known, ids={**known.ids, token_id: until})
+            known = self._known(trusted, now)
+            return replace(known, ids={**known.ids, token_id: now + LONGEST_SECONDS})
 
-        self._change(without)
+        self._change(without, announce)
 
-    def revoke_all(self, name: str) -> None:
+    def revoke_all(self, name: str, announce: Announce = unannounced) -> None:
         """Have no token be valid that was issued for ``name`` until now."""
-        since = int(time.time()) + 1
+        now = int(time.time())
 
         def later(trusted: Trusted | None) -> Trusted:
-            known = self._known(trusted)
-            return replace(known, names={**known.names, name: since})
+            known = self._known(trusted, now)
+            return replace(known, names={**known.names, name: now + 1})
 
-        self._change(later)
+        self._change(later, announce)
 
     def _publish(self) -> Trusted:
         def current(trusted: Trusted | None) -> Trusted:
@@ -105,24 +127,37 @@ class TokenAuthority:
 
         return self._change(current)
 
-    def _known(self, trusted: Trusted | None) -> Trusted:
+    def _known(self, trusted: Trusted | None, now: int) -> Trusted:
         if trusted is None:
             raise SecurityError(f"there is no {self._trusted}, hence no token to revoke")
-        return trusted
+        return trusted.without_expired(now, LONGEST_SECONDS)
 
-    def _change(self, change: Callable[[Trusted | None], Trusted]) -> Trusted:
-        now = int(time.time())
+    def _change(
+        self, change: Callable[[Trusted | None], Trusted], announce: Announce = unannounced
+    ) -> Trusted:
         with locked(beside(self._trusted, "lock")):
-            before = read_trusted(self._trusted)
-            after = change(before).without_expired(now, LONGEST_SECONDS)
+            before = self.trusted()
+            after = change(before)
             if max(len(after.names), len(after.ids)) > MOST_REVOKED:
                 raise SecurityError(
                     f"more than {MOST_REVOKED} tokens are revoked",
                     hint="invalidate all at once: esper token keys rotate, then retire the older key",
                 )
             if after != before:
+                announce("" if before is None else before.digest, after.digest)
                 replace_text(self._trusted, after.to_text(), 0o644, "cannot write")
             return after
+
+
+def changed(source: KeySource, change: Callable[[KeyRing], KeyRing], announce: Announce) -> KeyRing:
+    """As ``source.change``, announced."""
+
+    def announced(ring: KeyRing) -> KeyRing:
+        after = change(ring)
+        announce(ring.digest, after.digest)
+        return after
+
+    return source.change(announced)
 
 
 def _private(key: Key) -> Ed25519PrivateKey:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +56,12 @@ class Trusted:
             self, names=names, ids={name: until for name, until in self.ids.items() if until > now}
         )
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was revoked."""
+        revoked = [self.since, sorted(self.names.items()), sorted(self.ids.items())]
+        return sha256(json.dumps(revoked).encode()).hexdigest()
+
     def to_text(self) -> str:
         """What :func:`parsed` reads."""
         keys = {name: base64.b64encode(key.public_bytes_raw()).decode() for name, key in self.keys.items()}
@@ -89,7 +96,7 @@ def parsed(data: bytes, origin: str) -> Trusted:
             for name, text in document["keys"].items()
         }
         return Trusted(keys, int(document["since"]), _times(document["names"]), _times(document["ids"]))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise SecurityError(f"{origin} is damaged", hint="put your copy of it back") from None
 
 

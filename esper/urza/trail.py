@@ -15,7 +15,7 @@ from sqlalchemy import Connection, CursorResult, Table, func, select, update
 
 from esper.errors import AuditError, EsperError
 from esper.security.audit import Action, Entry, Head, Signer, actor, digest_of, first_link, new_entry
-from esper.security.audit_check import Finding, check_trail
+from esper.security.audit_check import Finding, Unfinished, check_trail
 from esper.security.audit_heads import KeptHeads
 from esper.urza.database import Database
 from esper.urza.schema import AuditRow
@@ -79,6 +79,7 @@ class Verdict:
     began: str | None
     entries: int
     findings: tuple[Finding, ...]
+    unfinished: tuple[Unfinished, ...] = ()
 
 
 class LibraryTrail:

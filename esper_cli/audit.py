@@ -192,7 +192,13 @@ def _told(verdict: Verdict) -> Iterator[str]:
 def _cells(entry: Entry) -> tuple[str, ...]:
     detail = "" if entry.detail in ("", "{}") else entry.detail
     at = entry.at.partition(".")[0].replace("T", " ")
-    return str(entry.sequence), at, entry.who, entry.action, entry.subject, detail
+    said = (at, entry.who, entry.action, entry.subject, detail)
+    return str(entry.sequence), *map(_printable, said)
+
+
+def _printable(text: str) -> str:
+    """``text``, which is not checked, with what a terminal would act on written out."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _time(text: str | None) -> str | None:

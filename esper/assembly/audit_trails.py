@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from omegaconf import DictConfig
 
@@ -19,6 +19,8 @@ from esper.security.audit_check import Finding, check_trail
 from esper.security.audit_lines import HEAD_NAME, Line, audited_lines, head_of
 from esper.urza.library import KernelLibrary
 from esper.urza.trail import TrailQuery, Verdict
+
+R = TypeVar("R", Entry, Head)
 
 _MOST_LINE: Final = 2**16
 """Bytes of a line of an export; an entry takes less than 6,000."""
@@ -100,7 +102,7 @@ def verify_export(signer: Signer, path: Path) -> Verdict:
     try:
         with path.open(encoding="utf-8") as file:
             head = _exported_head(path, file.readline(_MOST_LINE))
-            entries = [Entry(**_line(path, line)) for line in file]
+            entries = [_record(Entry, _line(path, line)) for line in file]
     except OSError as error:
         raise StorageError.from_os(error, path, "cannot read") from error
     except (TypeError, UnicodeDecodeError):
@@ -114,7 +116,16 @@ def _exported_head(path: Path, line: str) -> Head:
     first = _line(path, line)
     if first.get("esper_audit") != 1 or not isinstance(first.get("head"), dict):
         raise _no_export(path)
-    return Head(**first["head"])
+    return _record(Head, first["head"])
+
+
+def _record(kind: type[R], found: Mapping[str, Any]) -> R:
+    """A ``kind`` of these fields; TypeError for others, or other types."""
+    record = kind(**found)
+    for field in fields(record):
+        if type(getattr(record, field.name)) is not (int if field.name == "sequence" else str):
+            raise TypeError
+    return record
 
 
 def _line(path: Path, line: str) -> Mapping[str, Any]:

@@ -156,7 +156,7 @@ class Signer:
         if not self.has(key_id):
             return False
         made = self._mac(self._keys.key(key_id), purpose, message)
-        return hmac.compare_digest(made.encode(), mac.encode())
+        return hmac.compare_digest(made.encode(), _bytes(mac))
 
     def _mac(self, key: Key, purpose: str, message: bytes) -> str:
         place = (key.id, purpose)
@@ -177,12 +177,12 @@ def new_entry(sequence: int, who: str, action: Action) -> Entry:
 
 def first_link(trail: str) -> str:
     """What the first entry of a trail is linked to."""
-    return _sha256(f"esper audit 1 {trail}".encode())
+    return _sha256(_bytes(f"esper audit 1 {trail}"))
 
 
 def link_of(previous: str, digest: str) -> str:
     """The link of an entry with that digest behind the link ``previous``."""
-    return _sha256(f"{previous}{digest}".encode())
+    return _sha256(_bytes(f"{previous}{digest}"))
 
 
 def digest_of(data: Any) -> str:
@@ -196,11 +196,16 @@ def canonical(data: Any) -> bytes:
 
 
 def _bound(trail: str, entry: Entry, digest: str) -> bytes:
-    return f"{trail} {entry.sequence} {entry.link} {digest}".encode()
+    return _bytes(f"{trail} {entry.sequence} {entry.link} {digest}")
 
 
 def _head_bound(trail: str, sequence: int, link: str) -> bytes:
-    return f"{trail} {sequence} {link}".encode()
+    return _bytes(f"{trail} {sequence} {link}")
+
+
+def _bytes(text: str) -> bytes:
+    """Of any text, also one that somebody put there and that UTF-8 has not."""
+    return text.encode(errors="surrogatepass")
 
 
 def _sha256(data: bytes) -> str:

@@ -142,9 +142,20 @@ def test_an_export_is_verified_where_the_key_is(esper: Esper, run: Path, home: P
         (home / "trail.jsonl").write_text("".join(lines[:-1]))
         code, out, _ = esper("verify", "--file", "trail.jsonl")
         assert (code, "entry 4 is missing at the end" in out) == (1, True)
-    (home / "trail.jsonl").write_text("{}\n")
-    code, _, err = esper("verify", "--file", "trail.jsonl")
-    assert (code, "no exported audit trail" in err) == (2, True)
+    wrong = {**json.loads(lines[1]), "sequence": "1"}, {**json.loads(lines[1]), "mac": None}
+    for damaged in ("{}\n", *(lines[0] + json.dumps(line) for line in wrong)):
+        (home / "trail.jsonl").write_text(damaged)
+        code, _, err = esper("verify", "--file", "trail.jsonl")
+        assert (code, "no exported audit trail" in err) == (2, True)
+
+
+def test_what_somebody_wrote_into_the_trail_moves_no_terminal(esper: Esper, run: Path) -> None:
+    with closing(sqlite3.connect("home/kernels.db")) as database:
+        database.execute("UPDATE audit SET subject = 'a' || char(27) || '[2J' WHERE sequence = 2")
+        database.commit()
+    out = esper("ls", "--subject", "a")[1]
+    assert "a\\x1b[2J" in out
+    assert "\x1b" not in out
 
 
 def test_where_there_is_none_that_is_said(esper: Esper) -> None:

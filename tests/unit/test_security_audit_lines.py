@@ -91,6 +91,8 @@ def replaced(number: int, old: bytes, new: bytes) -> Callable[[list[bytes]], lis
         ("edit of the name", replaced(8, b'"event":"decision"', b'"event":"trial"'), 5),
         ("edit of the number", replaced(8, b'"n":5', b'"n":4'), 4),
         ("entry stripped", replaced(8, b'"n":5', b'"m":5'), 5),
+        ("a link that is no text", replaced(8, b'"link":"', b'"link":"\\ud800'), 5),
+        ("an authenticator that is no text", replaced(8, b'"mac":"', b'"mac":"\\ud800'), 5),
         ("deletion", changed(lambda lines: lines.pop(8)), 5),
         ("reorder", changed(lambda lines: lines.insert(8, lines.pop(10))), 5),
         ("insertion of a copy", changed(lambda lines: lines.insert(9, lines[8])), 5),

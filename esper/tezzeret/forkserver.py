@@ -206,10 +206,13 @@ def _warm_up(target: str) -> None:
     from esper.tezzeret.targets import target_named
 
     torch.set_num_threads(1)
-    nodes = [{"id": "a", "op": "linear", "inputs": ["x"], "params": {"out": "out"}}]
+    nodes = [
+        {"id": "a", "op": "linear", "inputs": ["x"], "params": {"out": "out"}},
+        {"id": "b", "op": "relu", "inputs": ["a"]},  # to trace any function, all that there are are listed
+    ]
     layouts = get_args(Layout)
     blueprint = parse_blueprint(
-        {"version": 1, "name": "warm", "layouts": layouts, "nodes": nodes, "output": "a"}
+        {"version": 1, "name": "warm", "layouts": layouts, "nodes": nodes, "output": "b"}
     )
     for layout in layouts:
         Pipeline(target_named(target)).compile(blueprint, Slot(layout, 2, 2))

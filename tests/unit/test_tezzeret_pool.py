@@ -18,6 +18,7 @@ from forbidding import forbid_filters
 from tezzeret_support import MLP, SLOT, Hostile, until, workers
 
 from esper.errors import CompilationError, ConfigError
+from esper.tezzeret.forkserver import SPARE
 from esper.tezzeret.jobs import CompileJob, Outcome, understand
 from esper.tezzeret.limits import Limits
 from esper.tezzeret.pipeline import STAGES, Pipeline
@@ -51,6 +52,10 @@ def failure(pool: WorkerPool, deed: Any, *arguments: Any) -> str:
     assert pool.submit(GOOD).result().artefact is not None
     assert outcome.reason is not None
     return outcome.reason
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_worker_makes_the_kernel_that_is_made_here(pool: WorkerPool) -> None:
@@ -127,6 +132,24 @@ def test_a_worker_that_dies_fails_its_one_job(pool: WorkerPool) -> None:
     assert str(dying.result().reason).startswith("its worker was killed (SIGKILL)")
 
 
+def test_a_worker_that_has_told_all_is_not_waited_for_and_does_not_stay(pool: WorkerPool) -> None:
+    assert pool.submit(hostile(deeds.tell_and_stay)).result().reason == "told"
+    until(lambda: workers() == [])
+
+
+def test_the_next_job_finds_a_process_that_waits_for_it(pool: WorkerPool) -> None:
+    for _ in range(2):
+        waiting = until(lambda: workers(SPARE))
+        sleeping = pool.submit(hostile(deeds.sleep))
+        assert until(workers) == waiting  # and that one does no other
+        os.kill(waiting[0], signal.SIGKILL)
+        assert sleeping.result().lost
+    waiting = until(lambda: workers(SPARE))
+    os.kill(waiting[0], signal.SIGKILL)
+    until(lambda: workers(SPARE) not in ([], waiting))
+    assert pool.submit(GOOD).result().artefact is not None
+
+
 def test_workers_give_way_to_others_and_do_not_see_the_environment(pool: WorkerPool) -> None:
     sleeping = pool.submit(hostile(deeds.sleep))
     worker = until(workers)[0]
@@ -174,13 +197,20 @@ def test_closing_ends_what_is_under_way() -> None:
         pool.submit(GOOD)
 
 
+def test_closing_does_not_wait_for_a_server_that_starts() -> None:
+    with WorkerPool(1) as pool:
+        future = pool.submit(GOOD)
+        until(future.running)
+    with pytest.raises(CompilationError):
+        future.result()
+
+
 def test_a_server_that_dies_is_replaced(pool: WorkerPool) -> None:
     dying = pool.submit(hostile(deeds.sleep))
     worker = until(workers)[0]
     until(lambda: "Seccomp:\t2" in Path(f"/proc/{worker}/status").read_text())  # it is at its deed
     time.sleep(0.5)
-    server = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(server, signal.SIGKILL)
+    os.kill(parent(worker), signal.SIGKILL)
     assert "forked from has ended" in str(dying.result().reason)
     until(lambda: not Path(f"/proc/{worker}").exists())
     assert pool.submit(GOOD).result().artefact is not None

@@ -82,12 +82,22 @@ def signal_parent(pid: int) -> None:
     os.kill(pid, 9)
 
 
+def tell_and_stay() -> None:
+    """Tells an outcome as a worker does, and does not end."""
+    os.write(3, b'{"reason": "told", "seconds": 0}\n')
+    os.close(3)
+    time.sleep(60)
+
+
 def crash() -> None:
     ctypes.string_at(0)
 
 
-def workers() -> list[int]:
-    """The processes that do jobs for this one: children of its fork server, by what /proc says."""
+def workers(called: str = WORKER) -> list[int]:
+    """The processes that do jobs for this one: children of its fork server, by what /proc says.
+
+    Those that are called SPARE wait for a job.
+    """
     parents: dict[int, int] = {}
     names: dict[int, str] = {}
     servers: set[int] = set()  # a database server of other tests has children too
@@ -105,7 +115,7 @@ def workers() -> list[int]:
     return [
         pid
         for pid, parent in parents.items()
-        if parent in servers and parents.get(parent) == os.getpid() and names[pid] == WORKER
+        if parent in servers and parents.get(parent) == os.getpid() and names[pid] == called
     ]
 
 

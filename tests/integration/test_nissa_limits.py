@@ -367,6 +367,23 @@ def test_another_authority_of_clients_counts_for_whoever_comes_then(
         assert tls.check() == "new connections are begun with what the files hold"
 
 
+def test_files_that_were_refused_are_tried_again_without_another_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As for a certificate that is valid from a little later on."""
+    monkeypatch.setattr("esper.nissa.http.tls.LOOK_SECONDS", 0)
+    used = make_certificates(tmp_path)
+    tls = server_tls(used.certificate, used.key)
+    with monkeypatch.context() as patched:
+        patched.setattr("esper.nissa.http.tls._check_dates", lambda _: int("not yet"))
+        used.certificate.write_bytes(used.certificate.read_bytes() + b"\n")
+        for _ in range(2):
+            with pytest.raises(ServerError, match="cannot be used"):
+                tls.check()
+    assert caplog.text.count("new connections have what was there before") == 1
+    assert tls.check() == "new connections are begun with what the files hold"
+
+
 def made(folder: Path) -> Path:
     folder.mkdir()
     return folder

@@ -125,6 +125,15 @@ def test_the_end_of_a_run_cut_with_its_head_shows_in_the_library(esper: Esper, r
     assert "missing" in out
 
 
+def test_a_run_is_checked_by_no_entry_of_the_library_that_somebody_changed(esper: Esper, run: Path) -> None:
+    with closing(sqlite3.connect("home/kernels.db")) as database:
+        database.execute("UPDATE audit SET detail = 'none' WHERE action = 'run.ended'")
+        database.commit()
+    assert esper("verify", "--run", RUN)[0] == 0
+    code, out, _ = esper("verify")
+    assert (code, "entry 4 is not what was written there" in out) == (1, True)
+
+
 def test_a_copy_of_another_hosts_run_is_told_and_not_verified(esper: Esper, run: Path) -> None:
     (run / COPY_NAME).touch()
     code, out, err = esper("verify")

@@ -17,8 +17,11 @@ from esper.nissa.journal import Event
 from esper.nissa.turns import let_others_first
 
 _FIRST_BLOCK = 1 << 14
-_BLOCK = 1 << 19
+_BLOCK = 1 << 20
 _LARGEST_BLOCK = 1 << 23
+
+_buffers: list[bytearray] = []
+"""One that nobody reads into: to get new memory from the system takes longer than to read into it."""
 
 
 class JournalReader:
@@ -47,28 +50,31 @@ class JournalReader:
         follows that begins so, and where the time from event to event adds up to the same without them;
         ``sparse_lines.py`` says when. Whoever stops early is at the event that came last.
         """
+        buffer = _buffers.pop() if _buffers else bytearray(_BLOCK)
         try:
             with open_journal(self.path) as file:
                 self._find_place(os.fstat(file.fileno()))
                 file.seek(self.offset)
-                # One buffer for all of it: new memory for each block would cost more than reading it.
-                buffer, torn = bytearray(_FIRST_BLOCK), 0
-                while count := file.readinto(memoryview(buffer)[torn:]):
+                torn, size = 0, min(_FIRST_BLOCK, len(buffer))
+                while count := file.readinto(memoryview(buffer)[torn:size]):
                     let_others_first()
                     count += torn
                     end = buffer.rfind(b"\n", 0, count) + 1
                     decoded = yield from self._events(buffer, end, replaced)
                     torn = count - end
                     rest = buffer[end:count]
-                    if len(buffer) < _BLOCK:
-                        buffer = bytearray(_BLOCK)
-                    elif torn > len(buffer) // 2 or (decoded > end // 4 and len(buffer) < _LARGEST_BLOCK):
-                        # Of large blocks with long lines less has to be decoded.
-                        buffer = bytearray(2 * len(buffer))
-                    buffer[:torn] = rest
+                    few = torn > size // 2 or (decoded > end // 4 and size < _LARGEST_BLOCK)
+                    if few and size == len(
+                        buffer
+                    ):  # lines are long, and in larger blocks more is passed over
+                        buffer = bytearray(2 * size)
+                    buffer[:torn], size = rest, len(buffer)
                 self.torn = torn
         except OSError as error:
             raise StorageError.from_os(error, self.path, "cannot read the journal") from error
+        finally:
+            if len(buffer) == _BLOCK and not _buffers:
+                _buffers.append(buffer)
 
     def _events(self, block: bytearray, end: int, replaced: tuple[bytes, ...]) -> Generator[Event, None, int]:
         """Those of the lines of ``block`` up to ``end``; returns how many bytes were decoded."""

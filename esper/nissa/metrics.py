@@ -31,6 +31,7 @@ from esper.nissa.queue_metrics import queue_families
 from esper.nissa.run_records import CheckpointRecord, Epoch, RunStatus
 from esper.nissa.run_view import RunView
 from esper.nissa.sink_metrics import sink_families
+from esper.nissa.turns import let_others_first
 
 LATENCY_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Upper bounds in seconds: a kernel takes tens of milliseconds, and 5 s is the target for any."""
@@ -104,6 +105,11 @@ class RunCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Every metric family, with its samples."""
+        for family in self._families():
+            let_others_first()
+            yield family
+
+    def _families(self) -> Iterable[Metric]:
         yield from self._state()
         yield from self._training()
         yield from self._growth()

@@ -168,7 +168,11 @@ def parse_report(data: Mapping[str, Any]) -> FieldReport:
 
     Raises KeyError, TypeError or ValueError when it is none.
     """
-    values = {name: data[name] for name in _REPORT if name in data}
+    values = (
+        dict(data)
+        if data.keys() == _REPORT.keys()
+        else {name: data[name] for name in _REPORT if name in data}
+    )
     for name, needed in _REPORT_NUMBERS:
         value = values.get(name)
         if type(value) is not float and (needed or value is not None):

@@ -38,6 +38,7 @@ def short_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few lines take many of them."""
     monkeypatch.setattr(journal_reader, "_FIRST_BLOCK", 128)
     monkeypatch.setattr(journal_reader, "_BLOCK", 4000)
+    monkeypatch.setattr(journal_reader, "_buffers", [])
 
 
 def fields_of(random: Random, event: str) -> dict[str, Any]:

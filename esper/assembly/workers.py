@@ -20,6 +20,8 @@ from esper.tezzeret.limits import Limits
 from esper.tezzeret.pool import NICE, WorkerPool
 from esper.tezzeret.remote import RemoteWorkers
 from esper.tezzeret.remote_worker import RemoteWorker
+from esper.tezzeret.target import Target
+from esper.tezzeret.targets import ships
 from esper.tezzeret.wire import Wire
 
 Tell = Callable[[str], None]
@@ -40,6 +42,12 @@ def build_workers(cfg: DictConfig, tell: Tell) -> WorkerPool | RemoteWorkers | N
         )
     if not remote:
         return _pool(cfg, count, tell)
+    target: Target = configured(cfg, "tezzeret.target")
+    if not ships(target):
+        raise ConfigError(
+            f"workers on other machines have no target {target.name!r}, which is one of your own",
+            hint="compile on this machine: tezzeret/engine=local",
+        )
     engine = cfg.tezzeret.engine
     return RemoteWorkers(
         _broker(cfg),

@@ -25,3 +25,8 @@ def target_named(name: str, own: Target | None = None) -> Target:
             f"there is no target {name!r}", stage="compile", hint=f"one of: {', '.join(TARGETS)}"
         )
     return TARGETS[name]
+
+
+def ships(target: Target) -> bool:
+    """Whether ``target`` is one of those that ship, which every machine with Esper has."""
+    return type(target) is type(TARGETS.get(target.name))

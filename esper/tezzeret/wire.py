@@ -19,7 +19,7 @@ from esper.security import Envelope
 from esper.tezzeret.budget import Budget
 from esper.tezzeret.jobs import CompileJob, Outcome, in_parts, understand
 from esper.tezzeret.pipeline import Pipeline
-from esper.tezzeret.targets import TARGETS, target_named
+from esper.tezzeret.targets import ships, target_named
 
 VERSION = 1
 
@@ -72,7 +72,7 @@ def encoded(job: CompileJob) -> tuple[str, bytes]:
     from a run.
     """
     pipeline = job.pipeline
-    if type(pipeline.target) is not type(TARGETS.get(pipeline.target.name)):
+    if not ships(pipeline.target):
         raise _only_here(f"target {pipeline.target.name} of one's own")
     if job.trained is not None:
         raise _only_here("a kernel with weights from a run")

@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count, islice, product
 from multiprocessing.process import BaseProcess
@@ -95,10 +95,7 @@ class CompileWorkers:
     def close(self) -> None:
         """End them as Ctrl-C does."""
         for process in self._processes:
-            with suppress(
-                ProcessLookupError
-            ):  # one that began while the broker was gone has ended with an error
-                os.kill(process.pid or 0, signal.SIGINT)
+            os.kill(process.pid or 0, signal.SIGINT)
         for process in self._processes:
             process.join(30)
 

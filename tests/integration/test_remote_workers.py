@@ -43,6 +43,12 @@ BAD = replace(GOOD, slot=replace(SLOT, in_features=10**7))
 PASSWORD = "pass word/of the tests"
 
 
+class Own(TorchScriptTarget):
+    """A target that does not ship."""
+
+    name = "own"
+
+
 def sized(size: int) -> CompileJob:
     return replace(GOOD, slot=replace(SLOT, out_features=size))
 
@@ -206,6 +212,9 @@ def test_settings_that_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
         build_workers(compose([engine, "tezzeret.engine.visibility_seconds=30"]), pytest.fail)
     with pytest.raises(ConfigError, match="compile for the CPU"):
         build_workers(compose([engine, "tezzeret.device=cuda"]), pytest.fail)
+    own = f"tezzeret.target._target_={__name__}.Own", f"allow_targets=[esper.,{__name__}.]"
+    with pytest.raises(ConfigError, match="have no target 'own', which is one of your own"):
+        build_workers(compose([engine, *own]), pytest.fail)
     monkeypatch.setitem(sys.modules, "celery", None)
     monkeypatch.delitem(sys.modules, "celery.app.base", raising=False)
     with pytest.raises(ConfigError, match=r"esper-morph\[celery\]"):

@@ -7,8 +7,8 @@ the same names; further fields follow them. Records hold data only: no tensors, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -216,10 +216,10 @@ class SystemStatePacket:
     held_out_loss: float = 0.0
     total_epochs: int = 0
     learning_rate: float = 0.0
-    history: tuple[EpochRecord, ...] = ()
-    trials: tuple[FieldReport, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
-    growths: tuple[GrowthReport, ...] = ()
+    history: Sequence[EpochRecord] = ()
+    trials: Sequence[FieldReport] = ()
+    refusals: Sequence[Refusal] = ()
+    growths: Sequence[GrowthReport] = ()
     widths: Mapping[str, WidthMetrics] = field(default_factory=dict)
     rate_share: float = 1.0
     progress: float = 0.0
@@ -227,7 +227,9 @@ class SystemStatePacket:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``."""
-        return asdict(self)
+        history, trials = tuple(self.history), tuple(self.trials)
+        refusals, growths = tuple(self.refusals), tuple(self.growths)
+        return asdict(replace(self, history=history, trials=trials, refusals=refusals, growths=growths))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def export_weights(cfg: DictConfig, run: Path, name: str | None, file: Path) -> 
 
     checkpoints = Checkpoints(run / "checkpoints", build_envelope(cfg))
     found = None if name is None and checkpoints.is_older() else checkpoints.find(name)
-    state = checkpoints.load() if found is None else checkpoints.open(found)
+    state = checkpoints.load() if found is None else checkpoints.open(found, past=False)
     weights, progress = reported_weights(state), state["progress"]
     of = {"run": run.name, "step": str(progress["global_step"]), "epochs": str(progress["epochs_done"])}
     try:

@@ -23,7 +23,7 @@ def export_run(cfg: DictConfig, run: Path, folder: Path) -> ExportReport:
     """
     data = build_data(cfg)
     model = build_host(cfg, data)
-    state = Checkpoints(run / "checkpoints", build_envelope(cfg)).load()
+    state = Checkpoints(run / "checkpoints", build_envelope(cfg)).load(past=False)
     trials = restore_model(
         model,
         state,

@@ -37,7 +37,7 @@ def harvest(
     pipeline = build_pipeline(cfg)
     data = build_data(cfg)
     model = build_host(cfg, data)
-    state = Checkpoints(run / "checkpoints", build_envelope(cfg)).load()
+    state = Checkpoints(run / "checkpoints", build_envelope(cfg)).load(past=False)
     hint = f"the run {run.name} was made with another version of its model"
     trials = restore_model(model, state, data.train.x[:2], rebuilder(pipeline), hint=hint)
     kept = [trial for trial in trials.values() if trial.finished]

@@ -127,7 +127,7 @@ class WidenOnPace:
         window = max(FEWEST, math.ceil(self.window_share / share))
         # The epoch right after a growth is one of new parts that find their place.
         since = packet.growths[-1].epoch + 2 if packet.growths else 1
-        losses = [record.train_loss for record in packet.history if record.epoch >= since][-window:]
+        losses = [record.train_loss for record in packet.history[-window:] if record.epoch >= since]
         if len(losses) < window:
             return None
         trend: Trend = fit_trend(losses, self.min_pace * share)

@@ -62,7 +62,7 @@ def record(
     if outcome.status == "refused":
         seed_idx = decision.parameters.get("seed_idx", -1)
         refusal = Refusal(epoch, decision.target_component, seed_idx, outcome.reason)
-        progress.refusals += (refusal,)
+        progress.refusals = progress.refusals.plus(refusal)
     else:
         progress.grown_at = trainer.done(epoch + 1)
         progress.adapted += (Adapted(epoch, _target(decision), trainer.saved_step),)

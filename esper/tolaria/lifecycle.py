@@ -24,6 +24,7 @@ from esper.kasmina import (
 from esper.kasmina.operators.fold import fold
 from esper.kasmina.seed import Evidence, Seed
 from esper.messages import FieldReport, SeedState
+from esper.tolaria.append_only import AppendOnly, restored
 from esper.tolaria.distributed import Group
 from esper.tolaria.evaluation import HeldOut
 from esper.tolaria.events import Recorder
@@ -72,7 +73,7 @@ class SeedLifecycle:
         self.parameters = KernelParameters(optimizer, kernel_lr_scale)
         self.group = group
         self.trials: dict[SeedKey, Trial] = {}
-        self.reports: list[FieldReport] = []
+        self.reports: AppendOnly[FieldReport] = AppendOnly()
         self.resting: dict[SeedKey, int] = {}
         self.epoch = 0
         self.version = 0
@@ -259,7 +260,7 @@ class SeedLifecycle:
 
     def _report(self, field_report: FieldReport) -> None:
         """Tell the journal, the policy (through the next packet) and the library, which ranks by it."""
-        self.reports.append(field_report)
+        self.reports = self.reports.plus(field_report)
         self._file(field_report)
         self.recorder.emit("trial", report=asdict(field_report))
 
@@ -298,7 +299,7 @@ class SeedLifecycle:
         return {
             "seeds": [{**asdict(r), "state": r.state.value} for r in seed_records(self.model)],
             "trials": [trial.state() for trial in self.trials.values()],
-            "reports": [asdict(report) for report in self.reports],
+            "reports": self.reports,
             "resting": [(layer, idx, until) for (layer, idx), until in self.resting.items()],
         }
 
@@ -307,7 +308,7 @@ class SeedLifecycle:
         self.trials = restore_trials(self.model, state, self.rebuild)
         for trial in self.trials.values():
             self._train(trial)
-        self.reports = [field_report_from(report) for report in state["reports"]]
+        self.reports = restored(state["reports"], field_report_from)
         self.resting = {(layer, idx): until for layer, idx, until in state["resting"]}
         self.version += 1
 

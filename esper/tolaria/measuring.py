@@ -22,7 +22,7 @@ def measure(trainer: Trainer, epoch: int, loss: float) -> SystemStatePacket:
     done = trainer.done(epoch + 1)
     if trainer.group.size > 1:
         restore_observed(model, merge_observed(trainer.group.gather(observed(model))))
-    progress.history += (EpochRecord(epoch, loss, measured.loss, measured.accuracy),)
+    progress.history = progress.history.plus(EpochRecord(epoch, loss, measured.loss, measured.accuracy))
     return SystemStatePacket(
         epoch=epoch,
         global_step=progress.global_step,
@@ -33,9 +33,9 @@ def measure(trainer: Trainer, epoch: int, loss: float) -> SystemStatePacket:
         total_epochs=trainer.total_epochs,
         learning_rate=trainer.optimizer.param_groups[0]["lr"],
         history=progress.history,
-        trials=tuple(trainer.seeds.reports),
+        trials=trainer.seeds.reports,
         refusals=progress.refusals,
-        growths=tuple(trainer.structure.reports),
+        growths=trainer.structure.reports,
         widths=trainer.growable_widths() if trainer.policy.needs_widths else {},
         rate_share=max(trainer.schedule.factor(done, progress.grown_at), trainer.schedule.rewarm),
         progress=done,

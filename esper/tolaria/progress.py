@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from esper.messages import Cause, EpochRecord, Refusal
+from esper.tolaria.append_only import AppendOnly, restored
 from esper.tolaria.stability import Limits
 
 
@@ -85,8 +86,8 @@ class Progress:
     samples: int = 0
     flops: float = 0.0
     seconds: float = 0.0
-    history: tuple[EpochRecord, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    history: AppendOnly[EpochRecord] = field(default_factory=AppendOnly)
+    refusals: AppendOnly[Refusal] = field(default_factory=AppendOnly)
     grown_at: float | None = None
     adapted: tuple[Adapted, ...] = ()
     rollbacks: tuple[Rollback, ...] = ()
@@ -118,11 +119,16 @@ class Progress:
         self.embargoed = left.embargoed
         self.rate, self.easing = left.rate, left.easing
 
+    def state(self) -> dict[str, Any]:
+        """Plain data, and what only grows as it is: this takes no longer the longer a run is."""
+        rest = asdict(replace(self, history=AppendOnly(), refusals=AppendOnly()))
+        return {**rest, "history": self.history, "refusals": self.refusals}
+
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """The progress whose ``asdict`` is ``state``."""
-        history = tuple(EpochRecord(**record) for record in state["history"])
-        refusals = tuple(Refusal(**record) for record in state["refusals"])
+        """The progress that ``state`` is of."""
+        history = restored(state["history"], lambda record: EpochRecord(**record))
+        refusals = restored(state["refusals"], lambda record: Refusal(**record))
         easing = state.get("easing")
         rest = {
             "adapted": tuple(Adapted(**each) for each in state.get("adapted", ())),

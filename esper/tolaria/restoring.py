@@ -60,7 +60,7 @@ def load_start(run: Path, envelope: Envelope) -> dict[str, Any]:
         raise RunError(
             f"tolaria.start: there is no run in {run}", hint="name the folder of one, such as runs/ID"
         )
-    state = Checkpoints(run / "checkpoints", envelope).load()
+    state = Checkpoints(run / "checkpoints", envelope).load(past=False)
     growth = state["growth"]
     seeds = [{**seed, "embargoed_until": seed["embargoed_until"] and 0} for seed in growth["seeds"]]
     return {

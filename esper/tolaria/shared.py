@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from esper.errors import EsperError
 from esper.messages import FieldReport, InventionRecord, KernelMetadata, Slot
 from esper.tolaria.checkpoints import Checkpoints, Mark
+from esper.tolaria.checkpoints.tree import Parts
 from esper.tolaria.distributed import Group, from_first
 from esper.urza.library import Kernel, KernelLibrary
 from esper.urza.ranking import TrialContext, Wanted
@@ -150,9 +151,9 @@ class SharedCheckpoints:
         assert self._checkpoints is not None
         return self._checkpoints
 
-    def write(self, mark: Mark, document: Any, tensors: Mapping[str, Tensor]) -> Path:
+    def write(self, mark: Mark, state: Parts) -> Path:
         """Write a checkpoint; the first process alone calls this."""
-        return self._first.write(mark, document, tensors)
+        return self._first.write(mark, state)
 
     def load(self, name: str | None = None) -> dict[str, Any]:
         """The state of a checkpoint, the newest if ``name`` is None."""

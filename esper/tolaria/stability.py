@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final
 
 import torch
@@ -106,9 +107,15 @@ def divergence(
     history: Sequence[EpochRecord], adapted: Iterable[tuple[int, str]], limits: Limits
 ) -> tuple[str, str] | None:
     """The newest adaptation, of pairs (epoch, target), after which the held-out loss ran away, and words."""
-    losses = {record.epoch: record.loss for record in history}
+    newest_first = sorted(adapted, reverse=True)
+    if not newest_first:
+        return None
+    oldest = newest_first[-1][0]
+    losses = {
+        each.epoch: each.loss for each in takewhile(lambda each: each.epoch >= oldest, reversed(history))
+    }
     last = history[-1]
-    for epoch, target in sorted(adapted, reverse=True):
+    for epoch, target in newest_first:
         before = losses.get(epoch)
         if before is None or not epoch < last.epoch <= epoch + limits.adaptation_epochs:
             continue

@@ -23,7 +23,8 @@ class Step:
     The batch is cut into a part for each process of ``group``, and that into ``accumulate`` parts that are
     run one after another; the gradient is that of the mean over all of it. The host and each kernel are
     clipped apart to ``max_grad_norm``. A step that ``precision`` leaves out counts as none for trials: no
-    weight has moved that a kernel is blended in for. ``forward`` calls the model, in a way of its own.
+    weight has moved that a kernel is blended in for. ``forward`` calls the model, in a way of its own,
+    ``before_update`` is called before a weight changes.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Step:
         precision: Precision,
         average: WeightAverage | None = None,
         forward: Callable[[Tensor], Tensor] | None = None,
+        before_update: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -48,6 +50,7 @@ class Step:
         self._precision = precision
         self._average = average
         self._forward = forward or model
+        self._before_update = before_update
 
     def __call__(self, x: Tensor, y: Tensor, samples: int) -> Tensor:
         """Step on a batch of so many ``samples``; its mean loss, a scalar.
@@ -64,6 +67,7 @@ class Step:
         if self._max_grad_norm is not None:
             for group in self._optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], self._max_grad_norm)
+        self._before_update()
         if self._precision.step(self._optimizer):
             self._seeds.step()
             if self._average is not None:

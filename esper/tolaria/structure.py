@@ -24,6 +24,7 @@ from esper.kasmina.operators import (
 )
 from esper.kasmina.operators.rates import BlockRates, Rates
 from esper.messages import AdaptationDecision, GrowthReport, WidthMetrics
+from esper.tolaria.append_only import AppendOnly, restored
 from esper.tolaria.evaluation import Evaluation, HeldOut
 from esper.tolaria.events import Recorder
 from esper.tolaria.trial import Outcome
@@ -97,7 +98,7 @@ class Structure:
         self.seed = seed
         self.records: list[Mapping[str, Any]] = []
         self.matched: list[int] = []  # those of ``records`` whose new entries have rates of their own
-        self.reports: list[GrowthReport] = []
+        self.reports: AppendOnly[GrowthReport] = AppendOnly()
         self.block_rates = BlockRates(optimizer)
         self.version = 0
 
@@ -186,7 +187,7 @@ class Structure:
             like=growth.record.get("like", ""),
             hidden=growth.record.get("hidden"),
         )
-        self.reports.append(report)
+        self.reports = self.reports.plus(report)
         self.recorder.emit("growth", report=asdict(report))
         return report
 
@@ -201,7 +202,7 @@ class Structure:
         return {
             "records": [dict(record) for record in self.records],
             "matched": list(self.matched),
-            "reports": [asdict(report) for report in self.reports],
+            "reports": self.reports,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -215,7 +216,7 @@ class Structure:
             carry(self.optimizer, growth)
             self._follow(growth, matched=len(self.records) in matched)
             self.records.append(record)
-        self.reports = [_report_from(report) for report in state["reports"]]
+        self.reports = restored(state["reports"], _report_from)
         self.version += 1
 
 

@@ -36,7 +36,7 @@ from esper.tolaria.shared import SharedCheckpoints
 from esper.tolaria.stability import Limits, StepWatch
 from esper.tolaria.step import Step
 from esper.tolaria.structure import Structure
-from esper.tolaria.training_state import capture, put_back
+from esper.tolaria.training_state import capture, put_back, unchanged_until_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,7 @@ class Trainer:
             precision=self.precision,
             average=self.held_out.average,
             forward=self._forward(),
+            before_update=self._saver.hold,
         )
         self.cost = Cost(self.held_out, self.batches, lambda: self._version)
         self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
@@ -281,6 +282,7 @@ class Trainer:
             if every is not None and self.progress.global_step % every == 0:
                 self.save()
         self._look()
+        self._saver.hold()
         return float(so_far.loss) / max(so_far.samples, 1)
 
     def _set_rates(self, done: float) -> None:
@@ -332,7 +334,7 @@ class Trainer:
         mark = Mark(done.global_step, done.epochs_done, in_epoch, last[0].loss if last else None)
         state = self.state()
         if self.group.rank == 0:
-            self._saver.begin(mark, state)
+            self._saver.begin(mark, state, unchanged_until_step(self))
 
     def save_here(self) -> None:
         """As ``save``, and wait until it is on the disk; nothing if the newest checkpoint is from here."""

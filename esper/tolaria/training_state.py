@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from esper.kasmina import merge_observed, observed, restore_observed
 from esper.tolaria.progress import EpochSoFar, Progress
@@ -20,7 +22,7 @@ def capture(trainer: Trainer) -> dict[str, Any]:
     average = trainer.held_out.average
     return {
         "ranks": _rank_states(trainer),
-        "progress": asdict(trainer.progress),
+        "progress": trainer.progress.state(),
         "so_far": _epoch_under_way(trainer),
         "structure": trainer.structure.state(),
         "growth": trainer.seeds.state(),
@@ -31,6 +33,15 @@ def capture(trainer: Trainer) -> dict[str, Any]:
         "rng": rng_state(),
         "watch": trainer.watch.state(),
     }
+
+
+def unchanged_until_step(trainer: Trainer) -> Iterator[Tensor]:
+    """What of the state is the same until the optimizer steps again, or an epoch ends."""
+    yield from trainer.model.parameters()
+    for moments in trainer.optimizer.state.values():
+        yield from (moment for moment in moments.values() if isinstance(moment, Tensor))
+    if trainer.held_out.average is not None:
+        yield from trainer.held_out.average.state()["values"].values()
 
 
 def put_back(trainer: Trainer, state: Mapping[str, Any]) -> None:

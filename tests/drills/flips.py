@@ -1,4 +1,4 @@
-"""Flip bits of a checkpoint of a real run, and cut its files at every length: each must be refused unread.
+"""Flip bits of a checkpoint of a real run and of its past, cut the files at every length: each is refused.
 
 Bits are drawn from all files alike, by their length. Exits 1 if one is not refused, or if anything is made of
 the bytes of one before it is.
@@ -74,10 +74,9 @@ def main() -> int:
             shutil.rmtree(each)
         checkpoints = Checkpoints(run / "checkpoints", build_envelope(cfg))
         assert not refused(checkpoints), "it is refused as it was written"
-        size, began = sum(file.stat().st_size for file in path.iterdir()), time.perf_counter()
-        for what, file, data in changed(
-            sorted(path.iterdir()), arguments.flips, random.Random(arguments.seed)
-        ):
+        files = sorted([*path.iterdir(), *run.glob("checkpoints/*.sealed")])
+        size, began = sum(file.stat().st_size for file in files), time.perf_counter()
+        for what, file, data in changed(files, arguments.flips, random.Random(arguments.seed)):
             before = file.read_bytes()
             file.write_bytes(data)
             done[what] += 1

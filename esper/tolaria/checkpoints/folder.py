@@ -3,6 +3,7 @@
 ::
 
     checkpoints/
+      past.sealed       what only grows, such as the epochs that were: each checkpoint has its end in it
       step-000001200/
         state.sealed    JSON: progress, growth, policy, generators, and which tensors follow
         tensors.sealed  their bytes, one after another
@@ -23,6 +24,7 @@ from typing import Final
 from esper.errors import CheckpointError, EsperError, SealBroken, StorageError, UnknownKey
 from esper.security import Envelope
 from esper.tolaria.checkpoints.manifest import MOST_BYTES, NAME, Manifest, Part, damaged
+from esper.tolaria.checkpoints.past import PastLog
 from esper.tolaria.durable import sync_folder
 
 LATEST: Final = "latest.json"
@@ -57,6 +59,7 @@ class CheckpointFolder:
         self.folder = folder
         self._envelope = envelope
         self._run = folder.parent.name
+        self._past = PastLog(folder, self._run, envelope)
 
     def all(self) -> list[Found]:
         """Every checkpoint, newest first, those too that cannot be used; parts are not looked at."""
@@ -87,6 +90,7 @@ class CheckpointFolder:
         manifest = self._good(found)
         for part in manifest.parts:
             self._authenticate(found.path, manifest, part)
+        self._past.read(manifest.past, found.path)
         return manifest
 
     def remove(self, found: Found) -> None:

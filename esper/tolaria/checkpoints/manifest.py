@@ -8,9 +8,13 @@ from typing import Any, Final
 
 from esper.errors import CheckpointError, SealBroken
 from esper.security import Envelope
+from esper.tolaria.append_only import Place
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 """Of the folder; format 2 was one file that ``torch.save`` wrote, see ``format2``."""
+
+READ: Final = (3, FORMAT)
+"""In format 3 each checkpoint had all of its past, and named no place in a log."""
 
 NAME: Final = "manifest.json"
 MOST_BYTES: Final = 2**20
@@ -42,6 +46,7 @@ class Manifest:
     """A checkpoint of ``run``: where the run stood, when it was written (ISO 8601, UTC), and its parts.
 
     Parts are sealed under ``id``, drawn anew for each checkpoint: the tags of their chunks are their digests.
+    ``past`` is where its past ends in the log beside it, None where it has none.
     """
 
     id: str
@@ -49,6 +54,7 @@ class Manifest:
     mark: Mark
     created_at: str
     parts: tuple[Part, ...]
+    past: Place | None = None
     format: int = FORMAT
 
     @property
@@ -71,15 +77,16 @@ class Manifest:
         try:
             document: dict[str, Any] = json.loads(data)
             tag = str(document.pop("tag"))
-            if document["format"] != FORMAT:
+            if document["format"] not in READ:
                 raise CheckpointError(
-                    f"{where} has format {document['format']}, this Esper reads {FORMAT}",
+                    f"{where} has format {document['format']}, this Esper reads {READ[0]} to {FORMAT}",
                     hint="use the version of Esper that wrote it",
                 )
             envelope.check(_message(document), tag)
             mark = Mark(**document.pop("mark"))
             parts = tuple(Part(**part) for part in document.pop("parts"))
-            return Manifest(mark=mark, parts=parts, **document)
+            past = document.pop("past", None)
+            return Manifest(mark=mark, parts=parts, past=past and Place(*past), **document)
         except SealBroken as error:
             raise damaged(where, "its manifest is not what was written") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

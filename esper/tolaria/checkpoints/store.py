@@ -16,16 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor
-
 from esper.errors import CheckpointError, EsperError, StorageError, UnknownKey
 from esper.security import Envelope
+from esper.tolaria.append_only import AppendOnly, Place
 from esper.tolaria.checkpoints import format2
 from esper.tolaria.checkpoints.folder import CheckpointFolder, Found, none_in
 from esper.tolaria.checkpoints.manifest import NAME, Manifest, Mark, Part, damaged, identity
 from esper.tolaria.checkpoints.retention import Retention
 from esper.tolaria.checkpoints.tensors import described, empty, memory_of
-from esper.tolaria.checkpoints.tree import join, split, to_json
+from esper.tolaria.checkpoints.tree import Parts, join, split, to_json
 from esper.tolaria.durable import sync_folder, write_all
 
 _STATE: Final = "state.sealed"
@@ -47,10 +46,9 @@ class Checkpoints(CheckpointFolder):
 
         Raises StorageError, after which the checkpoints are those of before.
         """
-        document, tensors = split(state)
-        return self.write(mark, document, tensors)
+        return self.write(mark, split(state))
 
-    def write(self, mark: Mark, document: Any, tensors: Mapping[str, Tensor]) -> Path:
+    def write(self, mark: Mark, state: Parts) -> Path:
         """As :meth:`save`, of a state that was split."""
         path = self.folder
         try:
@@ -60,28 +58,32 @@ class Checkpoints(CheckpointFolder):
             temporary = self.folder / f".{path.name}.tmp"
             try:
                 temporary.mkdir()
-                self._write_files(temporary, mark, document, tensors)
+                past = self._write_files(temporary, mark, state)
                 sync_folder(temporary)
                 temporary.rename(path)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
             sync_folder(self.folder)
+            if past is not None:
+                for sequence in state.past.values():
+                    sequence.note_saved(past)
             marks[path] = mark
             self._drop_superfluous(marks)
         except OSError as error:
             raise StorageError.from_os(error, path, "cannot write the checkpoint") from error
         return path
 
-    def load(self, name: str | None = None) -> dict[str, Any]:
+    def load(self, name: str | None = None, *, past: bool = True) -> dict[str, Any]:
         """The state of a checkpoint, the newest if ``name`` is None, its tensors on the CPU.
 
-        Nothing of it is given out before all of it is authenticated. Raises CheckpointError, or UnknownKey
-        where the key that it was sealed with is not at hand.
+        Nothing of it is given out before all of it is authenticated. Without ``past`` what only grows is
+        empty, and the log of it may be damaged: for those who want the network alone. Raises CheckpointError,
+        or UnknownKey where the key that it was sealed with is not at hand.
         """
         if name is None and self.is_older():
             return format2.load(self.folder)
-        return self.open(self.find(name))
+        return self.open(self.find(name), past=past)
 
     def load_newest_good(self) -> tuple[dict[str, Any], list[EsperError]]:
         """The state of the newest checkpoint that is whole, and what was wrong with those after it."""
@@ -95,7 +97,7 @@ class Checkpoints(CheckpointFolder):
                 errors.append(error)
         raise errors[0] if errors else none_in(self.folder)
 
-    def open(self, found: Found) -> dict[str, Any]:
+    def open(self, found: Found, *, past: bool = True) -> dict[str, Any]:
         """The state of a checkpoint that was found; raises as :meth:`load` does."""
         manifest = self._good(found)
         parts = {part.name: part for part in manifest.parts}
@@ -103,7 +105,8 @@ class Checkpoints(CheckpointFolder):
             stored = json.loads(self._opened(found.path, manifest, parts[_STATE]))
             tensors = empty(stored["tensors"], parts[_TENSORS].size)
             self._authenticate(found.path, manifest, parts[_TENSORS], memory_of(tensors.values()))
-            state: dict[str, Any] = join(stored["state"], tensors)
+            whole = self._past_of(found, manifest) if past else None
+            state: dict[str, Any] = join(stored["state"], tensors, whole)
         except (KeyError, ValueError, TypeError) as error:
             raise damaged(str(found.path), f"its parts do not fit together: {error}") from error
         return state
@@ -143,26 +146,33 @@ class Checkpoints(CheckpointFolder):
             self._marks = {each.path: each.manifest.mark for each in found if each.manifest}
         return self._marks
 
-    def _write_files(self, folder: Path, mark: Mark, document: Any, tensors: Mapping[str, Tensor]) -> None:
-        """Write all before any is synced: together they are one turn of the file system's journal."""
+    def _write_files(self, folder: Path, mark: Mark, state: Parts) -> Place | None:
+        """Write all before any is synced: together they are one turn of the file system's journal.
+
+        Returns where the log has what is past.
+        """
         number, parts = secrets.token_hex(16), []
-        state = to_json({"state": document, "tensors": described(tensors)})
+        document = to_json({"state": state.document, "tensors": described(state.tensors)})
         contents: dict[str, Sequence[memoryview]] = {
-            _STATE: [memoryview(state)],
-            _TENSORS: memory_of(tensor.cpu().contiguous() for tensor in tensors.values()),
+            _STATE: [memoryview(document)],
+            _TENSORS: memory_of(tensor.cpu().contiguous() for tensor in state.tensors.values()),
         }
         with ExitStack() as opened:
-            files = []
+            files, past = [], None
+            if state.past:
+                files.append(opened.enter_context(self._past.path.open("ab", buffering=0)))
+                past = self._past.append(files[0], state.past)
             for name, pieces in contents.items():
                 files.append(opened.enter_context((folder / name).open("wb", buffering=0)))
                 sealed = self._envelope.seal_stream(pieces, identity(self._run, number, name))
                 parts.append(Part(name, write_all(files[-1], sealed)))
             created_at = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = Manifest(number, self._run, mark, created_at, tuple(parts))
+            manifest = Manifest(number, self._run, mark, created_at, tuple(parts), past)
             files.append(opened.enter_context((folder / NAME).open("wb", buffering=0)))
             write_all(files[-1], [manifest.signed(self._envelope)])
             for file in files:
                 os.fsync(file.fileno())
+        return past
 
     def _drop_superfluous(self, marks: dict[Path, Mark]) -> None:
         paths = list(marks)
@@ -175,6 +185,10 @@ class Checkpoints(CheckpointFolder):
                 self.remove(Found(path, None))
 
     # Reading
+
+    def _past_of(self, found: Found, manifest: Manifest) -> dict[str, AppendOnly[Any]]:
+        read = self._past.read(manifest.past, found.path)
+        return {path: AppendOnly(join(items, {}, {}), manifest.past) for path, items in read.items()}
 
     def _opened(self, path: Path, manifest: Manifest, part: Part) -> bytes:
         data = bytearray(self._envelope.plain_length(part.size))

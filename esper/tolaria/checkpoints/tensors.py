@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -54,26 +56,39 @@ def memory_of(tensors: Iterable[Tensor]) -> list[memoryview]:
     return [_memory(tensor) for tensor in tensors]
 
 
-def copy_into(tensors: Mapping[str, Tensor], buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of ``tensors`` on the CPU, in ``buffers`` of an earlier call where they fit.
+def room_for(tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU to copy ``tensors`` into: those of ``buffers`` where they fit.
 
     Memory that is there already is filled several times as fast as new memory.
     """
-    copies = {}
+    room = {}
     for name, tensor in tensors.items():
         buffer = buffers.get(name)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype)
-        if tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.nbytes > _LARGE:
-            _memory(buffer)[:] = _memory(tensor)
+        room[name] = buffer
+    return room
+
+
+def is_large(tensor: Tensor) -> bool:
+    """Whether its copy takes longer than to think about it."""
+    return tensor.nbytes > _LARGE
+
+
+def fill(room: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy each of ``tensors`` to its place in ``room``; other threads of Python go on meanwhile."""
+    for name, tensor in tensors.items():
+        if tensor.device.type == "cpu" and tensor.is_contiguous() and is_large(tensor):
+            np.copyto(_bytes(room[name]), _bytes(tensor))
         else:
-            buffer.copy_(tensor)
-        copies[name] = buffer
-    buffers.clear()
-    buffers.update(copies)
-    return copies
+            room[name].copy_(tensor)
 
 
 def _memory(tensor: Tensor) -> memoryview:
-    data: Any = tensor.detach().view(-1).view(torch.uint8).numpy()
+    data: Any = _bytes(tensor)
     return memoryview(data)
+
+
+def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
+    data: npt.NDArray[np.uint8] = tensor.detach().view(-1).view(torch.uint8).numpy()
+    return data

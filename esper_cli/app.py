@@ -100,7 +100,7 @@ def main() -> NoReturn:
     def terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
         nonlocal interrupted_as
         interrupted_as = TERMINATED
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.SIGTERM)
 
     # A cluster that takes its machine back says so with SIGTERM: what goes on ends as with Ctrl-C.
     signal.signal(signal.SIGTERM, terminate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -216,7 +217,7 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
     """
     with interrupts_held():
         from esper.assembly.training import build_training
-        from esper.tolaria.distributed import launched, leave, own_rank
+        from esper.tolaria.distributed import launched, leave, own_rank, processes_launched
         from esper_cli.processes import Shown, following, start
         from esper_cli.report import report_run
 
@@ -235,7 +236,8 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
         except KeyboardInterrupt as error:
             interruption = error
     if interruption is not None:
-        typer.echo(f"esper: interrupted; {_what_is_saved(display.progress, resume)}", err=True)
+        told = _interrupted(interruption, processes_launched())
+        typer.echo(f"esper: {told}; {_what_is_saved(display.progress, resume)}", err=True)
         raise interruption
     leave()
     run_id = display.progress.run_id
@@ -244,6 +246,15 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
     except KeyboardInterrupt:
         typer.echo(f"esper: interrupted; the run had finished: esper runs show {run_id}", err=True)
         raise
+
+
+def _interrupted(interruption: KeyboardInterrupt, processes: int) -> str:
+    """What is known of it: torchrun may be quicker to end a process than that is to miss another."""
+    if signal.SIGTERM in interruption.args and processes > 1:
+        return (
+            "interrupted by SIGTERM, with which torchrun ends a process when another one of the run is lost"
+        )
+    return "interrupted"
 
 
 def _what_is_saved(progress: RunProgress, resume: str | None) -> str:

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from esper_cli.interrupts import interrupts_held
+from esper_cli.train import _interrupted
 
 
 def test_an_interruption_comes_at_the_end_of_the_block() -> None:
@@ -44,3 +45,9 @@ def test_ctrl_c_during_the_first_imports_leaves_no_traceback() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_one_of_many_processes_says_that_another_may_be_lost() -> None:
+    assert "another one of the run is lost" in _interrupted(KeyboardInterrupt(signal.SIGTERM), 2)
+    assert _interrupted(KeyboardInterrupt(signal.SIGTERM), 1) == "interrupted"
+    assert _interrupted(KeyboardInterrupt(), 2) == "interrupted"

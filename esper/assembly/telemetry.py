@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -16,7 +17,7 @@ from esper.assembly.storage import place_of
 from esper.errors import ConfigError, SinkUnavailable
 from esper.nissa.journal import Journal
 from esper.nissa.telemetry.messages import Sink
-from esper.nissa.telemetry.telemetry import Telemetry
+from esper.nissa.telemetry.telemetry import SIGNALS_EVERY, Telemetry
 from esper.security.privacy import leaving
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def prepare_telemetry(cfg: DictConfig) -> Callable[[Path, Journal], Telemetry | 
     capacity = OmegaConf.select(cfg, "nissa.buffer", default=1)
     if not 1 <= capacity <= MOST_SIGNALS:
         raise ConfigError(f"nissa.buffer must be at least 1 and at most {MOST_SIGNALS}, not {capacity}")
+    every = OmegaConf.select(cfg, "nissa.signals_every", default=SIGNALS_EVERY)
+    if not 0 <= every < math.inf:
+        raise ConfigError(f"nissa.signals_every must be a number of seconds, 0 or more, not {every}")
     makers = [prepare_sink(cfg, name) for name in sink_names(cfg)]
 
     def build(folder: Path, journal: Journal) -> Telemetry | None:
@@ -60,7 +64,14 @@ def prepare_telemetry(cfg: DictConfig) -> Callable[[Path, Journal], Telemetry | 
                 sinks.append(make(folder))
                 opened.callback(sinks[-1].close)
             opened.pop_all()  # their writers close them
-        return Telemetry(sinks, journal.path, lambda: journal.end, allow=leaving, capacity=capacity)
+        return Telemetry(
+            sinks,
+            journal.path,
+            lambda: journal.end,
+            allow=leaving,
+            capacity=capacity,
+            signals_every=every,
+        )
 
     return build
 

@@ -38,13 +38,16 @@ class Recorder:
         self.journal = journal
         self.listeners = tuple(listeners)
         self.telemetry = telemetry
+        self._due = False
 
     def emit(self, event: str, **fields: Any) -> None:
         """Record one event; raises StorageError when the journal cannot be written."""
         if self.journal is not None and event not in _LIVE_ONLY:
             self.journal.write(event, **kept(fields))
         if self.telemetry is not None and event == "step":
-            self.telemetry.step(fields)
+            self._due = self.telemetry.due()
+            if self._due:
+                self.telemetry.step(fields)
         said = shown(fields)
         for listener in self.listeners:
             listener(event, said)
@@ -52,8 +55,8 @@ class Recorder:
             self.emit("telemetry", sinks=self.telemetry.counts())
 
     def health(self, epoch: int, step: int, model: nn.Module) -> None:
-        """Tell telemetry, if there is any, how each layer fares after a step in which it was observed."""
-        if self.telemetry is None:
+        """Tell telemetry, if it was told of this step, how each layer fares after it; it was observed."""
+        if self.telemetry is None or not self._due:
             return
         for name, layer in signals_so_far(model).items():
             self.telemetry.health(pack(name, epoch, step, layer.sampled, layer.states, layer.values))

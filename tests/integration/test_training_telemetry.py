@@ -100,6 +100,7 @@ def test_going_on_appends_to_what_a_sink_has(tmp_path: Path) -> None:
         (["+nissa.sinks.kafka.url=x"], "no such sink"),
         (["nissa/sinks=redis"], "ESPER_REDIS_URL"),
         (["nissa/sinks=jsonl", "nissa.buffer=0"], "nissa.buffer must be at least 1"),
+        (["nissa/sinks=jsonl", "nissa.signals_every=-1"], "nissa.signals_every must be a number of seconds"),
         (["nissa/sinks=jsonl", "nissa.buffer=100000000000"], "at most 16777216"),
         (["nissa/sinks=otlp", "nissa.sinks.otlp.endpoint=5"], "endpoint must be a URL"),
         (["nissa/sinks=[jsonl,rediss]"], "did you mean redis?"),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from telemetry_support import everything
+from torch import nn, ones
 
 from esper.errors import SinkUnavailable
+from esper.kasmina import observe, wrap
 from esper.nissa.journal import Journal
 from esper.nissa.journal_reader import read_journal
 from esper.nissa.telemetry.messages import Message
@@ -23,6 +25,7 @@ class Deaf:
 
     def __init__(self, deaf: bool) -> None:
         self._deaf = deaf
+        self.got: list[Message] = []
 
     def position(self) -> None:
         pass
@@ -30,6 +33,7 @@ class Deaf:
     def write(self, batch: Sequence[Message]) -> None:
         if self._deaf:
             raise SinkUnavailable("deaf")
+        self.got += batch
 
     def idle(self) -> None:
         pass
@@ -55,3 +59,25 @@ def test_the_end_of_a_run_tells_what_a_sink_did_not_take(tmp_path: Path, deaf: b
     assert names == ["run_finished", "telemetry"]
     sink = read_journal(journal.path)[0][-1]["sinks"]["deaf"]
     assert (sink["state"], sink["behind"], sink["written"]) == ("down", end, 0)
+
+
+@pytest.mark.parametrize(("every", "told"), [(0.0, [0, 1, 2]), (3600.0, [0])])
+def test_sinks_are_told_of_a_step_and_its_health_now_and_then_and_listeners_of_each_step(
+    tmp_path: Path, every: float, told: list[int]
+) -> None:
+    model, sink, heard = nn.Sequential(nn.Linear(4, 4)), Deaf(False), []
+    wrap(model, ones(2, 4), seeds=2)
+    observe(model, True)
+    model(ones(2, 4))
+    with Journal(tmp_path / "journal.jsonl", fsync=False) as journal:
+        telemetry = Telemetry(
+            [sink], journal.path, lambda: journal.end, allow=everything, signals_every=every
+        )
+        recorder = Recorder(journal, [lambda _, fields: heard.append(fields["step"])], telemetry)
+        for step in range(3):
+            recorder.emit("step", epoch=0, step=step, steps=3, loss=1.0)
+            recorder.health(0, step, model)
+        recorder.close()
+    assert heard == [0, 1, 2]
+    assert [message.kind for message in sink.got] == ["step", "health"] * len(told)
+    assert [message.fields["step"] for message in sink.got if message.kind == "step"] == told

@@ -199,6 +199,34 @@ def test_each_event_is_cut_to_size_once_for_all_sinks_and_lines_that_are_none_ar
     assert first.events() == second.events() == cut == list(range(50))
 
 
+@pytest.mark.parametrize("kept", [None, 50])
+def test_a_sink_that_comes_later_gets_what_the_first_had_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int | None
+) -> None:
+    if kept is not None:  # less than is read ahead: nothing is lost by that
+        monkeypatch.setattr("esper.nissa.telemetry.events.KEPT_BYTES", kept)
+    parsed: list[Any] = []
+
+    def allow(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        parsed.append(fields["n"])
+        return fields
+
+    first, later = Collecting(), Collecting(0)
+    later.name = "later"
+    later.free.clear()
+    with telemetry_of(tmp_path, first, later, allow=allow) as (journal, telemetry):
+        telemetry.step({"n": -1})
+        within(WITHIN, lambda: len(first.got) == 1)  # and the other holds it
+        for n in range(200):
+            journal.write("seed", n=n)
+        within(WITHIN, lambda: len(first.got) == 201)
+        later.free.set()
+        within(WITHIN, lambda: len(later.got) == 201)
+    assert first.events() == later.events() == list(range(200))
+    assert set(parsed) == set(range(200))
+    assert len(parsed) == 200 or kept
+
+
 def test_a_sink_that_gives_nonsense_is_down_and_tried_again(tmp_path: Path) -> None:
     sink = Collecting(KeyError("place"))
     with telemetry_of(tmp_path, sink) as (journal, telemetry):

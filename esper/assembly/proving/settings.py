@@ -30,7 +30,7 @@ _KEEPING = ("tolaria.checkpoint_every", "tolaria.keep_best", "tolaria.keep_every
 _SERVING = tuple(
     f"nissa.{name}"
     for name in (
-        *("anonymous", "hosts", "tokens", "limits", "nice", "sinks", "buffer", "mirror"),
+        *("anonymous", "hosts", "tokens", "limits", "nice", "sinks", "signals_every", "buffer", "mirror"),
         *("tls_certificate", "tls_key", "tls_minimum", "tls_client_ca", "tls_clients"),
     )
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import datetime
@@ -17,13 +16,16 @@ from esper.nissa.telemetry.messages import Message
 Allow = Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]
 """Given an event's name and fields, what of them may leave the run's folder; None for nothing."""
 
-_AHEAD, _KEPT = 32, 64
+_AHEAD = 32
+
+KEPT_BYTES = 2**20
+"""Of the journal, kept parsed for sinks that come one after another; in memory it is some times as much."""
 
 
 class EventLog:
     """A journal that is being written, for several readers: each event is parsed and cut to size once.
 
-    That holds for readers near its end, as sinks are; the latest events that were read are kept. Threads may
+    That holds for readers near its end, as sinks are: the latest events that were read are kept. Threads may
     share it.
     """
 
@@ -33,7 +35,8 @@ class EventLog:
         self._end = end
         self._allow = allow
         self._lock = threading.Lock()
-        self._recent: OrderedDict[int, tuple[Message | None, int]] = OrderedDict()
+        self._recent: dict[int, tuple[Message | None, int]] = {}
+        self._kept = 0
 
     @property
     def end(self) -> int:
@@ -57,6 +60,8 @@ class EventLog:
 
     def _read(self, place: int) -> bool:
         """Keep some events from byte ``place`` on, each under where it begins; whether there are any."""
+        while self._kept > KEPT_BYTES:
+            self._forget(next(iter(self._recent)))
         self._reader.offset = start = place
         with closing(self._reader.read()) as events:
             for count, event in enumerate(events, 1):
@@ -69,9 +74,14 @@ class EventLog:
         return place in self._recent
 
     def _keep(self, start: int, message: Message | None) -> None:
+        if start in self._recent:
+            self._forget(start)
         self._recent[start] = message, self._reader.offset
-        while len(self._recent) > _KEPT:
-            self._recent.popitem(last=False)
+        self._kept += self._reader.offset - start
+
+    def _forget(self, start: int) -> None:
+        _, end = self._recent.pop(start)
+        self._kept -= end - start
 
     def _message(self, event: Event) -> Message | None:
         name = event["event"]

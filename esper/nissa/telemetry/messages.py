@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
+
+from esper.nissa.journal import dumps
 
 Kind = Literal["event", "step", "health"]
 
@@ -13,7 +16,16 @@ Kind = Literal["event", "step", "health"]
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
-class Message(NamedTuple):
+class _Parts(NamedTuple):
+    kind: Kind
+    name: str
+    at: float
+    place: int
+    fields: Mapping[str, Any] = _NO_FIELDS
+    record: bytes = b""
+
+
+class Message(_Parts):
     """One message of a run.
 
     ``at`` is Unix time in seconds. ``place`` orders the messages of a run: for an event the byte of the
@@ -21,12 +33,10 @@ class Message(NamedTuple):
     and steps have ``fields``; the health of a layer has ``record``, as ``health_record.pack`` made it.
     """
 
-    kind: Kind
-    name: str
-    at: float
-    place: int
-    fields: Mapping[str, Any] = _NO_FIELDS
-    record: bytes = b""
+    @cached_property
+    def json(self) -> str:
+        """``fields`` on one line of JSON, written once for all sinks."""
+        return dumps(self.fields)
 
 
 class Sink(Protocol):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from esper.errors import SinkUnavailable
-from esper.nissa.journal import dumps
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.scalars import NOTED, Scalars
 
@@ -115,4 +114,4 @@ def _parameters(event: Message) -> dict[str, object]:
 
 
 def _tag(event: Message) -> tuple[str, str]:
-    return f"esper.{event.name}.{event.place}", dumps(event.fields)[:_MOST_CHARACTERS]
+    return f"esper.{event.name}.{event.place}", event.json[:_MOST_CHARACTERS]

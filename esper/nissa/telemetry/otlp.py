@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from esper.errors import SinkUnavailable
-from esper.nissa.journal import dumps
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.scalars import Scalar, Scalars
 
@@ -83,7 +82,7 @@ class Otlp:
             timestamp=at,
             observed_timestamp=at,
             severity_number=SeverityNumber.INFO,
-            body=dumps(message.fields),
+            body=message.json,
             attributes={"esper.place": message.place},
             event_name=f"esper.{message.name}",
         )

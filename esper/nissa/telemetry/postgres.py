@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection, text
 
 from esper.errors import EsperError, SinkUnavailable
-from esper.nissa.journal import Event, dumps
+from esper.nissa.journal import Event
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.mirror import MOST_BYTES, MOST_EVENTS, MOST_RUNS, event_of
 
@@ -104,7 +104,7 @@ class EventTable:
 
     def _row(self, message: Message) -> dict[str, Any]:
         at = datetime.fromtimestamp(message.at, UTC)
-        fields = dumps(message.fields)
+        fields = message.json
         return {"run": self._run_id, "place": message.place, "name": message.name, "at": at, "fields": fields}
 
     @contextmanager

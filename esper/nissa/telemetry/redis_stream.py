@@ -10,7 +10,6 @@ from typing import Any, Final, Protocol
 import hiredis
 
 from esper.errors import EsperError, SinkUnavailable
-from esper.nissa.journal import dumps
 from esper.nissa.telemetry.messages import Message
 
 CALL_SECONDS: Final = 1.0
@@ -103,7 +102,7 @@ class RedisStreams:
         head = self._to_events if message.kind == "event" else self._to_signals
         what, value = b"record", message.record
         if message.kind != "health":
-            what, value = b"fields", dumps(message.fields).encode("ascii")
+            what, value = b"fields", message.json.encode("ascii")
         name, at, place = message.name.encode(), b"%d" % (1000 * message.at), b"%d" % message.place
         counted = (len(name), name, len(at), at, len(place), place, what, len(value), value)
         return head + _ADDED % counted

@@ -19,6 +19,9 @@ CAPACITY = 2**16
 CLOSE_SECONDS = 10.0
 """How long the end of a run waits for its sinks, all together, while they take what is left."""
 
+SIGNALS_EVERY = 0.5
+"""Seconds at least between two steps that sinks are told of; they look as often, and readers see no more."""
+
 log = logging.getLogger(__name__)
 
 
@@ -36,14 +39,25 @@ class Telemetry:
         *,
         allow: Allow,
         capacity: int = CAPACITY,
+        signals_every: float = SIGNALS_EVERY,
     ) -> None:
         """Begins at once. ``journal_end`` tells how many bytes ``journal`` has, which is being written."""
+        self._signals_every = signals_every
+        self._next_signals = 0.0
         self._buffer = SignalBuffer(capacity)
         self._journal_end = journal_end
         events = EventLog(journal, journal_end, allow)
         self._writers = [SinkWriter(sink, self._buffer, events) for sink in sinks]
         for writer in self._writers:
             writer.start()
+
+    def due(self) -> bool:
+        """Whether it is time for signals again; who is told so tells them."""
+        now = time.monotonic()
+        if now < self._next_signals:
+            return False
+        self._next_signals = now + self._signals_every
+        return True
 
     def step(self, fields: Mapping[str, Any]) -> None:
         """Metrics of one step; ``fields`` are plain data that nobody changes any more."""

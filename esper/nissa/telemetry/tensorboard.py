@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from esper.errors import StorageError
-from esper.nissa.journal import dumps
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.scalars import NOTED, Scalars
 
@@ -33,10 +32,16 @@ class TensorBoard:
 
     def __init__(self, folder: Path, run_id: str) -> None:
         """Writes below ``folder``, which is made, to a file with the run's id in its name; StorageError."""
+        # All that is imported is imported now: later it would take the interpreter from training.
         # Not the library's own writer: that hands each event to a thread of its own, which this sink has
         # already, and puts the name of the host into the name of the file.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
+        from torch.utils.tensorboard.summary import text
 
+        self._event, self._summary = Event, Summary
+        self._text: Callable[[str, str], Any] = text
         name = f"events.out.tfevents.{int(time.time()):010d}.{run_id}.{os.getpid()}.{next(_files)}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -53,18 +58,13 @@ class TensorBoard:
 
     def write(self, batch: Sequence[Message]) -> None:
         """Add the scalars and texts of ``batch``."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from torch.utils.tensorboard.summary import text
-
         for message in batch:
             if scalars := list(self._scalars.of(message)):
                 self._step = scalars[0].step
-                values = [Summary.Value(tag=each.path, simple_value=each.value) for each in scalars]
-                self._add(message.at, summary=Summary(value=values), step=self._step)
+                values = [self._summary.Value(tag=each.path, simple_value=each.value) for each in scalars]
+                self._add(message.at, summary=self._summary(value=values), step=self._step)
             if message.kind == "event" and message.name in NOTED:
-                shown = text(  # type: ignore[no-untyped-call]  # torch's
-                    f"events/{message.name}", f"    {dumps(message.fields)}"
-                )
+                shown = self._text(f"events/{message.name}", f"    {message.json}")
                 self._add(message.at, summary=shown, step=self._step)
         self.idle()
 
@@ -79,6 +79,4 @@ class TensorBoard:
         self._records.close()
 
     def _add(self, at: float, **what: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self._records.write(Event(wall_time=at, **what).SerializeToString())
+        self._records.write(self._event(wall_time=at, **what).SerializeToString())

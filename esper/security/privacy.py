@@ -58,8 +58,8 @@ EVENTS: Final[Mapping[str, frozenset[str]]] = {
 
 PATH: Final = "[path]"
 _ABSOLUTE: Final = re.compile(r"(?<![\w.:/\]])(?:~|[A-Za-z]:)?(?:/[^\s/'\"<>:,;()\[\]]+)+/?|(?<![\w./])~/\S*")
-# Of what has no slash at its begin: two folders or more, one behind dots, or a file by its ending. No name has
-# more than 255 characters; without that bound a text could take the square of its length.
+# Of what has no slash at its begin: two folders or more, one behind dots, or a file by its ending. A name has
+# 255 characters at most; without that bound a text could take the square of its length.
 _RELATIVE: Final = re.compile(
     r"(?<![\w./-])(?:\.{1,2}/(?:[\w.@+=-]+/)*[\w.@+=-]+|(?:[\w.@+=-]{1,255}/){2,}[\w.@+=-]*"
     r"|(?:[\w.@+=-]{1,255}/)+[\w@+=-]+\.[A-Za-z]\w{0,11})"
@@ -67,6 +67,7 @@ _RELATIVE: Final = re.compile(
 _BELOW: Final = re.compile(rf"{re.escape(PATH)}(?:/[^\s'\"<>,;]+)+")
 _URL: Final = re.compile(r"\b[a-z][a-z0-9+.-]{0,30}://[^\s'\"<>]+")
 _SHORT: Final = 64
+_MOST_KNOWN: Final = 4096
 _LEAST_NAME: Final = 3
 _COMMON_NAMES: Final = frozenset({"root", "user", "localhost", "test", "esper"})
 
@@ -121,8 +122,10 @@ def hidden(text: str) -> str:
 
 def without_places(text: str) -> str:
     """``text`` without secrets, paths, URLs, and the names of this user and host."""
-    text = _URL.sub("[url]", redact(hidden(text)))
-    text = _RELATIVE.sub(PATH, _ABSOLUTE.sub(PATH, _BELOW.sub(PATH, text)))
+    text = redact(hidden(text))
+    if "/" in text:  # as all of these have
+        text = _URL.sub("[url]", text)
+        text = _RELATIVE.sub(PATH, _ABSOLUTE.sub(PATH, _BELOW.sub(PATH, text)))
     names = _own_names()
     return names.sub("[name]", text) if names else text
 
@@ -135,28 +138,45 @@ def _said(record: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-@lru_cache(maxsize=4096)
-def _short(text: str, _secrets: int, _places: int) -> str:
-    """``without_places`` of a text that comes again and again, such as a name, while no more is known."""
-    return without_places(text)
+class _Known(dict[str, str]):
+    """Texts to what of them may leave, while no more secrets and places are known; short ones are kept."""
+
+    def __missing__(self, text: str) -> str:
+        cleaned = without_places(text)
+        if len(text) <= _SHORT:
+            if len(self) >= _MOST_KNOWN:
+                self.clear()
+            self[text] = cleaned
+        return cleaned
 
 
-def _cleaned(text: str) -> str:
-    return _short(text, redact.registered, len(_places)) if len(text) <= _SHORT else without_places(text)
+@lru_cache(maxsize=1)
+def _known(_secrets: int, _places: int) -> _Known:
+    return _Known()
 
 
-def _clean(value: Any) -> Any:
+def _clean(value: Any, known: _Known | None = None) -> Any:
+    if known is None:
+        known = _known(redact.registered, len(_places))
+    kind = type(value)  # of most values it is asked first: an event has a hundred, at each epoch
+    if kind in _NO_TEXT:
+        return value
     if isinstance(value, str):
-        return _cleaned(value)
+        return known[value]
+    if kind is dict or isinstance(value, Mapping):
+        return {
+            known[key] if isinstance(key, str) else key: _clean(item, known) for key, item in value.items()
+        }
     if isinstance(value, Path):
         return PATH
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _clean(getattr(value, field.name)) for field in fields_of(value)}
-    if isinstance(value, Mapping):
-        return {_cleaned(key) if isinstance(key, str) else key: _clean(item) for key, item in value.items()}
+        return {field.name: _clean(getattr(value, field.name), known) for field in fields_of(value)}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_clean(item) for item in value]
+        return [_clean(item, known) for item in value]
     return value
+
+
+_NO_TEXT: Final = frozenset({float, int, bool, type(None)})
 
 
 @cache

@@ -19,7 +19,7 @@ from esper_cli.keys import tell_key_made
 from esper_cli.terminal import console, print_json, print_lines, table
 
 if TYPE_CHECKING:
-    from esper.urza import KernelLibrary, KernelQuery
+    from esper.urza import KernelLibrary, KernelQuery, Page
 
 app = typer.Typer(
     no_args_is_help=True, help="List, show, tag, exchange, harvest, verify and remove compiled kernels."
@@ -34,12 +34,12 @@ OFFERED = 100
 
 
 @contextmanager
-def library(overrides: Sequence[str] = ()) -> Iterator[KernelLibrary]:
-    """The library of the configuration, closed at the end."""
+def library(overrides: Sequence[str] = (), *, make: bool = True) -> Iterator[KernelLibrary]:
+    """The library of the configuration, closed at the end; made if it is not there, unless not ``make``."""
     from esper.assembly.storage import build_library
     from esper_cli.config import compose
 
-    opened = build_library(compose(list(overrides)), on_key_made=tell_key_made)
+    opened = build_library(compose(list(overrides)), on_key_made=tell_key_made, make=make)
     try:
         yield opened
     finally:
@@ -61,11 +61,18 @@ def complete_ids(incomplete: str) -> list[str]:
 
 def in_pages(opened: KernelLibrary, query: KernelQuery) -> Iterator[KernelMetadata]:
     """All that ``query`` describes, never more in memory than a page."""
-    query = replace(query, limit=PAGE)
-    while True:
-        page = opened.page(query)
+    for page in pages(opened, replace(query, limit=None)):
         yield from page.kernels
-        if page.next is None:
+
+
+def pages(opened: KernelLibrary, query: KernelQuery) -> Iterator[Page]:
+    """What ``query`` describes a page at a time: one at least, and as many kernels as it may have in all."""
+    left = sys.maxsize if query.limit is None else query.limit
+    while True:
+        page = opened.page(replace(query, limit=min(left, PAGE)))
+        yield page
+        left -= len(page.kernels)
+        if page.next is None or not left:
             return
         query = replace(query, after=page.next)
 

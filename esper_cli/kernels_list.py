@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,11 +10,13 @@ import typer
 
 from esper.errors import ConfigError
 from esper.messages import Layout
-from esper_cli.kernels import PREFIX, AsJson, Overrides, app, library
-from esper_cli.terminal import count, is_wide, print_json, print_lines, table
+from esper_cli.kernels import PREFIX, AsJson, Overrides, app, library, pages
+from esper_cli.terminal import count, is_wide, keep_widths, print_json_list, print_lines, table
 
 if TYPE_CHECKING:
-    from esper.urza import Page
+    from rich.table import Table
+
+    from esper.urza import KernelLibrary, Page
 
 __all__ = ["app"]  # of kernels.py, with the command of this file
 
@@ -87,23 +89,42 @@ def list_kernels(
         limit=None if all_ else limit,
         after=after,
     )
+    beyond: str | None = None
+
+    def listed(opened: KernelLibrary) -> Iterator[Page]:
+        nonlocal beyond
+        for page in pages(opened, query):
+            beyond = page.next
+            yield page
+
     with library(overrides or ()) as opened:
-        page = opened.page(query)
-        empty = not page.kernels and not opened.query(KernelQuery(limit=1))
-    if as_json:
-        standings = map(asdict, page.standings)
-        print_json([k.to_json() | {"standing": s} for k, s in zip(page.kernels, standings, strict=True)])
-    elif empty:
-        print_lines("The library has no kernels yet. Compile some with: esper compile blueprints/")
-    elif not page.kernels:
-        print_lines("No kernel matches.")
-    else:
-        _print_table(page)
-    if page.next is not None:
-        print_lines(f"There are more; go on with --after {page.next}, or list --all", stderr=True)
+        if as_json:
+            print_json_list(kernel for page in listed(opened) for kernel in _as_json(page))
+        elif not _print_table(listed(opened)):
+            empty = not opened.query(KernelQuery(limit=1))
+            hint = "The library has no kernels yet. Compile some with: esper compile blueprints/"
+            print_lines(hint if empty else "No kernel matches.")
+    if beyond is not None:
+        print_lines(f"There are more; go on with --after {beyond}, or list --all", stderr=True)
 
 
-def _print_table(page: Page) -> None:
+def _as_json(page: Page) -> Iterator[dict[str, Any]]:
+    for kernel, standing in zip(page.kernels, page.standings, strict=True):
+        yield kernel.to_json() | {"standing": asdict(standing)}
+
+
+def _print_table(parts: Iterable[Page]) -> bool:
+    """Print each page as soon as it is read; whether there was a kernel."""
+    widths: list[int] = []
+    for page in parts:
+        if page.kernels:
+            rows = _rows(page)
+            widths = keep_widths(rows, widths)
+            print_lines(rows)
+    return bool(widths)
+
+
+def _rows(page: Page) -> Table:
     wide = is_wide()
     rows = table(
         (
@@ -131,7 +152,7 @@ def _print_table(page: Page) -> None:
             *(measured if wide else ()),
             " ".join(tag for tag in kernel.tags if tag != "validated"),
         )
-    print_lines(rows)
+    return rows
 
 
 def _one_of(flag: str, value: str | None, allowed: Sequence[str]) -> str | None:

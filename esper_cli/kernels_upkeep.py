@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]  # of kernels.py, with the commands of this file
 
-MAX_TAG = 100
+TAG = re.compile(r"[^\x00-\x20\x7f-\xa0]{1,100}")
+"""As the API takes them: lists have spaces between tags, and a line a kernel."""
+
 Tags = Annotated[list[str] | None, typer.Option("--tag", help="A tag; may be repeated.")]
 Selected = Annotated[
     list[str] | None, typer.Option("--tag", help="Only kernels with this tag; repeated: with all.")
@@ -47,8 +50,8 @@ OtherKeys = Annotated[
 def tag_kernels(ids: KernelIds = None, tag: Tags = None) -> None:
     """Give tags to kernels."""
     for name in tag or ():
-        if not name.strip() or len(name) > MAX_TAG:
-            raise ConfigError(f"a tag has 1 to {MAX_TAG} characters, not {name[:20]!r}")
+        if not TAG.fullmatch(name):
+            raise ConfigError(f"a tag has 1 to 100 characters, none of them a space, unlike {name[:20]!r}")
     _retag(ids, tag, lambda tags: dict.fromkeys([*tags, *(tag or ())]))
 
 
@@ -109,11 +112,12 @@ def collect_garbage(
 @app.command("harvest", epilog="Example: esper kernels harvest latest")
 def harvest_run(run: RunId, as_json: AsJson = False, overrides: Overrides = None) -> None:
     """Store the kernels that a run kept, with the weights that they learned, as a warm start for others."""
-    from esper.assembly.harvest import harvest
-    from esper_cli.config import compose_from
-
     given = list(overrides or ())
     view = open_store(given).open(run)
+
+    from esper.assembly.harvest import harvest  # takes seconds to import
+    from esper_cli.config import compose_from
+
     cfg = compose_from(view.folder / "config.yaml", [])
 
     def tell(kernel: KernelMetadata, new: bool) -> None:
@@ -151,7 +155,7 @@ def pull_kernels(
 ) -> None:
     """Copy kernels from another library: those named, those of a tag, or all."""
     names, overrides = split_overrides(ids)
-    with library(overrides) as here, library(_elsewhere(overrides, source, keys)) as there:
+    with library(overrides) as here, library(_elsewhere(overrides, source, keys), make=False) as there:
         _exchange(there, here, names, tag, as_json)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +22,13 @@ UNBOUNDED = 10_000
 
 
 class PipeConsole(Console):
-    """A console whose reader may leave early, as ``| head`` does."""
+    """A console whose reader may leave early, as ``| head`` does, and that prints text as it is.
+
+    Names and tags are anybody's: to Rich ``[/b]`` in one would be an error, and ``:heart:`` a picture.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def on_broken_pipe(self) -> None:
         """Let the error reach the one handler; Rich would exit on its own with code 1."""
@@ -32,7 +39,7 @@ def console(*, stderr: bool = False) -> Console:
     """A console for the terminal, or for a pipe: there without colour, wrapping or truncation."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else UNBOUNDED
-    return PipeConsole(stderr=stderr, width=width, highlight=False)
+    return PipeConsole(stderr=stderr, width=width)
 
 
 def is_wide() -> bool:
@@ -79,9 +86,36 @@ def _records(rows: Table) -> Iterator[Text]:
             yield Text.assemble("  " if position else "", f"{header} " if header else "", flat)
 
 
+def keep_widths(rows: Table, widths: Sequence[int]) -> list[int]:
+    """Go on with a list whose columns were ``widths`` wide so far, without a header but for the first part.
+
+    Returns how wide they are now. Columns that may be wrapped find their width themselves.
+    """
+    rows.show_header = not widths
+    now = []
+    for column, width in zip(rows.columns, widths or [0] * len(rows.columns), strict=True):
+        needed = max(map(cell_len, (str(column.header), *map(str, column.cells))))
+        now.append(max(width, needed) if column.no_wrap else 0)
+        column.min_width = now[-1]
+    return now
+
+
 def print_json(data: Any) -> None:
     """Print ``data`` as one JSON document on stdout."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(_json(data) + "\n")
+
+
+def print_json_list(items: Iterable[Any]) -> None:
+    """As :func:`print_json` for a list of ``items``, of which one at a time is in memory."""
+    before = "[\n  "
+    for item in items:
+        sys.stdout.write(before + _json(item).replace("\n", "\n  "))
+        before = ",\n  "
+    sys.stdout.write("[]\n" if before[0] == "[" else "\n]\n")
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def count(number: float) -> str:

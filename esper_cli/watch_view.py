@@ -106,7 +106,7 @@ class FrameViewer(_Still):
     def __exit__(self, *exc: object) -> None:
         if exc[0] is None and self._run is not None:
             # Whoever reads a pipe wants the picture as well; Rich takes COLUMNS and LINES, or 80 by 25.
-            PipeConsole(highlight=False).print(self._frame(self._run))
+            PipeConsole().print(self._frame(self._run))
 
     def show(self, run: ToldRun, _events: Sequence[Event]) -> None:
         """Keep it for the end."""

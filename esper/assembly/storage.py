@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from esper.assembly.auditing import build_auditor
 from esper.assembly.configured import check_targets, configured
 from esper.assembly.keys import build_keys
-from esper.errors import ConfigError
+from esper.errors import ConfigError, LibraryError
 from esper.messages import KernelMetadata
 from esper.security import Envelope
 from esper.security.redaction import redact, secrets_of_url
@@ -30,9 +30,15 @@ if TYPE_CHECKING:
 
 
 def build_library(
-    cfg: DictConfig, *, on_key_made: Callable[[str], None] = lambda _: None, adopt_later: bool = False
+    cfg: DictConfig,
+    *,
+    on_key_made: Callable[[str], None] = lambda _: None,
+    adopt_later: bool = False,
+    make: bool = True,
 ) -> KernelLibrary:
     """The kernel library that ``cfg.urza`` describes, sealed with the keys of ``cfg.security``.
+
+    A file that is not there is made, or without ``make`` a LibraryError.
 
     What loads its kernels is made when the first of them is fetched. ``on_key_made`` is told where a key lies
     that was made for it. A library of an older version is sealed with a key that was made just now; one that
@@ -59,6 +65,8 @@ def build_library(
         on_key_made(place)
 
     url, redis = library_url(cfg), redis_url(cfg)
+    if not make:
+        _demand_file(url)
     keys = build_keys(cfg, key_made)
     envelope = Envelope(keys)
     with ExitStack() as opened:
@@ -91,6 +99,15 @@ def redis_url(cfg: DictConfig) -> str | None:
 def broker_url(cfg: DictConfig) -> str:
     """The URL of the broker of compile workers, read from where ``cfg.tezzeret.engine.broker`` says."""
     return place_of(cfg.tezzeret.engine.broker, "tezzeret.engine.broker") or ""
+
+
+def _demand_file(url: str) -> None:
+    from esper.urza.sqlite import path_of
+
+    path = path_of(url) if url.startswith("sqlite://") else None
+    if path is not None and not path.exists():
+        hint = "check the path; an absolute one takes four slashes: sqlite:////data/kernels.db"
+        raise LibraryError(f"there is no kernel library at {path}", hint=hint)
 
 
 def _redis(url: str, envelope: Envelope, opened: ExitStack) -> Tier:

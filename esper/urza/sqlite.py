@@ -35,7 +35,7 @@ class SqliteBackend:
         A statement waits ``seconds`` for another process's lock. Raises ConfigError, and LibraryError or
         StorageError for a file that is no SQLite database or cannot be made; it has not been changed.
         """
-        path = _path(url)
+        path = path_of(url)
         if path is not None:
             _prepare(path)
         self._path = path
@@ -149,7 +149,7 @@ class SqliteBackend:
         return LibraryError(f"the kernel library {where} failed: {error}")
 
 
-def _path(url: str) -> Path | None:
+def path_of(url: str) -> Path | None:
     """The file that ``url`` names, every character of it taken as it stands; ``None`` for memory."""
     place = url.partition("://")[2]
     if place in ("", "/", "/:memory:"):

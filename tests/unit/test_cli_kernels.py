@@ -12,7 +12,7 @@ from esper.messages import Slot
 from esper.security import Envelope, FileKeys, StoredKeys
 from esper.urza import open_library
 from esper.urza.tiers import digest_of
-from esper_cli import app
+from esper_cli import app, kernels
 from esper_cli.compile import parse_shape
 from esper_cli.kernels import complete_ids
 
@@ -96,6 +96,28 @@ def test_a_hundred_are_listed_where_nothing_is_said(database: Path, capsys: Outp
     assert "go on with --after " in err
     _, out, err = esper(capsys, "ls", "--json", "--all")
     assert (len(json.loads(out)), err) == (101, "")
+
+
+def test_a_long_list_is_printed_part_by_part_as_if_it_were_one(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lists() -> list[list[str]]:
+        printed = [esper(capsys, "ls", "--sort", "name", *more)[1] for more in ((), ("--json",))]
+        return [[line.rstrip() for line in each.splitlines()] for each in printed]
+
+    whole = lists()
+    monkeypatch.setattr(kernels, "PAGE", 1)
+    assert lists() == whole
+    assert "There are more" in esper(capsys, "ls", "--limit", "2")[2]
+
+
+def test_names_and_tags_are_shown_as_they_are(capsys: Output) -> None:
+    odd = ("[/b]", ":heart:", "[red]x[/red]")
+    assert esper(capsys, "tag", "aa11", *(word for tag in odd for word in ("--tag", tag)))[0] == 0
+    for command in (("ls", "--name", "aa11"), ("show", "aa11")):
+        code, out, err = esper(capsys, *command)
+        assert (code, err) == (0, "")
+        assert " ".join(odd) in out
 
 
 def test_a_wide_list_has_what_trials_said(capsys: Output) -> None:

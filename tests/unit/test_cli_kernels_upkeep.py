@@ -56,7 +56,14 @@ def test_tags_are_given_and_taken(home: Path, capsys: Output) -> None:
     [
         (("tag", "aa11"), "no tag was named. Name one with: --tag TAG"),
         (("tag", "--tag", "good"), "no kernel was named. List them with: esper kernels ls"),
-        (("tag", "aa11", "--tag", " "), "a tag has 1 to 100 characters, not ' '"),
+        (("tag", "aa11", "--tag", ""), "a tag has 1 to 100 characters, none of them a space, unlike ''"),
+        (("tag", "aa11", "--tag", "a b"), "none of them a space, unlike 'a b'"),
+        (("tag", "aa11", "--tag", "a\x1b[2J"), "none of them a space, unlike 'a"),
+        (("tag", "aa11", "--tag", "x" * 101), "a tag has 1 to 100 characters"),
+        (
+            ("pull", "--from", "sqlite:///no/lib.db"),
+            "there is no kernel library at no/lib.db",
+        ),
         (("untag", "zz", "--tag", "good"), "no kernel 'zz' in the library"),
         (("push", "aa11", "--to", "sqlite:///x.db", "--tag", "mlp"), "give kernels' ids or --tag, not both"),
         (("push", "--to", "sqlite:///x.db", "--keys", "no.json"), "--keys: there is no file no.json"),
@@ -70,6 +77,7 @@ def test_what_cannot_be_done_is_one_line(args: tuple[str, ...], said: str, capsy
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+    assert not Path("no").exists()
 
 
 def test_a_retired_kernel_is_offered_to_nobody_until_it_is_brought_back(home: Path, capsys: Output) -> None:

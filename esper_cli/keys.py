@@ -151,7 +151,7 @@ def remove_key(
 ) -> None:
     """Remove a key that seals nothing in the library of this configuration, and in none of its runs."""
     from esper.assembly.file_changes import entered
-    from esper.security.token_keys import changed
+    from esper.security.sources import changed
 
     cfg, source = _configured(overrides or ())
 
@@ -217,10 +217,11 @@ class _OfRuns:
 
 def _runs(cfg: DictConfig) -> dict[str, _OfRuns]:
     """What each key is needed for in the runs of the configuration."""
+    from esper.assembly.audit_trails import build_signer
     from esper.assembly.run_keys import needs_of_runs
 
     found: defaultdict[str, _OfRuns] = defaultdict(_OfRuns)
-    for needs in needs_of_runs(Path(cfg.runs)):
+    for needs in needs_of_runs(build_signer(cfg), Path(cfg.runs)):
         for key_id in needs.journal:
             found[key_id].journals.append(needs.run_id)
         for key_id in needs.checkpoints:
@@ -246,7 +247,7 @@ def _named(run_ids: Sequence[str]) -> str:
 def _added(source: KeySource, library: KernelLibrary) -> KeyRing:
     from esper.assembly.file_changes import entered
     from esper.security import new_key
-    from esper.security.token_keys import changed
+    from esper.security.sources import changed
 
     ring, made = source.load_or_make()
     if made:

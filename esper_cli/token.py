@@ -18,7 +18,8 @@ from esper_cli.terminal import print_json, print_lines, table
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from esper.security.token_keys import Announce, TokenAuthority
+    from esper.security.sources import Announce
+    from esper.security.token_keys import TokenAuthority
     from esper.security.tokens import TokenHolder
 
 app = typer.Typer(no_args_is_help=True, help="Issue, verify and revoke tokens for the HTTP API.")

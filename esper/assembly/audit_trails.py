@@ -49,19 +49,24 @@ def verify_run(signer: Signer, folder: Path, library: KernelLibrary) -> Verdict 
 def checked_run(signer: Signer, folder: Path, library: KernelLibrary) -> tuple[Verdict, list[Line]] | None:
     """As :func:`verify_run`, with the lines that were checked."""
     journal = folder / JOURNAL_NAME
-    beside = head_of(journal)  # before the lines, so that it is never newer than they are
+    beside, damaged = None, None
+    try:
+        beside = head_of(journal)  # before the lines, so that it is never newer than they are
+    except AuditError as error:
+        damaged = error.message
     lines = list(audited_lines(journal))
     trail = lines[0].trail if lines else beside.trail if beside else ""
     heads = [(HEAD_NAME, beside)] if beside else []
     for entry in _ends(signer, folder.name, library):
         number = json.loads(entry.detail).get("entries", 0)
         heads.append((f"entry {entry.sequence} of the library", signer.head(trail, number, entry.after)))
-    if not lines and not heads:
+    if not lines and not heads and not damaged:
         return None
     entries = [line.entry for line in lines]
     findings = list(check_trail(signer, trail, entries, heads, by_chain=True))
-    if lines and beside is None:
-        findings.append(Finding("head", len(lines), f"there is no {HEAD_NAME} beside the journal"))
+    if damaged or (lines and beside is None):
+        text = damaged or f"there is no {HEAD_NAME} beside the journal"
+        findings.append(Finding("head", len(lines), text))
     began = lines[0].at if lines else None
     return Verdict(folder.name, trail, began, len(lines), tuple(findings)), lines
 

@@ -18,7 +18,7 @@ from esper.assembly.tokens import build_token_authority
 from esper.errors import EsperError
 from esper.security.audit import Action, Entry
 from esper.security.audit_check import Unfinished
-from esper.security.token_keys import Announce
+from esper.security.sources import Announce
 from esper.urza.library import KernelLibrary
 from esper.urza.trail import TrailQuery
 

@@ -16,7 +16,7 @@ from esper.assembly.audit_trails import checked_run
 from esper.errors import AuditError, StorageError
 from esper.nissa.journal import COPY_NAME, JOURNAL_NAME
 from esper.nissa.runs import RunStore
-from esper.security.audit import Signer
+from esper.security.audit import Head, Signer
 from esper.security.audit_heads import replace_head
 from esper.security.audit_lines import HEAD_NAME, audited_lines, head_of
 from esper.security.envelope import MAGIC, VERSION
@@ -36,12 +36,11 @@ class RunNeeds:
     checkpoints: frozenset[str]
 
 
-def needs_of_runs(root: Path) -> list[RunNeeds]:
+def needs_of_runs(signer: Signer, root: Path) -> list[RunNeeds]:
     """What each run below ``root`` needs; raises StorageError."""
     return [
-        RunNeeds(run_id, _of_journal(root / run_id), frozenset(_of_checkpoints(root / run_id)))
-        for run_id in RunStore(root).run_ids()
-        if not (root / run_id / COPY_NAME).exists()
+        RunNeeds(folder.name, _of_journal(signer, folder), frozenset(_of_checkpoints(folder)))
+        for folder in _folders(root)
     ]
 
 
@@ -51,17 +50,21 @@ def resign_journals(signer: Signer, root: Path, library: KernelLibrary) -> Itera
     Lines stay as they are: the head vouches for all before it. One that is written just now, or in which
     anything is wrong, stays under its key.
     """
-    for needs in needs_of_runs(root):
-        with contextlib.suppress(AuditError):  # of a damaged head, which verify tells
-            if needs.journal - {signer.key_id} and _resigned(signer, root / needs.run_id, library):
-                yield needs.run_id
+    for folder in _folders(root):
+        if _of_journal(signer, folder) - {signer.key_id} and _resigned(signer, folder, library):
+            yield folder.name
+
+
+def _folders(root: Path) -> list[Path]:
+    """Those of all runs of this host."""
+    found = [root / run_id for run_id in RunStore(root).run_ids()]
+    return [folder for folder in found if not (folder / COPY_NAME).exists()]
 
 
 def _resigned(signer: Signer, folder: Path, library: KernelLibrary) -> bool:
-    journal = folder / JOURNAL_NAME
-    old = head_of(journal)
-    checked = checked_run(signer, folder, library)
-    if old is None or checked is None or checked[0].findings:
+    journal, old = folder / JOURNAL_NAME, _head(signer, folder)
+    checked = None if old is None else checked_run(signer, folder, library)
+    if checked is None or checked[0].findings:
         return False
     last = checked[1][-1]  # of those that were checked: nothing that came since is vouched for
     new = signer.head(last.trail, last.entry.sequence, last.entry.link)
@@ -79,11 +82,19 @@ def _resigned(signer: Signer, folder: Path, library: KernelLibrary) -> bool:
         raise StorageError.from_os(error, journal, "cannot sign anew the trail of") from error
 
 
-def _of_journal(folder: Path) -> frozenset[str]:
-    with contextlib.suppress(AuditError):  # one that is damaged vouches for nothing
+def _head(signer: Signer, folder: Path) -> Head | None:
+    """That of the run's journal if it is good: it vouches for the entries before it."""
+    with contextlib.suppress(AuditError):  # of one that is damaged, which verify tells
         head = head_of(folder / JOURNAL_NAME)
-        if head is not None:  # which vouches for the entries before it, and comes with those that follow
-            return frozenset({head.key_id})
+        if head is not None and signer.head_is_good(head):
+            return head
+    return None
+
+
+def _of_journal(signer: Signer, folder: Path) -> frozenset[str]:
+    head = _head(signer, folder)
+    if head is not None:
+        return frozenset({head.key_id})
     return frozenset(line.entry.key_id for line in audited_lines(folder / JOURNAL_NAME))
 
 

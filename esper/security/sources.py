@@ -8,6 +8,15 @@ from typing import Protocol
 from esper.errors import UnknownKey
 from esper.security.keys import Key, KeyRing
 
+Announce = Callable[[str, str], None]
+"""Is told the digests of what there is and of what is to be, just before and while nobody else changes it.
+
+What it raises leaves everything as it is."""
+
+
+def unannounced(_before: str, _after: str, /) -> None:
+    """For whom nobody is to be told."""
+
 
 class KeySource(Protocol):
     """A place of keys that processes share. Each method may raise ``SecurityError`` or ``StorageError``."""
@@ -28,6 +37,17 @@ class KeySource(Protocol):
     def change(self, change: Callable[[KeyRing], KeyRing], /) -> KeyRing:
         """Put ``change`` of the keys in their place, and return it; no other change falls in between."""
         ...
+
+
+def changed(source: KeySource, change: Callable[[KeyRing], KeyRing], announce: Announce) -> KeyRing:
+    """As ``source.change``, announced."""
+
+    def announced(ring: KeyRing) -> KeyRing:
+        after = change(ring)
+        announce(ring.digest, after.digest)
+        return after
+
+    return source.change(announced)
 
 
 class StoredKeys:

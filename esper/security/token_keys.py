@@ -14,20 +14,11 @@ from esper.errors import SecurityError, UnknownKey
 from esper.security.file_keys import FileKeys
 from esper.security.kept_files import beside, locked, replace_text
 from esper.security.keys import Key, KeyRing
-from esper.security.sources import KeySource
+from esper.security.sources import Announce, changed, unannounced
 from esper.security.token_trust import MOST_REVOKED, Trusted, read_trusted
 
 LONGEST_SECONDS: Final = 24 * 3600
 """No token lasts longer, whatever a configuration says; what was revoked is remembered for as long."""
-
-Announce = Callable[[str, str], None]
-"""Is told the digests of what there is and of what is to be, just before and while nobody else changes it.
-
-What it raises leaves everything as it is."""
-
-
-def unannounced(_before: str, _after: str, /) -> None:
-    """For whom nobody is to be told."""
 
 
 @dataclass(frozen=True)
@@ -147,17 +138,6 @@ class TokenAuthority:
                 announce("" if before is None else before.digest, after.digest)
                 replace_text(self._trusted, after.to_text(), 0o644, "cannot write")
             return after
-
-
-def changed(source: KeySource, change: Callable[[KeyRing], KeyRing], announce: Announce) -> KeyRing:
-    """As ``source.change``, announced."""
-
-    def announced(ring: KeyRing) -> KeyRing:
-        after = change(ring)
-        announce(ring.digest, after.digest)
-        return after
-
-    return source.change(announced)
 
 
 def _private(key: Key) -> Ed25519PrivateKey:

@@ -16,7 +16,7 @@ from esper.assembly.keys import build_envelope
 from esper.assembly.storage import build_library
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.security.audit import link_of
-from esper.security.audit_lines import audited_lines
+from esper.security.audit_lines import HEAD_NAME, audited_lines
 from esper_cli import app
 from esper_cli.config import compose
 
@@ -125,10 +125,30 @@ def test_what_is_done_to_a_journal_without_the_older_key_is_found(esper: Esper) 
     assert verified(esper)[1] == []
 
 
-def test_a_journal_in_which_something_is_wrong_stays_under_its_key(esper: Esper) -> None:
-    (old,) = ids(esper)
-    journal = Path("runs", RUNS[0], JOURNAL_NAME)
+def edit(folder: Path, _key: str) -> None:
+    journal = folder / JOURNAL_NAME
     journal.write_bytes(journal.read_bytes().replace(b'"epoch":1', b'"epoch":9'))
+
+
+def forge_head(folder: Path, key: str) -> None:
+    """Have it say that it is under the newer key already."""
+    head = json.loads((folder / HEAD_NAME).read_text())
+    (folder / HEAD_NAME).write_text(json.dumps({**head, "key_id": key}))
+
+
+def damage_head(folder: Path, _key: str) -> None:
+    (folder / HEAD_NAME).write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"), [(edit, ("changed", 2)), (forge_head, ("head", 4)), (damage_head, ("head", 4))]
+)
+def test_a_journal_in_which_something_is_wrong_stays_under_its_key(
+    esper: Esper, attack: Callable[[Path, str], None], told: tuple[str, int]
+) -> None:
+    (old,) = ids(esper)
+    esper("keys", "add")
+    attack(Path("runs", RUNS[0]), ids(esper)[0])
     code, out, _ = esper("keys", "rotate")
     assert code == 0
     assert f"key {old} is still needed for the audit trail of run {RUNS[0]};" in out
@@ -137,7 +157,7 @@ def test_a_journal_in_which_something_is_wrong_stays_under_its_key(esper: Esper)
     code, _, err = esper("keys", "rm", old)
     assert (code, err.count("\n")) == (12, 1)
     assert f"needed for the audit trail of run {RUNS[0]}" in err
-    assert verified(esper) == [[], [("changed", 2)], []]
+    assert verified(esper) == [[], [told], []]
 
 
 def test_the_journal_of_a_run_that_goes_on_moves_when_it_has_ended(esper: Esper) -> None:

@@ -19,7 +19,7 @@ from esper.assembly.storage import build_library
 from esper.assembly.tokens import build_token_authority
 from esper.security import new_key
 from esper.security.audit_check import Unfinished
-from esper.security.token_keys import changed
+from esper.security.sources import changed
 from esper.security.token_trust import Trusted
 from esper.urza.trail import LibraryTrail
 from esper_cli.app import run

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esper.errors import ConfigError
+from esper.errors import ConfigError, CorruptKernel
 from esper.messages import KernelMetadata
 from esper_cli.kernels import (
     AsJson,
@@ -188,10 +188,13 @@ def _exchange(
     kernels = [resolve(source, name) for name in names] if names else everything
     told: list[dict[str, Any]] = []
 
-    def tell(kernel: KernelMetadata, new: bool) -> None:
-        told.append({"kernel_id": kernel.kernel_id, "copied": new})
+    def tell(kernel: KernelMetadata, new: bool, corrupt: CorruptKernel | None) -> None:
+        refused = None if corrupt is None else corrupt.message
+        told.append({"kernel_id": kernel.kernel_id, "copied": new, "refused": refused})
         one_more()
-        if new and not as_json:
+        if corrupt is not None and not as_json:
+            print_lines(f"refused: {corrupt}", stderr=True)
+        elif new and not as_json:
             print_lines(f"copied {_described(kernel)}")
 
     # In a terminal the lines themselves show how it goes.
@@ -206,11 +209,14 @@ def _exchange(
         print_json(told)
     else:
         print_lines(_copied(told))
+    if any(each["refused"] for each in told):
+        raise typer.Exit(CorruptKernel.exit_code)
 
 
 def _copied(told: Sequence[dict[str, Any]]) -> str:
-    copied = sum(each["copied"] for each in told)
-    return f"{copied} kernels copied, {len(told) - copied} were there already"
+    copied, refused = (sum(bool(each[how]) for each in told) for how in ("copied", "refused"))
+    there = f"{copied} kernels copied, {len(told) - copied - refused} were there already"
+    return f"{there}, {refused} refused" if refused else there
 
 
 def _named(opened: KernelLibrary, names: Sequence[str]) -> list[KernelMetadata]:

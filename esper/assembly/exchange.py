@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from esper.errors import CorruptKernel
 from esper.messages import KernelMetadata
 from esper.urza.library import KernelLibrary
 
@@ -12,18 +13,18 @@ def copy_kernels(
     source: KernelLibrary,
     target: KernelLibrary,
     kernels: Iterable[KernelMetadata],
-    tell: Callable[[KernelMetadata, bool], None] = lambda *_: None,
-) -> int:
-    """Store in ``target`` those of ``kernels`` that it lacks, each checked as it is read; how many they were.
+    tell: Callable[[KernelMetadata, bool, CorruptKernel | None], None],
+) -> None:
+    """Store in ``target`` those of ``kernels`` that it lacks, each checked as it is read.
 
-    ``tell`` learns of each kernel, and whether it was copied. Stopped in the middle, it is begun again at no
-    cost. Raises what the libraries raise: CorruptKernel for one that must not spread.
+    ``tell`` learns of each kernel, whether it was copied, and why it must not spread, which stops no other.
+    Stopped in the middle, it is begun again at no cost. Raises what else the libraries raise.
     """
-    copied = 0
     for kernel in kernels:
-        new = not target.contains(kernel.kernel_id)
+        new, corrupt = not target.contains(kernel.kernel_id), None
         if new:
-            target.put(source.artefact(kernel.kernel_id))
-            copied += 1
-        tell(kernel, new)
-    return copied
+            try:
+                target.put(source.artefact(kernel.kernel_id))
+            except CorruptKernel as error:
+                new, corrupt = False, error
+        tell(kernel, new, corrupt)

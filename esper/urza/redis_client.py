@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -112,7 +112,8 @@ class BoundedRedis:
 
     def ask_all(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         """The replies to ``commands``, sent together; raises the first of them that is an error."""
-        packed = [hiredis.pack_command(tuple(command)) for command in commands]
+        pack: Callable[..., bytes] = hiredis.pack_command  # to its stubs a command has one word
+        packed = [pack(tuple(command)) for command in commands]
         if sum(map(len, packed)) < READ_BYTES:
             packed = [b"".join(packed)]
         return self._exchange(packed, len(commands))

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import forked
@@ -119,8 +121,25 @@ def test_kernels_go_to_another_library_and_back(home: Path, own_keys: bool, caps
             library.verify(f"kernel_{name}")
     assert esper(capsys, "rm", "aa11", "--yes")[0] == 0
     code, out, _ = esper(capsys, "pull", "aa11", "--from", *there, "--json")
-    assert json.loads(out) == [{"kernel_id": "kernel_aa11", "copied": True}]
+    assert json.loads(out) == [{"kernel_id": "kernel_aa11", "copied": True, "refused": None}]
     assert tags(home, "aa11") == ("linear", "mlp")
+
+
+def test_a_corrupt_kernel_does_not_spread_and_holds_up_no_other(home: Path, capsys: Output) -> None:
+    with opened(home / "kernels.db", home / "keys.json") as library:
+        digest = library.get("kernel_aa22").program_digest
+    with closing(sqlite3.connect(home / "kernels.db")) as connection, connection:
+        connection.execute("UPDATE blobs SET data = zeroblob(200) WHERE digest = ?", (digest,))
+    code, out, err = esper(capsys, "push", "--to", "sqlite:///team.db")
+    assert (code, out.splitlines()[-1]) == (6, "2 kernels copied, 0 were there already, 1 refused")
+    assert err.startswith("refused: kernel 'kernel_aa22' is corrupt: its program is not what was sealed")
+    code, out, err = esper(capsys, "push", "--to", "sqlite:///team.db", "--json")
+    assert (code, err) == (6, "")
+    assert {each["kernel_id"]: bool(each["refused"]) for each in json.loads(out)} == {
+        "kernel_aa11": False,
+        "kernel_aa22": True,
+        "kernel_bb33": False,
+    }
 
 
 def interrupt_at_the_second() -> None:

@@ -204,8 +204,9 @@ def test_of_garbled_replies_the_store_returns_no_wrong_byte(proxy: Proxy, own_re
             changed[place] = chance.choice([*b"$*+-:0123456789\r\n", chance.randrange(256)])
         return bytes(changed) if chance.random() < 0.9 else bytes(changed[: len(changed) // 2])
 
+    with closing(RedisTier(own_redis.url, seconds=LONG)) as near:
+        near.put_many(dict(zip(digests, values, strict=True)))
     with closing(RedisTier(proxy.url, seconds=0.02)) as tier:
-        eventually(lambda: tier.put_many(dict(zip(digests, values, strict=True))))
         store = TieredStore([tier, record])
         proxy.garble = garble
         for step in range(300):
@@ -217,7 +218,6 @@ def test_of_garbled_replies_the_store_returns_no_wrong_byte(proxy: Proxy, own_re
         counts = store.tier_counts()["redis"]
         assert counts.errors + counts.misses > 100  # the proxy did garble
         proxy.heal()
-        eventually(tier.ping)
         assert [store.get(digest) for digest in digests] == values
 
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
 from page_support import DEEP, FAILED, GROWN, STOPPED, WINDOW, MakeRun, Open
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from esper.nissa.journal import JOURNAL_NAME, Journal
 
@@ -162,6 +162,18 @@ def test_a_run_is_followed_while_it_goes_on(open_page: Open, make_run: MakeRun) 
     expect(page.locator(".status")).to_have_text("finished")
     expect(page.locator("#at")).to_have_text("30 / 30")
     expect(page.locator("#queue .compiled").first).to_contain_text("gated_pairfailed")
+
+
+def test_a_run_that_began_before_anybody_listened_is_the_latest(
+    open_page: Open, make_run: MakeRun, signed_in: BrowserContext
+) -> None:
+    def listen_later(events: Route) -> None:
+        make_run("20990101-140000-between-0013", layers=2).epochs(1)
+        events.continue_()
+
+    signed_in.route("**/api/v1/events", listen_later, times=1)
+    page = open_page("#run=latest")
+    expect(page.locator("h1")).to_have_text("between")
 
 
 def test_a_run_that_prepares_shows_what_waits_to_be_compiled(open_page: Open, place: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from esper.errors import StorageError
-from esper.nissa.api.event_places import LATE_SECONDS, Places
+from esper.nissa.api.event_places import LATE_SECONDS, Places, scope_of
 from esper.nissa.journal import JOURNAL_NAME, Event, dumps
 from esper.nissa.journal_reader import JournalReader
 from esper.nissa.run_parsing import parse_time
@@ -86,8 +86,8 @@ class EventHub:
     ) -> AsyncGenerator[tuple[Told, str] | None, None]:
         """Each event after ``places`` (None: from now on) with its id, and None when there was none for long.
 
-        Of ``run_id`` alone and of ``kinds`` alone, where they are given. Ends when the hub is stopped or is
-        full, and when the follower is too slow.
+        The first is None, too: what is written after it is told. Of ``run_id`` alone and of ``kinds`` alone,
+        where they are given. Ends when the hub is stopped or is full, and when the follower is too slow.
         """
         if self.full:
             return
@@ -95,8 +95,10 @@ class EventHub:
         try:
             await self._begin()
             number = self._first + len(self._kept)
+            yield None
             seen: dict[str, int] = {}
             mine = places or Places(time.time())
+            mine.scope = scope_of(run_id, kinds)
             if places is not None:
                 backlog = _backlog(self._store, mine, run_id, seen)
                 while not self._stopped and (batch := await run_in_threadpool(_some, backlog)):

@@ -3,6 +3,7 @@
 An id says up to which byte each journal was read that anything came from of late, and when that was: of
 every other journal what is later than that is new. So an id is short however many runs there are, nothing is
 missed, and nothing comes twice; with more than ``MAX_PLACES`` journals that grow at once something may.
+Where a stream leaves something out, its ids say so: with another one what it left out would be missing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 LATE_SECONDS = 10.0
@@ -17,15 +19,18 @@ LATE_SECONDS = 10.0
 
 MAX_PLACES = 128
 
-EVENT_ID = rf"[0-9]{{1,15}}(\.[0-9a-f]{{12}}-[0-9]{{1,15}}){{0,{MAX_PLACES}}}"
+EVENT_ID = rf"[0-9]{{1,15}}(-[0-9a-f]{{12}})?(\.[0-9a-f]{{12}}-[0-9]{{1,15}}){{0,{MAX_PLACES}}}"
 """What an id looks like, as a regular expression."""
 
 
 @dataclass(slots=True)
 class Places:
-    """``at`` (Unix seconds) everything was read; and by a run's key the byte of its journal, and when."""
+    """``at`` (Unix seconds) everything was read that is told within ``scope``; and by a run's key the byte of
+    its journal, and when.
+    """
 
     at: float
+    scope: str = ""
     ends: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     @classmethod
@@ -33,15 +38,17 @@ class Places:
         """The places that ``text`` was written of; None when it is no id."""
         if re.fullmatch(EVENT_ID, text) is None:
             return None
-        milliseconds, *ends = text.split(".")
+        first, *ends = text.split(".")
+        milliseconds, _, scope = first.partition("-")
         at = int(milliseconds) / 1000
         pairs = (end.split("-") for end in ends)
-        return cls(at, {key: (int(end), at) for key, end in pairs})
+        return cls(at, scope, {key: (int(end), at) for key, end in pairs})
 
     def text(self) -> str:
         """The id: a word without a meaning to whoever sends it back."""
         latest = list(self.ends.items())[-MAX_PLACES:]
-        return f"{int(self.at * 1000)}" + "".join(f".{key}-{end}" for key, (end, _) in latest)
+        scope = f"-{self.scope}" if self.scope else ""
+        return f"{int(self.at * 1000)}{scope}" + "".join(f".{key}-{end}" for key, (end, _) in latest)
 
     def end(self, run_id: str) -> int | None:
         """Up to where the journal of a run was read; None where the time says it."""
@@ -66,3 +73,10 @@ class Places:
 def key_of(run_id: str) -> str:
     """A run's id, short."""
     return hashlib.blake2b(os.fsencode(run_id), digest_size=6).hexdigest()
+
+
+def scope_of(run_id: str | None, kinds: Collection[str]) -> str:
+    """What a stream tells of, short: one run, or some kinds alone; nothing where it leaves nothing out."""
+    if run_id is None and not kinds:
+        return ""
+    return key_of("/".join([*sorted(kinds), run_id or ""]))

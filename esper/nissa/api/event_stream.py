@@ -15,7 +15,11 @@ _LOOK_SECONDS = 1.0
 
 
 class EventStream(Response):
-    """Sends what ``told`` yields until that ends or the client is gone."""
+    """Sends what ``told`` yields until that ends or the client is gone, the first left out.
+
+    With that it is known that ``told`` listens, and only then does the answer begin: whoever sees it begin
+    misses nothing that comes later.
+    """
 
     media_type = "text/event-stream"
 
@@ -26,8 +30,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; of HEAD the head alone."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         if scope["method"] == "HEAD":
+            await self._begin(send)
             await send({"type": "http.response.body", "body": b""})
             return
         sending = asyncio.ensure_future(self._send_all(send))
@@ -39,14 +43,20 @@ class EventStream(Response):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if not sending.cancelled():
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
     async def _send_all(self, send: Send) -> None:
         async def body(text: str) -> None:
             await send({"type": "http.response.body", "body": text.encode("ascii"), "more_body": True})
 
-        await body("retry: 1000\n\n")
         async with contextlib.aclosing(self._told) as events:
+            await anext(events, None)
+            await self._begin(send)
+            await body("retry: 1000\n\n")
             async for event in events:
                 if event is None:
                     await body(": nothing new\n\n")

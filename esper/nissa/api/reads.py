@@ -17,7 +17,7 @@ from esper.nissa.api.answers import HEADERS, json_answer, tagged_answer
 from esper.nissa.api.catalogue import BoundedLibrary
 from esper.nissa.api.cursors import BadCursor, read_cursor, write_cursor
 from esper.nissa.api.event_hub import MAX_FOLLOWERS, EventHub
-from esper.nissa.api.event_places import Places
+from esper.nissa.api.event_places import Places, scope_of
 from esper.nissa.api.event_stream import EventStream
 from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.api.monitor import Monitor
@@ -138,7 +138,8 @@ class Reads:
         kinds = frozenset(query.types.split(",")) if query.types else frozenset()
         if self._hub.full:
             raise HTTPException(503, f"{MAX_FOLLOWERS} clients follow already", {"Retry-After": "10"})
-        return EventStream(self._hub.follow(_places(after), run_id=run_id, kinds=kinds))
+        places = _places(after, scope_of(run_id, kinds))
+        return EventStream(self._hub.follow(places, run_id=run_id, kinds=kinds))
 
     async def _page(self, request: Request, read: Callable[[Any], dict[str, Any]], query: Any) -> Response:
         """A page of a list, with the address of the next one in a header as well."""
@@ -157,7 +158,7 @@ def name_of(request: Request, parameter: str) -> str:
     return name
 
 
-def _places(after: str | None) -> Places | None:
+def _places(after: str | None, scope: str) -> Places | None:
     if not after:
         return None
     if after == "start":
@@ -165,6 +166,10 @@ def _places(after: str | None) -> Places | None:
     places = Places.parse(after)
     if places is None:
         raise HTTPException(400, "this is the id of no event; leave it out, or take start")
+    if places.scope not in ("", scope):
+        raise HTTPException(
+            400, "this id is of a stream of another run or of other types; leave it out, or take start"
+        )
     return places
 
 

@@ -72,6 +72,10 @@ async function askNewest() {
   const before = wantedIds()[0];
   await askList();
   if (wantedIds()[0] !== before) await choose();
+  const newest = state.list[0]?.run_id;
+  state.runs.forEach((run, which) => {
+    if (run?.asked === "latest" && newest && run.id !== newest) refresh(which); // it began while nobody listened
+  });
 }
 
 function fillPickers() {

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from servers.api import served_in_a_thread
 
 from esper.assembly.catalogue import LibraryCatalogue
 from esper.assembly.storage import build_library
@@ -32,7 +33,6 @@ from esper.assembly.training import build_training
 from esper.nissa.api.application import create_app
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.control import ask
-from esper.nissa.http.server import MetricsServer
 from esper.nissa.runs import RunStore
 from esper_cli.config import compose
 
@@ -119,15 +119,8 @@ def serving(cfg: DictConfig) -> Iterator[str]:
         catalogue = LibraryCatalogue(library)
         store = RunStore(Path(cfg.runs), keep_packets=False)
         app = create_app(Monitor(store, catalogue.compilations, tiers=catalogue.tiers), catalogue)
-        server = MetricsServer(app, port=0, on_stop=app.state.hub.stop)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
+        with served_in_a_thread(app) as server:
             yield server.url
-        finally:
-            server.stop()
-            thread.join(10)
-            assert not thread.is_alive()
 
 
 def judge(

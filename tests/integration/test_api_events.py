@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from servers.api import served_in_a_thread
 from waiting import LONG, until
 
 from esper.nissa.api import event_hub
@@ -36,15 +37,8 @@ class Serving:
 @contextmanager
 def serving(root: Path) -> Iterator[Serving]:
     app = create_app(Monitor(RunStore(root), lambda: []))
-    server = MetricsServer(app, port=0, on_stop=app.state.hub.stop)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
+    with served_in_a_thread(app) as server:
         yield Serving(server.url, app.state.hub, server)
-    finally:
-        server.stop()
-        thread.join(LONG)
-        assert not thread.is_alive()
 
 
 def journal(root: Path, run_id: str) -> Journal:

@@ -2,8 +2,8 @@
 
 Each first look is a new server's. CPU seconds are of this process, the client's among them; /health is asked
 meanwhile, and what this process computes until it answers is how long that takes where nobody else computes.
-Exits 1 when a list takes more than 200 ms the next time, the lists more than 150 MiB of memory, or /health more
-than 100 ms of that.
+Exits 1 when a list takes more than 200 ms the next time, the lists more than 150 MiB of memory, or /health
+more than 100 ms of that.
 
     python -m drills.api_reading [--runs 200] [--events 10000]
 """

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from drills.resume import config, resumed, states_at, train_whole
+from torch import Tensor
 
 from esper.assembly.training import build_training
 from esper.errors import CheckpointError
 from esper.nissa.journal import JOURNAL_NAME
 from esper.nissa.journal_reader import read_journal
+from esper.tolaria.checkpoints import Mark, background
+from esper.tolaria.checkpoints.tree import split
+from esper_cli.config import compose
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +59,36 @@ def test_within_an_epoch_its_policy_is_told_the_same(whole: dict[str, Any], tmp_
 
     again = resumed(whole, whole["steps"] // 2 + 3, tmp_path)
     assert told(again) == told(whole)
+
+
+def test_weights_that_are_copied_late_are_those_of_their_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = background.fill
+
+    def late(room: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.05)  # until long after the next step, if nobody waited
+        fill(room, tensors)
+
+    monkeypatch.setattr(background, "fill", late)
+    base = ["+experiment=smoke", "urza=memory", "tamiyo=never", "tolaria.ema=0.9", f"runs={tmp_path}"]
+    wide = ["model.hidden=[256,256]", "tolaria.batch_size=512", "tolaria.epochs=2"]
+    every = ["tolaria.checkpoint_every=1", "tolaria.keep_checkpoints=100"]
+    run = build_training(compose([*base, *wide, *every]))
+    saver, kept = run.trainer._saver, {}
+    begin = saver.begin
+
+    def noted(mark: Mark, state: dict[str, Any], steady: Iterable[Tensor]) -> None:
+        kept[mark.step] = {name: tensor.clone() for name, tensor in split(state).tensors.items()}
+        begin(mark, state, steady)
+
+    monkeypatch.setattr(saver, "begin", noted)
+    run.run()
+    for step, tensors in kept.items():
+        loaded = split(run.trainer.checkpoints.load(str(step))).tensors
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items()), step
+    assert len(kept) > 4
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(whole: dict[str, Any], tmp_path: Path) -> None:

@@ -107,6 +107,8 @@ def test_who_goes_back_lives_on_from_there(checkpoints: Checkpoints) -> None:
     assert (checkpoints.folder / "past.sealed").stat().st_size - before < 500
     other = lived(Epochs(), 5, 6)  # of which the log knows nothing
     checkpoints.save(Mark(10, 10), {"history": epochs, "other": other})
+    checkpoints.save(Mark(11, 11), {"history": epochs, "other": lived(Epochs(), 7)})  # nor of another one
+    assert [record["epoch"] for record in checkpoints.load("11")["other"]] == [7]
     state = checkpoints.load("10")
     assert (numbers(state), [record["epoch"] for record in state["other"]]) == ([0, 1, 2, 3, 4], [5, 6])
 

@@ -171,10 +171,12 @@ class _Derived:
 
     def __init__(self, key: Key) -> None:
         self.cipher = AESGCM(key.derived("data keys"))
-        self._secret = key.derived("records")
+        self._records = hmac.new(key.derived("records"), digestmod="sha256")
 
     def tag(self, message: bytes) -> str:
-        return hmac.digest(self._secret, message, "sha256").hex()
+        tag = self._records.copy()
+        tag.update(message)
+        return tag.hexdigest()
 
 
 class _Piece(NamedTuple):

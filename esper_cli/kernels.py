@@ -31,6 +31,8 @@ PAGE = 500
 """How many kernels are read at a time where all are gone through."""
 OFFERED = 100
 """How many ids a completion offers at most."""
+TRIALS = 50
+"""How many trials of a kernel are listed below it; JSON has all."""
 
 
 @contextmanager
@@ -157,10 +159,11 @@ def show_kernel(kernel_id: KernelId, as_json: AsJson = False, overrides: Overrid
     for fact, value in facts.items():
         if value:
             rows.add_row(fact, str(value))
-    print_lines(rows, "", f"{len(trials)} trials" if trials else "No trials yet.")
+    latest = f", the latest {TRIALS} of them" if len(trials) > TRIALS else ""
+    print_lines(rows, "", f"{len(trials):,} trials{latest}" if trials else "No trials yet.")
     if trials:
         results = table(("run", "layer", "verdict", "gain", "error"), right=("gain", "error"))
-        for trial in trials:
+        for trial in trials[-TRIALS:]:
             report = trial.report
             place = f"{report.layer} seed {report.seed_idx}"
             results.add_row(

@@ -14,7 +14,7 @@ from esper.urza import open_library
 from esper.urza.tiers import digest_of
 from esper_cli import app, kernels
 from esper_cli.compile import parse_shape
-from esper_cli.kernels import complete_ids
+from esper_cli.kernels import complete_ids, library
 
 Output = pytest.CaptureFixture[str]
 
@@ -167,6 +167,17 @@ def test_a_kernel_is_shown_by_any_unique_start_of_its_id(name: str, capsys: Outp
     shown = json.loads(out)
     assert shown["kernel"]["input_shape"] == [128]
     assert shown["trials"][0]["report"]["verdict"] == "kept"
+
+
+def test_of_many_trials_the_latest_are_shown(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    with library() as opened:
+        for number in (2, 3):
+            opened.record_trial(report(kernel_id="kernel_aa11"), f"run-{number}")
+    monkeypatch.setattr(kernels, "TRIALS", 2)
+    _, out, _ = esper(capsys, "show", "aa11")
+    assert "\n3 trials, the latest 2 of them\n" in out
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("run-")] == ["run-2", "run-3"]
+    assert len(json.loads(esper(capsys, "show", "aa11", "--json")[1])["trials"]) == 3
 
 
 def test_a_start_that_several_ids_share_is_refused(capsys: Output) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,7 +72,8 @@ def list_runs(
 ) -> None:
     """List runs, the latest first."""
     store = open_store(overrides or ())
-    runs = store.list(limit)
+    with _no_collections():
+        runs = store.list(limit)
     if as_json:
         print_json([run.to_json() for run in runs])
         return
@@ -96,6 +99,16 @@ def list_runs(
         print_lines(rows)
     for problem in store.problems.values():
         print_lines(str(problem), stderr=True)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """For reading many records: none is garbage, and to look for some among all that is imported takes long."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @app.command("show", epilog="Example: esper runs show latest")

@@ -4,8 +4,9 @@ The steps are those of ``esper train``, with one thread. Epochs that take second
 these, and as many to nobody, in turn; sinks hold still in between, so that what they do late counts as told.
 
 - The account: what the training thread spends in the calls that tell, and the sinks on their own threads, a
-  step. By CPU time, which others on the machine hardly change. What is there without sinks as well stands
-  beside it: gathering health, and the lines of the journal.
+  step. By CPU time: where others take a part of it, the intervals of sinks and signals are stretched by as
+  much, and come as often in the time that training has. What is there without sinks as well stands beside
+  it: gathering health, and the lines of the journal.
 - Epochs side by side: what the account lacks, such as the wait for the interpreter's lock and cold caches.
   Median of the pairs, with 95 % of medians of as many drawn from them.
 
@@ -34,6 +35,7 @@ import torch
 
 from esper.assembly.telemetry import prepare_sink
 from esper.assembly.training import build_training
+from esper.nissa.telemetry import writer
 from esper.nissa.telemetry.messages import Message, Sink
 from esper.nissa.telemetry.telemetry import Telemetry
 from esper.security.privacy import leaving
@@ -46,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from servers.redis import RedisServer
 
 MOST_COST = 1.0  # percent of a step
-SECONDS = 3.0  # of a period: some looks of a sink long
+SECONDS = 3.0  # of CPU in a period: some looks of a sink long
 DRAWS = 5000
 
 
@@ -144,6 +146,14 @@ class Steps:
         return loss
 
 
+def epoch(trainer: Trainer) -> Clocks:
+    """What the next one takes."""
+    began, done = Clocks.now(), trainer.progress.epochs_done
+    trainer.run_epoch(done)
+    trainer.progress.epochs_done = done + 1
+    return Clocks.now().since(began)
+
+
 class Periods:
     """Epochs that are told, and as many that are not, in turn."""
 
@@ -154,15 +164,8 @@ class Periods:
         """What a step takes in each epoch that nobody is told of."""
         self.pairs: list[tuple[Clocks, Clocks]] = []
         """Each period that was told, and the one beside it that was not."""
-        began = time.perf_counter()
-        self._epoch()
-        self.epochs = math.ceil(SECONDS / (time.perf_counter() - began))
+        self.epochs = math.ceil(SECONDS / epoch(trainer).thread)
         """Of a period."""
-
-    def _epoch(self) -> None:
-        done = self._trainer.progress.epochs_done
-        self._trainer.run_epoch(done)
-        self._trainer.progress.epochs_done = done + 1
 
     def run(self, pairs: int) -> None:
         """So many of both; which is the first changes from pair to pair."""
@@ -174,7 +177,7 @@ class Periods:
         self._switch.tell(told)
         began = Clocks.now()
         for _ in range(self.epochs):
-            self._epoch()
+            epoch(self._trainer)
             if not told:
                 spent = self.steps.ended.since(self.steps.began)
                 self.untold.append(Clocks(*(seconds / self.steps.count for seconds in spent)))
@@ -233,23 +236,29 @@ def trained(
     makers = [prepare_sink(cfg, name) for name in names]
     every, cfg.nissa.sinks = cfg.nissa.signals_every, {}  # the trainer's own sinks would not hold still
     trainer = build_training(cfg).trainer
+    epoch(trainer)  # with what is done once
+    spent = epoch(trainer)
+    stretch = spent.wall / spent.thread
+    writer.POLL_SECONDS *= stretch
+    print(f"  {stretch:.1f} s by the wall for each of CPU; intervals are stretched by as much")
     gate, journal = threading.Event(), trainer.recorder.journal
     sinks = [Gated(make(journal.path.parent), gate) for make in makers]
-    telemetry = Telemetry(sinks, journal.path, lambda: journal.end, allow=leaving, signals_every=every)
+    telemetry = Telemetry(
+        sinks, journal.path, lambda: journal.end, allow=leaving, signals_every=every * stretch
+    )
     switch = trainer.recorder = Switch(trainer.recorder, telemetry, gate)
     switch.tell(True)
     with closing(switch):
-        trainer.run_epoch(0)  # what is done once
         periods = Periods(trainer, switch)
         before = thread_seconds()
         switch.spent = dict.fromkeys(switch.spent, 0.0)
         periods.run(pairs)
-        spent = {f"training thread, {part}": seconds for part, seconds in switch.spent.items()}
-        spent |= {f"thread {name}": after - before[name] for name, after in thread_seconds().items()}
+        costs = {f"training thread, {part}": seconds for part, seconds in switch.spent.items()}
+        costs |= {f"thread {name}": after - before[name] for name, after in thread_seconds().items()}
         switch.tell(True)
     counts = telemetry.counts().values()
     assert all(sink.errors == sink.dropped == sink.behind == 0 for sink in counts), counts
-    return periods, spent
+    return periods, costs
 
 
 def main() -> None:

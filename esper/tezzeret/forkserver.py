@@ -44,8 +44,8 @@ def main(descriptor: int, nice: int) -> None:
     signal.set_wakeup_fd(ringer, warn_on_full_buffer=False)
     with socket.socket(fileno=descriptor) as control:
         control.send(b"ready")
+        forks.make_spare()
         while True:
-            forks.make_spare()
             ready, _, _ = select.select([control.fileno(), bell], [], [])
             if bell in ready:
                 os.read(bell, 512)
@@ -63,6 +63,7 @@ def main(descriptor: int, nice: int) -> None:
                         _warm_up(target)
                     warm.add(target)
                 forks.start(*descriptors)
+                forks.make_spare()
             else:
                 forks.kill(int(message.removeprefix(b"end ")))
     forks.end()

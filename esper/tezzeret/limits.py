@@ -78,7 +78,7 @@ def filter_refusal() -> str | None:
 
 def name_process(name: str) -> None:
     """Have this process called ``name``, of 15 letters at most, where processes are listed."""
-    Path("/proc/self/comm").write_text(name)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
 
 
 def die_with_parent() -> None:
@@ -87,7 +87,7 @@ def die_with_parent() -> None:
 
 
 # Linux, x86-64: include/uapi/linux/{prctl,seccomp,filter,audit}.h and arch/x86/entry/syscalls/syscall_64.tbl.
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 15, 22, 38
 _FILTER_MODE = 2
 _X86_64 = 0xC000003E
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,12 @@ def failure(pool: WorkerPool, deed: Any, *arguments: Any) -> str:
     return outcome.reason
 
 
+def asleep(pool: WorkerPool) -> tuple[Future[Outcome], int]:
+    """A job that does not end, alone in ``pool``, and the process that does it."""
+    until(lambda: workers() == [])  # one that has told all may need a moment
+    return pool.submit(hostile(deeds.sleep)), until(workers)[0]
+
+
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -91,7 +98,7 @@ def test_wall_time_is_limited(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch)
         "compile",
         "over its limit of 2 s (tezzeret.limits.wall_seconds)",
     )
-    assert workers() == []
+    until(lambda: workers() == [])
 
 
 @pytest.mark.parametrize("deed", [deeds.hoard_objects, deeds.hoard_tensors])
@@ -125,10 +132,10 @@ def test_nothing_is_started_and_nobody_is_killed(pool: WorkerPool) -> None:
 
 def test_a_worker_that_dies_fails_its_one_job(pool: WorkerPool) -> None:
     assert failure(pool, deeds.crash) == "its worker ended with SIGSEGV"
-    dying = pool.submit(hostile(deeds.sleep))
+    dying, worker = asleep(pool)
     beside = pool.submit(GOOD)
     assert beside.result().artefact is not None
-    os.kill(until(workers)[0], signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     assert str(dying.result().reason).startswith("its worker was killed (SIGKILL)")
 
 
@@ -140,19 +147,17 @@ def test_a_worker_that_has_told_all_is_not_waited_for_and_does_not_stay(pool: Wo
 def test_the_next_job_finds_a_process_that_waits_for_it(pool: WorkerPool) -> None:
     for _ in range(2):
         waiting = until(lambda: workers(SPARE))
-        sleeping = pool.submit(hostile(deeds.sleep))
-        assert until(workers) == waiting  # and that one does no other
-        os.kill(waiting[0], signal.SIGKILL)
+        sleeping, worker = asleep(pool)
+        assert [worker] == waiting  # and that one does no other
+        os.kill(worker, signal.SIGKILL)
         assert sleeping.result().lost
-    waiting = until(lambda: workers(SPARE))
-    os.kill(waiting[0], signal.SIGKILL)
-    until(lambda: workers(SPARE) not in ([], waiting))
+    os.kill(until(lambda: workers(SPARE))[0], signal.SIGKILL)
+    until(lambda: workers(SPARE) == [])
     assert pool.submit(GOOD).result().artefact is not None
 
 
 def test_workers_give_way_to_others_and_do_not_see_the_environment(pool: WorkerPool) -> None:
-    sleeping = pool.submit(hostile(deeds.sleep))
-    worker = until(workers)[0]
+    sleeping, worker = asleep(pool)
     assert os.getpriority(os.PRIO_PROCESS, worker) == os.getpriority(os.PRIO_PROCESS, 0) + NICE
     assert b"ESPER_SECRET" not in Path(f"/proc/{worker}/environ").read_bytes()
     os.kill(worker, signal.SIGKILL)
@@ -161,6 +166,7 @@ def test_workers_give_way_to_others_and_do_not_see_the_environment(pool: WorkerP
 
 def test_hot_jobs_go_first_and_what_is_asked_for_twice_is_done_once(pool: WorkerPool) -> None:
     done: list[str] = []
+    until(lambda: workers() == [])
     sleeping = [pool.submit(hostile(deeds.sleep)) for _ in range(2)]
     both = until(lambda: len(found := workers()) == 2 and found)
     sweep = [replace(GOOD, slot=replace(SLOT, out_features=size)) for size in (4, 5, 6)]
@@ -186,9 +192,12 @@ def test_closing_ends_what_is_under_way() -> None:
     pool = WorkerPool(2, LIMITS, nice=0)
     pool.start()
     under_way = [pool.submit(hostile(deeds.sleep)) for _ in range(4)]
-    until(lambda: len(workers()) == 2)
+    both = until(lambda: len(found := workers()) == 2 and found)
+    server = parent(both[0])
+    os.kill(server, signal.SIGSTOP)  # it does as little as one that is busy
     pool.close()
-    assert workers() == []
+    assert not Path(f"/proc/{server}").exists()
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in both))
     assert [future.cancelled() for future in under_way] == [False, False, True, True]
     for future in under_way[:2]:
         assert future.result().artefact is None
@@ -206,8 +215,7 @@ def test_closing_does_not_wait_for_a_server_that_starts() -> None:
 
 
 def test_a_server_that_dies_is_replaced(pool: WorkerPool) -> None:
-    dying = pool.submit(hostile(deeds.sleep))
-    worker = until(workers)[0]
+    dying, worker = asleep(pool)
     until(lambda: "Seccomp:\t2" in Path(f"/proc/{worker}/status").read_text())  # it is at its deed
     time.sleep(0.5)
     os.kill(parent(worker), signal.SIGKILL)

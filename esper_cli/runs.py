@@ -103,7 +103,7 @@ def list_runs(
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """For reading many records: none is garbage, and to look for some among all that is imported takes long."""
+    """For reading many records: none is garbage, and looking for some in all that is imported takes long."""
     gc.disable()
     try:
         yield

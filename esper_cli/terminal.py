@@ -21,6 +21,10 @@ UNBOUNDED = 10_000
 """Columns when nobody looks: whoever reads a pipe wants whole ids, one record a line."""
 
 
+_CODES = {code: "?" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+"""What moves a terminal, which no name that somebody chose shall do."""
+
+
 class PipeConsole(Console):
     """A console whose reader may leave early, as ``| head`` does, and that prints text as it is.
 
@@ -29,6 +33,10 @@ class PipeConsole(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """``text`` as it is, without codes for a terminal."""
+        return super().render_str(text.translate(_CODES), **options)
 
     def on_broken_pipe(self) -> None:
         """Let the error reach the one handler; Rich would exit on its own with code 1."""
@@ -68,7 +76,7 @@ def print_lines(*lines: RenderableType, stderr: bool = False) -> None:
     out = console(stderr=stderr)
     for line in lines:
         if isinstance(line, str):
-            out.print(Text(line), soft_wrap=True)
+            out.print(line, soft_wrap=True)
         elif isinstance(line, Table) and line.__rich_measure__(out, out.options).minimum > out.width:
             out.print(*_records(line), sep="\n", soft_wrap=True)
         else:

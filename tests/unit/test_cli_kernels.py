@@ -113,11 +113,13 @@ def test_a_long_list_is_printed_part_by_part_as_if_it_were_one(
 
 def test_names_and_tags_are_shown_as_they_are(capsys: Output) -> None:
     odd = ("[/b]", ":heart:", "[red]x[/red]")
-    assert esper(capsys, "tag", "aa11", *(word for tag in odd for word in ("--tag", tag)))[0] == 0
+    with library() as opened:
+        opened.set_tags("kernel_aa11", [*odd, "\x1b[2J\x9b1A"])
     for command in (("ls", "--name", "aa11"), ("show", "aa11")):
         code, out, err = esper(capsys, *command)
         assert (code, err) == (0, "")
-        assert " ".join(odd) in out
+        assert " ".join((*odd, "?[2J?1A")) in out
+    assert esper(capsys, "untag", "aa11", "--tag", "x")[1].endswith(" ?[2J?1A\n")
 
 
 def test_a_wide_list_has_what_trials_said(capsys: Output) -> None:

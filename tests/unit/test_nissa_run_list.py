@@ -51,6 +51,18 @@ def test_of_runs_that_are_not_shown_only_the_beginning_is_read(
     assert [run.was_read for run in begun] == [True, True, False, False, False]
 
 
+def test_which_runs_are_the_latest_is_known_without_reading_those_that_have_ended(tmp_path: Path) -> None:
+    with RunWriter(tmp_path, "going") as going:
+        going.started()
+        for number in range(4):
+            write_run(tmp_path, f"run-{number}", epochs=60)
+        listed = RunList(tmp_path)
+        assert listed.latest(2) == ["going", "run-3", "run-2"]
+        assert [run.run_id for run in listed.begun() if run.was_read] == ["going"]
+        going.write("run_finished", summary={})
+        assert listed.latest(2) == ["run-3", "run-2"]
+
+
 def test_verdicts_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
     write_run(tmp_path, "run")
     outline = RunOutline(tmp_path / "run")

@@ -90,11 +90,12 @@ def test_the_best_for_the_slots_of_dormant_seeds_are_fetched_once(
     prefetcher.wait()
     assert asked == [best]
     assert in_memory(orchestrator.library) == set(best)
-    orchestrator.seeds.reports.append(None)  # type: ignore[arg-type]
+    reports = orchestrator.seeds.reports
+    orchestrator.seeds.reports = reports.plus(None)  # type: ignore[arg-type]
     orchestrator.look_ahead()
     until(lambda: len(asked) == 2)
     assert asked[1] == []  # looked for again, as ranks may have changed, and nothing twice
-    orchestrator.seeds.reports.pop()
+    orchestrator.seeds.reports = reports
     assert orchestrator.apply(DECISION, PACKET) is not None
     orchestrator.look_ahead()  # while a seed is on trial
     until(lambda: len(asked) == 3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from tezzeret_support import MLP
+from waiting import LONG
 
 from esper.messages import CompilationRecord, KernelArtefact, Slot
 from esper.tezzeret.interrupts import interrupts_noted
@@ -113,13 +113,11 @@ def test_where_an_interruption_would_be_lost_it_ends_the_work_once_that_is_done(
 def test_while_a_job_is_waited_for_and_no_lock_stays_held(number: signal.Signals) -> None:
     main = threading.main_thread().ident or 0
     workers = Workers(lambda: threading.Timer(0.2, signal.pthread_kill, (main, number)).start())
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         compile_missing(PIPELINE, Library(lambda: None), PAIRS, workers=workers)
-    assert time.monotonic() - began < 5
     ended = threading.Thread(target=workers.asked[1].set_result, args=(Outcome("parse", 0.0, "late"),))
     ended.start()
-    ended.join(5)
+    ended.join(LONG)
     assert not ended.is_alive()
 
 

@@ -25,6 +25,7 @@ from esper.assembly.keys import build_envelope
 from esper.assembly.training import build_training
 from esper.errors import CheckpointError, UnknownKey
 from esper.tolaria.checkpoints import Checkpoints
+from esper.tolaria.checkpoints.past import NAMES
 from esper_cli.config import compose
 
 
@@ -74,14 +75,17 @@ def main() -> int:
             shutil.rmtree(each)
         checkpoints = Checkpoints(run / "checkpoints", build_envelope(cfg))
         assert not refused(checkpoints), "it is refused as it was written"
-        files = sorted([*path.iterdir(), *run.glob("checkpoints/*.sealed")])
+        files = sorted([*path.iterdir(), run / "checkpoints" / NAMES[0]])
         size, began = sum(file.stat().st_size for file in files), time.perf_counter()
         for what, file, data in changed(files, arguments.flips, random.Random(arguments.seed)):
             before = file.read_bytes()
-            file.write_bytes(data)
+            same = [file.with_name(name) for name in NAMES] if file.name in NAMES else [file]
+            for each in same:  # damaged in one alone it is read from the other
+                each.write_bytes(data)
             done[what] += 1
             accepted += not refused(checkpoints)
-            file.write_bytes(before)
+            for each in same:
+                each.write_bytes(before)
     seconds = round(time.perf_counter() - began, 1)
     told = {"bytes": size, "flips": done["flip"], "truncations": done["truncation"], "not refused": accepted}
     print(json.dumps({**told, "seconds": seconds}))

@@ -4,6 +4,7 @@
 
     checkpoints/
       past.sealed       what only grows, such as the epochs that were: each checkpoint has its end in it
+      past-copy.sealed  the same once more
       step-000001200/
         state.sealed    JSON: progress, growth, policy, generators, and which tensors follow
         tensors.sealed  their bytes, one after another
@@ -90,7 +91,11 @@ class CheckpointFolder:
         manifest = self._good(found)
         for part in manifest.parts:
             self._authenticate(found.path, manifest, part)
-        self._past.read(manifest.past, found.path)
+        told: list[EsperError] = []
+        for copy_first in (False, True):
+            self._past.read(manifest.past, found.path, told, copy_first=copy_first)
+        if told:  # the run can go on, but who asks should know
+            raise told[0]
         return manifest
 
     def remove(self, found: Found) -> None:

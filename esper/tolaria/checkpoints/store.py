@@ -86,26 +86,31 @@ class Checkpoints(CheckpointFolder):
         return self.open(self.find(name), past=past)
 
     def load_newest_good(self) -> tuple[dict[str, Any], list[EsperError]]:
-        """The state of the newest checkpoint that is whole, and what was wrong with those after it."""
+        """The state of the newest checkpoint that is whole, and what was passed over for being damaged."""
         if self.is_older():
             return format2.load(self.folder), []
         errors: list[EsperError] = []
         for found in self.all():
             try:
-                return self.open(found), errors
+                return self.open(found, told=errors), errors
             except (CheckpointError, UnknownKey) as error:
                 errors.append(error)
         raise errors[0] if errors else none_in(self.folder)
 
-    def open(self, found: Found, *, past: bool = True) -> dict[str, Any]:
-        """The state of a checkpoint that was found; raises as :meth:`load` does."""
+    def open(
+        self, found: Found, *, past: bool = True, told: list[EsperError] | None = None
+    ) -> dict[str, Any]:
+        """The state of a checkpoint that was found; raises as :meth:`load` does.
+
+        ``told`` gets what is damaged and was read from a copy.
+        """
         manifest = self._good(found)
         parts = {part.name: part for part in manifest.parts}
         try:
             stored = json.loads(self._opened(found.path, manifest, parts[_STATE]))
             tensors = empty(stored["tensors"], parts[_TENSORS].size)
             self._authenticate(found.path, manifest, parts[_TENSORS], memory_of(tensors.values()))
-            whole = self._past_of(found, manifest) if past else None
+            whole = self._past_of(found, manifest, [] if told is None else told) if past else None
             state: dict[str, Any] = join(stored["state"], tensors, whole)
         except (KeyError, ValueError, TypeError) as error:
             raise damaged(str(found.path), f"its parts do not fit together: {error}") from error
@@ -121,7 +126,7 @@ class Checkpoints(CheckpointFolder):
         errors: list[EsperError] = []
         for each in (*early, *reversed(found)):
             try:
-                return each.name, self.open(each), errors
+                return each.name, self.open(each, told=errors), errors
             except (CheckpointError, UnknownKey) as error:
                 errors.append(error)
         raise errors[0] if errors else none_in(self.folder)
@@ -160,8 +165,8 @@ class Checkpoints(CheckpointFolder):
         with ExitStack() as opened:
             files, past = [], None
             if state.past:
-                files.append(opened.enter_context(self._past.path.open("ab", buffering=0)))
-                past = self._past.append(files[0], state.past)
+                files += self._past.opened(opened)
+                past = self._past.append(files, state.past)
             for name, pieces in contents.items():
                 files.append(opened.enter_context((folder / name).open("wb", buffering=0)))
                 sealed = self._envelope.seal_stream(pieces, identity(self._run, number, name))
@@ -186,8 +191,10 @@ class Checkpoints(CheckpointFolder):
 
     # Reading
 
-    def _past_of(self, found: Found, manifest: Manifest) -> dict[str, AppendOnly[Any]]:
-        read = self._past.read(manifest.past, found.path)
+    def _past_of(
+        self, found: Found, manifest: Manifest, told: list[EsperError]
+    ) -> dict[str, AppendOnly[Any]]:
+        read = self._past.read(manifest.past, found.path, told)
         return {path: AppendOnly(join(items, {}, {}), manifest.past) for path, items in read.items()}
 
     def _opened(self, path: Path, manifest: Manifest, part: Part) -> bytes:

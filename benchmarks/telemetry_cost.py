@@ -10,7 +10,8 @@ these, and as many to nobody, in turn; sinks hold still in between, so that what
 - Epochs side by side: what the account lacks, such as the wait for the interpreter's lock and cold caches.
   Median of the pairs, with 95 % of medians of as many drawn from them.
 
-Goal: at most 1 % of a step by the account. Starts a server of its own.
+Goal: at most 1 % of a step by the account, and of epochs side by side by the wall, where the upper end of the
+interval has to be below, and the lower end above to miss it. Starts a server of its own.
 
 Run: python benchmarks/telemetry_cost.py [--experiment NAME] [--pairs N] [--sinks NAME,NAME] [OVERRIDE ...]
 """
@@ -216,14 +217,17 @@ def account(periods: Periods, spent: Mapping[str, float]) -> float:
     return 100 * rows["together"] / cpu
 
 
-def side_by_side(periods: Periods) -> None:
-    """Print what told epochs take more."""
+def side_by_side(periods: Periods) -> tuple[float, float]:
+    """Print what told epochs take more; by the wall, from and to how many percent."""
+    intervals = []
     print(f"  more in epochs that are told, {len(periods.pairs)} pairs of {periods.epochs}")
     for index, clock in enumerate(("by the wall", "CPU of the training thread", "CPU of all threads")):
         middle, low, high = interval(
             [100 * (told[index] / other[index] - 1) for told, other in periods.pairs]
         )
         print(f"    {clock:30} {middle:+.2f} % [{low:+.2f}, {high:+.2f}]")
+        intervals.append((low, high))
+    return intervals[0]
 
 
 def trained(
@@ -277,10 +281,11 @@ def main() -> None:
         names = asked.sinks.split(",")
         periods, spent = trained(Path(name), asked.experiment, names, asked.pairs, asked.overrides)
     cost = account(periods, spent)
-    side_by_side(periods)
-    reached = cost <= MOST_COST
-    print(f"  goal: at most {MOST_COST:.0f} % of a step by the account: {'reached' if reached else 'MISSED'}")
-    raise SystemExit(not reached)
+    low, high = side_by_side(periods)
+    account_says = "reached" if cost <= MOST_COST else "MISSED"
+    wall_says = "reached" if high <= MOST_COST else "MISSED" if low > MOST_COST else "not decided"
+    print(f"  goal: at most {MOST_COST:.0f} %: by the account {account_says}, side by side {wall_says}")
+    raise SystemExit("MISSED" in (account_says, wall_says))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class Drill:
         self.folder, self.kills, self.until = folder, kills, time.monotonic() + 60 * minutes
         self.chance = random.Random(seed)
         self.seen = Outcome()
-        self.told: set[str] = set()
+        self.told: set[tuple[str, str]] = set()
         began = time.monotonic()
         code = Attempt(folder / "whole", [*EXPERIMENT]).ended(300)
         assert code == 0, (folder / "whole" / "log").read_text()
@@ -216,9 +216,9 @@ class Drill:
                 except CheckpointError:
                     self.seen.torn += 1
         told = [event["path"] for event in self._events(folder) if event["event"] == "checkpoint"]
-        self.told |= set(told)
+        self.told |= {(folder.name, name) for name in told}
         self.seen.acknowledged = len(self.told)
-        self.seen.lost += bool(told) and Path(told[-1]).name not in {found.name for found in good}
+        self.seen.lost += bool(told) and told[-1] not in {found.name for found in good}
         if not good:  # killed before its first checkpoint: the next attempt begins anew
             shutil.rmtree(folder / "runs", ignore_errors=True)
         return good[0].step if good else None

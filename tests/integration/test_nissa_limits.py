@@ -8,11 +8,12 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 import pytest
+from servers.api import running
 from servers.tls import Certificates, make_certificates
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -40,19 +41,10 @@ async def health(request: Request) -> Response:
 APP = Starlette(routes=[Route("/health", health, methods=["GET", "POST"])])
 
 
-@contextlib.contextmanager
 def serving(
     tls: ssl.SSLContext | None = None, connections: ConnectionLimit | None = None, host: str = "127.0.0.1"
-) -> Iterator[MetricsServer]:
-    server = MetricsServer(APP, host=host, port=0, tls=tls, connections=connections)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join(LONG)
-        assert not thread.is_alive()
+) -> AbstractContextManager[MetricsServer]:
+    return running(MetricsServer(APP, host=host, port=0, tls=tls, connections=connections))
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from servers.api import running
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -62,17 +63,8 @@ def finish_epoch(journal: Journal, epoch: int) -> None:
     journal.write("epoch", packet=packet, seconds=1, samples_per_second=100)
 
 
-@contextmanager
-def serving(app: Starlette) -> Iterator[MetricsServer]:
-    server = MetricsServer(app, port=0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join(LONG)
-        assert not thread.is_alive()
+def serving(app: Starlette) -> AbstractContextManager[MetricsServer]:
+    return running(MetricsServer(app, port=0))
 
 
 @contextmanager

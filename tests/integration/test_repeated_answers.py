@@ -6,13 +6,13 @@ import contextlib
 import re
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers.api import running
 from servers.tls import make_certificates
 from waiting import LONG, until
 
@@ -94,14 +94,8 @@ def serving(
     admission = Admission(made.verify, anonymous=Caller("anonymous", "viewer"))
     server = MetricsServer(Guard(counting, admission), port=0, tls=tls)
     made.port = int(server.url.rsplit(":", 1)[1])
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
+    with running(server):
         yield made
-    finally:
-        server.stop()
-        thread.join(LONG)
-        assert not thread.is_alive()
 
 
 def receive(connection: socket.socket, *, head: bool = False) -> tuple[int, bytes]:

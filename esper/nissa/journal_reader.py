@@ -64,9 +64,8 @@ class JournalReader:
                     torn = count - end
                     rest = buffer[end:count]
                     few = torn > size // 2 or (decoded > end // 4 and size < _LARGEST_BLOCK)
-                    if few and size == len(
-                        buffer
-                    ):  # lines are long, and in larger blocks more is passed over
+                    if few and size == len(buffer):
+                        # Lines are long, and in larger blocks more is passed over.
                         buffer = bytearray(2 * size)
                     buffer[:torn], size = rest, len(buffer)
                 self.torn = torn

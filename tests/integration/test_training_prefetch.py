@@ -91,7 +91,7 @@ def test_the_best_for_the_slots_of_dormant_seeds_are_fetched_once(
     assert asked == [best]
     assert in_memory(orchestrator.library) == set(best)
     reports = orchestrator.seeds.reports
-    orchestrator.seeds.reports = reports.plus(None)  # type: ignore[arg-type]
+    orchestrator.seeds.reports = reports.plus(None)
     orchestrator.look_ahead()
     until(lambda: len(asked) == 2)
     assert asked[1] == []  # looked for again, as ranks may have changed, and nothing twice

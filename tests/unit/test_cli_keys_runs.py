@@ -182,7 +182,7 @@ def test_a_rotation_that_is_stopped_between_journals_goes_on(
         if done:
             raise KeyboardInterrupt
         done.append(args)
-        return replace_head(*args)  # type: ignore[arg-type]
+        return replace_head(*args)
 
     with monkeypatch.context() as patched:
         patched.setattr(run_keys, "replace_head", stopped)

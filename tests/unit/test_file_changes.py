@@ -125,8 +125,8 @@ def killed(change: Callable[[DictConfig], None], cfg: DictConfig, step: int) -> 
 
                 return stepped
 
-            LibraryTrail.note = around(LibraryTrail.note)  # type: ignore[method-assign]
-            Path.replace = around(Path.replace)  # type: ignore[method-assign]
+            LibraryTrail.note = around(LibraryTrail.note)
+            Path.replace = around(Path.replace)
             change(cfg)
             os._exit(0)
         finally:

@@ -75,12 +75,9 @@ class PastLog:
                 frame = self._frame(files, place, where, wrong)
                 frames.append(frame["new"])
                 place = frame["before"] and Place(*frame["before"])
-        told += [
-            CheckpointError(
-                f"{path} is damaged; what it lacks was read from the other of {' and '.join(NAMES)}"
-            )
-            for path in wrong
-        ]
+        for path in wrong:
+            (other,) = {*NAMES} - {path.name}
+            told.append(CheckpointError(f"{path} is damaged; {other} beside it has what it lacks"))
         past: dict[str, list[Any]] = {}
         for new in reversed(frames):
             for name, items in new.items():

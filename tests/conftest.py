@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -16,6 +17,9 @@ from waiting import LONG
 
 pytest_plugins = ["servers.redis", "servers.postgres"]  # postgres imports redis
 
+# What tests start can be interrupted as at a terminal, where the tests run in the background too.
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 composing.remember()
 migrating.remember()

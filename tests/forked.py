@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -141,9 +142,14 @@ class Forked:
 
 
 def context() -> ForkServerContext:
-    """What forks from that server, for code that takes a context of ``multiprocessing``."""
+    """What forks from that server, for code that takes a context of ``multiprocessing``.
+
+    The server runs when this returns: all that is forked from it has the signal mask that it was started
+    with, and code that takes this may block signals while it starts processes.
+    """
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(_PRELOADED)
+    forkserver.ensure_running()
     return found
 
 

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from esper.errors import ConfigError, EsperError, RunError, SecurityError
 from esper.nissa.journal import Event
+from esper.security.local_peers import OwnConnection
 from esper_cli.watch_source import MOST_AT_ONCE, News
 
 ANSWER_SECONDS = 10.0
@@ -149,6 +150,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         """Follow none: the token is for the server that was named."""
 
 
+class _ToOwnServer(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        """Without TLS, that of another user who took the port is not to get the token."""
+        return self.do_open(OwnConnection, request)
+
+
 class _Server:
     """One server, asked without proxies."""
 
@@ -162,7 +169,8 @@ class _Server:
             )
         self._url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
+        handlers = [_NoRedirect, urllib.request.ProxyHandler({}), *([_ToOwnServer] if token else [])]
+        self._opener = urllib.request.build_opener(*handlers)
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object that the server answers."""

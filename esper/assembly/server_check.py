@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from prometheus_client.parser import text_string_to_metric_families
 
 from esper.errors import ServerError
+from esper.security.local_peers import OwnConnection
 
 SECONDS = 3.0
 """How long it may take to answer."""
@@ -75,7 +76,9 @@ def _get(cfg: DictConfig, path: str, headers: dict[str, str] | None = None) -> t
             host, port, timeout=SECONDS, context=_trusting(cfg.nissa.tls_certificate)
         )
     else:
-        connection = HTTPConnection(host, port, timeout=SECONDS)
+        # Without TLS whoever came first may listen there; that is for tokens to be kept from.
+        kind = OwnConnection if headers else HTTPConnection
+        connection = kind(host, port, timeout=SECONDS)
     try:
         connection.request("GET", path, headers=headers or {})
         answer = connection.getresponse()

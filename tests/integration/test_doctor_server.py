@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -10,7 +11,8 @@ import pytest
 
 from esper.assembly import server_check
 from esper.assembly.server_check import check_server
-from esper.errors import ServerError
+from esper.errors import SecurityError, ServerError
+from esper.security import local_peers
 from esper_cli.config import compose
 
 
@@ -29,6 +31,27 @@ class _Another(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         return None
+
+
+def test_a_token_is_not_shown_to_what_another_user_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESPER_TOKEN", "secret")
+    came = []
+
+    class Noting(_Another):
+        def do_GET(self) -> None:
+            came.append((self.path, self.headers.get("Authorization")))
+            super().do_GET()
+
+    with HTTPServer(("127.0.0.1", 0), Noting) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(ServerError, match="cannot be read"):
+            check(server.server_port)
+        monkeypatch.setattr(local_peers, "_uid_of_peer", lambda _: os.getuid() + 1)
+        with pytest.raises(SecurityError, match=f"another user .uid {os.getuid() + 1}. listens"):
+            check(server.server_port)
+        server.shutdown()
+    live = ("/health/live", None)
+    assert came == [live, ("/metrics", "Bearer secret"), live]
 
 
 class _Unknown(_Another):

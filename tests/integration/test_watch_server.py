@@ -24,6 +24,7 @@ from waiting import LONG, until
 from esper.assembly.server_check import check_server
 from esper.errors import RunError, ServerError
 from esper.nissa.journal import JOURNAL_NAME, Journal
+from esper.security import local_peers
 from esper_cli import watch_remote
 from esper_cli.app import run
 from esper_cli.config import compose
@@ -256,6 +257,11 @@ def test_the_token_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("ESPER_TOKEN", "secret")
         assert run(["watch", "--url", f"http://127.0.0.1:{server.server_port}"]) == 7
+        assert _Elsewhere.came == []
+        # Another user's process has the port: nothing at all is sent there.
+        monkeypatch.setattr(local_peers, "_uid_of_peer", lambda _: os.getuid() + 1)
+        monkeypatch.setattr(_Elsewhere, "do_GET", lambda self: self.came.append(self.path))
+        assert run(["watch", "--url", f"http://127.0.0.1:{server.server_port}"]) == 12
         server.shutdown()
     assert _Elsewhere.came == []
 

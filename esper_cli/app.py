@@ -7,7 +7,6 @@ import io
 import os
 import signal
 import sys
-from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -16,26 +15,7 @@ import typer
 from esper.errors import ConfigError, EsperError, StorageError
 from esper.security.logs import install, tell_traceback
 from esper.security.redaction import register_environment
-from esper_cli import (
-    audit,
-    blueprints,
-    checkpoints,
-    compile,
-    doctor,
-    drill,
-    karn,
-    kernels_files,
-    keys,
-    processes,
-    prove,
-    reports,
-    runs_control,
-    serve,
-    token,
-    train,
-    watch,
-    worker,
-)
+from esper_cli.commands import Commands
 from esper_cli.terminal import error_line
 
 INTERRUPTED = 130
@@ -46,35 +26,18 @@ _FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.
 
 app = typer.Typer(
     name="esper",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train", epilog=train.EPILOG)(train.train)
-app.command("prove", epilog=prove.EPILOG)(prove.prove)
-app.command("compile", epilog="Example: esper compile blueprints/ --shape features:128:256")(
-    compile.compile_blueprints
-)
-app.add_typer(blueprints.app, name="blueprints")
-app.add_typer(kernels_files.app, name="kernels")
-app.add_typer(keys.app, name="keys")
-app.add_typer(audit.app, name="audit")
-app.add_typer(token.app, name="token")
-app.add_typer(runs_control.app, name="runs")
-app.command("watch", epilog=watch.EPILOG)(watch.watch)
-app.add_typer(checkpoints.app, name="checkpoints")
-app.add_typer(reports.app, name="reports")
-app.add_typer(karn.app, name="karn")
-app.command("worker", epilog=worker.EPILOG)(worker.worker)
-app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
-app.command("drill", epilog=drill.EPILOG)(drill.drill)
-app.command("serve-metrics", epilog="Example: esper serve-metrics --port 9464")(serve.serve_metrics)
-app.command(processes.COMMAND, hidden=True)(processes.train_process)
 
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from importlib.metadata import version
+
         typer.echo(f"esper {version('esper-morph')}")
         raise typer.Exit
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must
 
 _SHAPE = re.compile(r"(?P<layout>\w+):(?P<input>\d{1,9}):(?P<output>\d{1,9})(?::(?P<stride>\d{1,4}))?")
 
+EPILOG = "Example: esper compile blueprints/ --shape features:128:256"
+
 
 def _complete_experiments() -> list[str]:
     from esper_cli.config import experiments

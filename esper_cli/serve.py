@@ -8,6 +8,8 @@ import typer
 
 from esper_cli.completion import complete_overrides
 
+EPILOG = "Example: esper serve-metrics --port 9464"
+
 
 def serve_metrics(
     overrides: Annotated[

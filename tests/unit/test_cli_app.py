@@ -280,13 +280,23 @@ def test_runs_of_another_folder_are_found_by_an_override(
     assert "No runs in runs yet" in esper(capsys, "runs", "ls")[1]
 
 
-def test_the_command_line_starts_without_pytorch() -> None:
+def test_the_command_line_starts_without_pytorch_and_other_commands() -> None:
     import subprocess
 
     code = (
         "import sys; from esper_cli import app; assert not {'numpy', 'hydra'} & set(sys.modules);"
-        "app.run(['runs', 'ls']); app.run(['train', '--help']);"
+        "app.run(['runs', 'ls']); app.run(['kernels', 'ls']);"
+        "assert not {'matplotlib', 'esper_cli.train', 'esper_cli.watch', 'esper_cli.audit'} & set(sys.modules);"
+        "app.run(['train', '--help']);"
         "sys.exit(int('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_help_page_breaks_its_paragraphs_where_the_terminal_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = esper(capsys, "compile", "--help")
+    assert "One bad blueprint does not stop the others; it makes the exit code 1." in out

@@ -44,7 +44,7 @@ class Commands(TyperGroup):
         super().__init__(**options)
         self.commands: Any = _OnDemand()
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # noqa: ARG002
         """The names alone."""
         return list(self.commands)
 

@@ -1,16 +1,23 @@
-"""What holds for every test: one thread, because small networks are slower with more on a shared machine."""
+"""What holds for every test, in any order and on a machine of any speed.
+
+One thread, because small networks are slower with more on a shared machine; random numbers, and examples of
+properties, that are the same each time.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 from collections.abc import Generator
 from typing import Any
 
 import composing
 import httpx
+import hypothesis
 import migrating
+import numpy as np
 import pytest
 import torch
 from waiting import LONG
@@ -21,6 +28,7 @@ pytest_plugins = ["servers.redis", "servers.postgres"]  # postgres imports redis
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
+hypothesis.settings.load_profile("ci")  # no deadline, no other examples each time
 composing.remember()
 migrating.remember()
 for part in ("connect", "read", "write", "pool"):  # five seconds, which a busy machine may take
@@ -32,6 +40,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What ran before in this process leaves no trace in what is random."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.hookimpl(wrapper=True)

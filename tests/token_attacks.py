@@ -172,8 +172,8 @@ def _times(forge: Forge) -> dict[str, str]:
     changes: dict[str, dict[str, Any]] = {
         "expired": {"iat": now - 600, "nbf": now - 600, "exp": now - 31},
         "expired long ago": {"iat": 1000, "nbf": 1000, "exp": 1600},
-        "not valid yet": {"iat": now + 40, "nbf": now + 40, "exp": now + 600},
-        "exp too far": {"exp": now + 15 * 60 + 1},
+        "not valid yet": {"iat": now + 200, "nbf": now + 200, "exp": now + 600},
+        "exp too far": {"iat": now, "nbf": now, "exp": now + 15 * 60 + 1},
         "exp in the year 2100": {"exp": 4102444800},
         "exp before iat": {"exp": now - 1},
         "nbf before iat": {"nbf": now - 10},

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
 from urza_support import open_sealed
+from waiting import until
 
 from esper.assembly.kernels import fill_library, missing_kernels
 from esper.assembly.workers import build_workers
@@ -114,10 +114,7 @@ def test_what_failed_is_tried_again(home: Path) -> None:
 
 def test_ctrl_c_ends_every_worker_and_keeps_what_was_stored(home: Path) -> None:
     with forked.command("compile", str(BLUEPRINTS), *WORKERS, before=os.setsid) as process:
-        deadline = time.monotonic() + 60
-        while process.said[1].count("compile ") < 3:
-            assert time.monotonic() < deadline, process.said
-            time.sleep(0.02)
+        until(lambda: process.said[1].count("compile ") >= 3, lambda: process.said)
         assert processes(str(home))
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group
         done = process.wait()

@@ -90,7 +90,8 @@ def test_half_open_connections_hold_nobody_up_and_are_closed(
                     pass
 
 
-def test_there_are_so_many_connections_and_no_more() -> None:
+def test_there_are_so_many_connections_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", LONG)  # those that are held are silent
     with serving(connections=ConnectionLimit(most=5)) as server, contextlib.ExitStack() as opened:
         held = [opened.enter_context(socket.create_connection(address(server))) for _ in range(5)]
 

@@ -220,15 +220,18 @@ def test_prometheus_scrapes_judges_and_answers_every_panel(server: str, tmp_path
             assert answer["status"] == "success", (expression, answer)
             return list(answer["data"]["result"])
 
+        def silent() -> set[str]:
+            return {place.rsplit(" ", 1)[0] for place, asked in expressions().items() if not ask(asked)}
+
+        def states() -> dict[str, tuple[str, str]]:
+            groups = client.get("rules").json()["data"]["groups"]
+            return {rule["name"]: (rule["health"], rule["state"]) for g in groups for rule in g["rules"]}
+
+        # A scrape that a busy machine misses silences panels and alerts; the next one is as good.
         until(lambda: _is_ready(address) and ask("count_over_time(esper_run_info[1m]) > 2"))
-        answers = {place: ask(expression) for place, expression in expressions().items()}
-        silent = {place.rsplit(" ", 1)[0] for place, answer in answers.items() if not answer}
-        assert silent <= MAY_BE_SILENT
-        assert answers["Runs A"][0]["metric"]["state"] == "finished"
-        groups = client.get("rules").json()["data"]["groups"]
-        states = {rule["name"]: (rule["health"], rule["state"]) for g in groups for rule in g["rules"]}
-        assert set(states) == {rule["alert"] for rule in RULES}
-        assert set(states.values()) == {("ok", "inactive")}
+        until(lambda: silent() <= MAY_BE_SILENT, silent)
+        until(lambda: states() == {rule["alert"]: ("ok", "inactive") for rule in RULES}, states)
+        assert until(lambda: ask(expressions()["Runs A"]))[0]["metric"]["state"] == "finished"
 
 
 def _is_ready(address: str) -> bool:

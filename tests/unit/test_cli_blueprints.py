@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import LONG
 
 from esper.blueprint import load_blueprints
 from esper.messages import Slot
@@ -53,7 +54,7 @@ def test_the_catalogue_is_listed_without_pytorch(tmp_path: Path) -> None:
         "import sys; from esper_cli import app; code = app.run(['blueprints', 'ls', '--tag', 'attention']);"
         "sys.exit(code or 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LONG)
     assert (done.returncode, done.stderr) == (0, "")
     assert "self_attention" in done.stdout
     assert "bottleneck_mlp" not in done.stdout
@@ -175,7 +176,7 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
         command,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=LONG,
         env={"PYTHONIOENCODING": "ascii", "COLUMNS": "80"},
     )
     text = done.stdout.decode("ascii")

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from telemetry_support import everything, within
+from telemetry_support import everything
+from waiting import LONG, until
 
 from esper.errors import SinkUnavailable
 from esper.nissa.journal import Journal
 from esper.nissa.telemetry.messages import Message
 from esper.nissa.telemetry.telemetry import Telemetry
-
-WITHIN = 120.0
 
 
 class Collecting:
@@ -38,7 +37,7 @@ class Collecting:
         return self._position
 
     def write(self, batch: Sequence[Message]) -> None:
-        self.free.wait(WITHIN)
+        self.free.wait(LONG)
         if self.error is not None:
             raise self.error
         self.got += batch
@@ -89,7 +88,7 @@ def test_a_full_buffer_lets_the_oldest_signals_go_counts_them_and_keeps_every_ev
             journal.write("seed", n=n)
             telemetry.step({"n": n})
         sink.free.set()
-        within(WITHIN, lambda: len(sink.events()) == 1000)
+        until(lambda: len(sink.events()) == 1000)
         counts = telemetry.counts()["collecting"]
     assert sink.events() == list(range(1000))
     assert sink.steps()[-100:] == list(range(900, 1000))
@@ -108,13 +107,13 @@ def test_a_sink_that_is_down_gets_every_event_later_and_holds_up_nobody(
         for n in range(5):
             journal.write("seed", n=n)
             telemetry.step({"n": n})
-        within(WITHIN, lambda: len(well.got) == 10)
-        within(WITHIN, lambda: telemetry.counts()["collecting"].errors > 1)
+        until(lambda: len(well.got) == 10)
+        until(lambda: telemetry.counts()["collecting"].errors > 1)
         counts = telemetry.counts()["collecting"]
         assert (counts.state, counts.behind) == ("down", journal.end)
         assert "gone" in counts.reason
         down.error = None
-        within(WITHIN, lambda: len(down.got) == 10)
+        until(lambda: len(down.got) == 10)
         assert telemetry.counts()["collecting"].state == "up"
     assert down.events() == well.events() == list(range(5))
     assert [record.getMessage() for record in caplog.records] == [
@@ -129,10 +128,10 @@ def test_a_sink_at_fault_loses_those_messages_and_gets_the_next(tmp_path: Path, 
     sink.error = ZeroDivisionError("a bug of a library")
     with telemetry_of(tmp_path, sink) as (journal, telemetry):
         journal.write("seed", n=0)
-        within(WITHIN, lambda: telemetry.counts()["collecting"].lost == 1)
+        until(lambda: telemetry.counts()["collecting"].lost == 1)
         sink.error = None
         journal.write("seed", n=1)
-        within(WITHIN, lambda: bool(sink.got))
+        until(lambda: bool(sink.got))
         assert telemetry.counts()["collecting"].behind == 0
     assert sink.events() == [1]
 
@@ -159,7 +158,7 @@ def test_what_is_not_allowed_to_leave_stays(tmp_path: Path) -> None:
         journal.write("secret", n=0)
         journal.write("checkpoint", n=1, path="/home/someone")
         journal.write("secret", n=2)
-        within(WITHIN, lambda: telemetry.counts()["collecting"].behind == 0)
+        until(lambda: telemetry.counts()["collecting"].behind == 0)
     assert [dict(message.fields) for message in sink.got] == [{"n": 1}]
 
 
@@ -195,7 +194,7 @@ def test_each_event_is_cut_to_size_once_for_all_sinks_and_lines_that_are_none_ar
             journal.write("seed", n=n)
         with (tmp_path / "journal.jsonl").open("ab") as file:
             journal.end += file.write(b"no event\n")
-        within(WITHIN, lambda: len(first.got) == len(second.got) == 50)
+        until(lambda: len(first.got) == len(second.got) == 50)
     assert first.events() == second.events() == cut == list(range(50))
 
 
@@ -216,12 +215,12 @@ def test_a_sink_that_comes_later_gets_what_the_first_had_parsed(
     later.free.clear()
     with telemetry_of(tmp_path, first, later, allow=allow) as (journal, telemetry):
         telemetry.step({"n": -1})
-        within(WITHIN, lambda: len(first.got) == 1)  # and the other holds it
+        until(lambda: len(first.got) == 1)  # and the other holds it
         for n in range(200):
             journal.write("seed", n=n)
-        within(WITHIN, lambda: len(first.got) == 201)
+        until(lambda: len(first.got) == 201)
         later.free.set()
-        within(WITHIN, lambda: len(later.got) == 201)
+        until(lambda: len(later.got) == 201)
     assert first.events() == later.events() == list(range(200))
     assert set(parsed) == set(range(200))
     assert len(parsed) == 200 or kept
@@ -231,7 +230,7 @@ def test_a_sink_that_gives_nonsense_is_down_and_tried_again(tmp_path: Path) -> N
     sink = Collecting(KeyError("place"))
     with telemetry_of(tmp_path, sink) as (journal, telemetry):
         journal.write("seed", n=0)
-        within(WITHIN, lambda: telemetry.counts()["collecting"].errors == 2)
+        until(lambda: telemetry.counts()["collecting"].errors == 2)
         sink._position = 0
-        within(WITHIN, lambda: sink.events() == [0])
+        until(lambda: sink.events() == [0])
         assert telemetry.counts()["collecting"].state == "up"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import LONG
 
 from esper.blueprint import Blueprint, parse_blueprint
 from esper.errors import BlueprintError
@@ -133,7 +134,7 @@ try:
 except BlueprintError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=LONG)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == (
         "bomb for features 1000000->1000000: 1,000,001,000,000 parameters; the budget is 16,777,216"

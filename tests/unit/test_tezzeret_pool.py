@@ -16,7 +16,8 @@ import forked
 import pytest
 import tezzeret_support as deeds
 from forbidding import forbid_filters
-from tezzeret_support import MLP, SLOT, Hostile, until, workers
+from tezzeret_support import MLP, SLOT, Hostile, workers
+from waiting import until
 
 from esper.errors import CompilationError, ConfigError
 from esper.tezzeret.forkserver import SPARE

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from waiting import LONG
 
 from esper.errors import CheckpointError, ConfigError, StorageError, UnknownKey
 from esper.security import Envelope, KeyRing, new_key
@@ -405,7 +406,7 @@ def test_a_process_that_ends_at_any_call_leaves_the_old_one(tmp_path: Path) -> N
         "else: raise SystemExit('it never ended by itself')\n"
         "assert at > 6, at\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=LONG)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(

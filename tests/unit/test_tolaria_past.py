@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from waiting import LONG
 
 from esper.errors import CheckpointError, StorageError, UnknownKey
 from esper.messages import EpochRecord, FieldReport, Slot
@@ -248,7 +249,7 @@ def test_what_is_changed_too_early_gets_into_no_checkpoint(
     changed, fill = threading.Event(), background.fill
 
     def slow(room: dict[str, Any], tensors: dict[str, Any]) -> None:
-        assert not tensors or changed.wait(60)
+        assert not tensors or changed.wait(LONG)
         fill(room, tensors)
 
     monkeypatch.setattr(background, "fill", slow)

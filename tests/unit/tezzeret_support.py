@@ -117,12 +117,3 @@ def workers(called: str = WORKER) -> list[int]:
         for pid, parent in parents.items()
         if parent in servers and parents.get(parent) == os.getpid() and names[pid] == called
     ]
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """What ``condition`` gives once it gives something."""
-    end = time.monotonic() + seconds
-    while not (given := condition()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.01)
-    return given

@@ -29,9 +29,17 @@ def configured(cfg: DictConfig, key: str, **arguments: Any) -> Any:
             raise cause from error
         first, *rest = str(cause or error).splitlines() or [type(cause).__name__]
         reason = f"{first} {rest[0]}" if rest and first.endswith(":") else first
-        raise ConfigError(f"{key}: {reason}", hint="look at it with: esper train --cfg job") from error
+        raise ConfigError(f"{key}: {reason}", hint=_hint(node, reason)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def _hint(node: Any, reason: str) -> str:
+    """A module of the user's own that Python does not find is what stops most who bring one."""
+    own = str(node.get("_target_")).partition(".")[0]
+    if f"No module named '{own}'" in reason:
+        return f"if {own} is a file or folder of this directory, begin the command with PYTHONPATH=."
+    return "look at it with: esper train --cfg job"
 
 
 def settings(cfg: DictConfig, key: str) -> dict[str, Any]:

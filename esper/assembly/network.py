@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from esper.assembly.configured import configured, settings
+from esper.assembly.contract import check_data, check_module, check_network
 from esper.data.splits import DataSplits
 from esper.errors import ConfigError
 from esper.kasmina import seeded_layers, wrap
@@ -16,6 +17,7 @@ from esper.messages import Slot
 def build_data(cfg: DictConfig) -> DataSplits:
     """The data set that ``cfg.data`` names; raises DataError."""
     data: DataSplits = configured(cfg, "data")
+    check_data(data)
     return data
 
 
@@ -36,6 +38,7 @@ def build_model(cfg: DictConfig, data: DataSplits) -> nn.Module:
     }
     known = {key: facts[key] for key, value in cfg.model.items() if value is None and key in facts}
     model: nn.Module = configured(cfg, "model", **known)
+    check_module(model)
     return model
 
 
@@ -44,6 +47,7 @@ def build_host(cfg: DictConfig, data: DataSplits) -> nn.Module:
     model = build_model(cfg, data).to(data.train.x.device)
     if cfg.tolaria.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    check_network(model, data)
     wrap(model, data.train.x[:2], **settings(cfg, "kasmina"))
     return model
 

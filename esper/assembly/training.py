@@ -15,6 +15,7 @@ from esper.assembly.auditing import build_run_trail, note_run_ended
 from esper.assembly.background import BackgroundInventor, check_background
 from esper.assembly.beginning import discards, new_folder, run_of_job, told_before_start
 from esper.assembly.configured import configured, settings
+from esper.assembly.contract import check_kernels
 from esper.assembly.kernels import build_pipeline, fill_library, missing_kernels, rebuilder
 from esper.assembly.keys import build_envelope, key_made_notice
 from esper.assembly.network import build_data, build_host, device_of, slots
@@ -100,6 +101,8 @@ def build_training(
     policy, schedule = configured(cfg, "tamiyo"), configured(cfg, "tolaria.schedule")
     if background:
         policy = configured(cfg, "karn.trials", policy=policy)
+    if policy.needs_kernels:
+        check_kernels(model, pipeline.dtype)
     batches = data.batches(cfg.tolaria.batch_size, cfg.seed, **settings(cfg, "tolaria.augment"))
 
     def tell_key_made(place: str) -> None:

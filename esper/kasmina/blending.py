@@ -150,8 +150,8 @@ def _run(layer: SeededLayer, seed: Seed, x: torch.Tensor, y: torch.Tensor) -> to
 
 def describe(error: BaseException) -> str:
     """``error`` in one line: its type and the last line of its message, as scripts put theirs last."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+    kind, lines = type(error).__name__, str(error).strip().splitlines()
+    return f"{kind}: {lines[-1].strip().removeprefix(f'{kind}: ')}" if lines else kind
 
 
 class _Part(NamedTuple):

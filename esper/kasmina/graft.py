@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from esper.errors import GraftError
+from esper.kasmina.blending import describe
 from esper.kasmina.layer import Kind, SeededLayer, seeded_layers
 from esper.kasmina.probing import probe
 from esper.kasmina.seed import Seed
@@ -124,7 +125,7 @@ def graft(
         raise GraftError(
             f"{layer.name}, seed {seed_idx}: it is {seed.state}", hint="graft into a dormant seed"
         )
-    like = _reference(layer)
+    like = reference(layer)
     kernel.to(like.device)
     _check_fit(layer, seed_idx, kernel, site, like)
     kernel.train(layer.training)
@@ -262,7 +263,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"nearest: {', '.join(close)}" if close else "the network has no modules to wrap"
 
 
-def _reference(layer: SeededLayer) -> torch.Tensor:
+def reference(layer: SeededLayer) -> torch.Tensor:
     """A tensor whose device and dtype are those that the layer's kernels must have."""
     for tensor in (*layer.host.parameters(), *layer.host.buffers()):
         if tensor.is_floating_point():
@@ -287,10 +288,7 @@ def _check_fit(layer: SeededLayer, seed_idx: int, kernel: nn.Module, site: Site,
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             y = copy.deepcopy(kernel).eval()(x)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [""]
-        raise GraftError(
-            f"{where}: {type(error).__name__}: {reason[-1]}", hint="choose another kernel"
-        ) from error
+        raise GraftError(f"{where}: {describe(error)}", hint="choose another kernel") from error
     if not isinstance(y, torch.Tensor) or tuple(y.shape) != expected or y.dtype != like.dtype:
         got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, torch.Tensor) else type(y).__name__
         raise GraftError(

@@ -94,7 +94,7 @@ def _is_causal(model: nn.Module, example: Any, batch_axis: int) -> bool:
     last = x.select(time, -1)
     changed = x.clone()
     changed.select(time, -1).copy_(last + 1 if x.is_floating_point() else torch.where(last > 0, 0, 1))
-    with _undisturbed(model):
+    with undisturbed(model):
         before, after = call_with(model, x), call_with(model, changed)
     if not isinstance(before, torch.Tensor) or before.ndim != 3 or before.shape[:2] != x.shape[:2]:
         return False
@@ -121,7 +121,7 @@ def _record(model: nn.Module, example: Any, modules: Mapping[str, nn.Module]) ->
 
         handles.append(module.register_forward_hook(note, with_kwargs=True))
     try:
-        with _undisturbed(model):
+        with undisturbed(model):
             call_with(model, example)
     finally:
         for handle in handles:
@@ -152,7 +152,7 @@ def _double(example: Any, axis: int) -> tuple[int, Any]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, no fused paths; modes, buffers and random state are restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(b, b.clone()) for b in model.buffers()]

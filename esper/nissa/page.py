@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 INDEX = "index.html"
-REFUSED = "refused.html"
+SIGN_IN = "sign_in.html"
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -61,10 +61,20 @@ _HEADERS = {
 }
 
 
-_SIGN_IN = """<p>Whoever runs this server can issue one:</p>
+_HOW_TO_SIGN_IN = """<p>Whoever runs this server can issue one:</p>
 <pre>esper token issue --person --role viewer --for NAME</pre>
 <p>Then open this page with it, once:</p>
 <pre>/?token=TOKEN</pre>"""
+
+# Posted to the address of the page, with its fragment, which a browser carries on to where it is sent then.
+_SIGN_IN = """<form method="post"><button autofocus>Sign in as $name</button></form>
+<p>If that is not who you are, close this page: nothing has changed.</p>"""
+
+_MAY = {
+    "viewer": "read everything",
+    "operator": "read everything, pause, resume and roll back runs, and tag kernels",
+    "admin": "do everything",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,7 @@ def page_files() -> dict[str, PageFile]:
     found = {}
     for entry in _folder().iterdir():
         media_type = _TYPES.get(PurePosixPath(entry.name).suffix)
-        if media_type is not None and entry.name != REFUSED:
+        if media_type is not None and entry.name != SIGN_IN:
             body = entry.read_bytes()
             digest = hashlib.sha256(body).hexdigest()[:32]
             found[entry.name] = PageFile(media_type, body, gzip.compress(body, mtime=0), digest)
@@ -107,25 +117,36 @@ async def page_file(request: Request) -> Response:
     return _send(file, request)
 
 
-@cache
-def _refusal() -> tuple[Template, str]:
-    template = _folder().joinpath(REFUSED).read_text("utf-8")
-    style = template[template.index("<style>") + len("<style>") : template.index("</style>")]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; frame-ancestors 'none'"
-    return Template(template), policy
-
-
 def refused(status: int, detail: str, headers: Mapping[str, str]) -> Response:
-    """The page of who is not let in: in words what is wrong, and how to sign in. It needs no other file."""
-    template, policy = _refusal()
-    text = template.substitute(
-        title={401: "Not signed in", 403: "Not allowed"}.get(status, "Not now"),
-        detail=html.escape(detail[:1].upper() + detail[1:]),
-        advice=_SIGN_IN if status == 401 else "",
-    )
+    """The page of who is not let in: in words what is wrong, and how to sign in."""
+    title = {401: "Not signed in", 403: "Not allowed"}.get(status, "Not now")
+    detail = f"{detail[:1].upper()}{detail[1:]}."
+    return _in_words(status, title, detail, _HOW_TO_SIGN_IN if status == 401 else "", headers)
+
+
+def sign_in(name: str, role: str) -> Response:
+    """The page that asks whether to sign in by a link, which anybody may have made."""
+    detail = f"Who is signed in as {name} may {_MAY[role]}, and what is done counts as done by {name}."
+    form = Template(_SIGN_IN).substitute(name=html.escape(name))
+    # With no referrer at all, browsers would hide from the server that its own page posts the form.
+    return _in_words(200, f"Sign in as {name}?", detail, form, {"Referrer-Policy": "strict-origin"})
+
+
+def _in_words(status: int, title: str, detail: str, more: str, headers: Mapping[str, str]) -> Response:
+    """A page that needs no other file; ``more`` is markup."""
+    template, policy = _sign_in()
+    text = template.substitute(title=html.escape(title), detail=html.escape(detail), more=more)
     kept = {**_HEADERS, **headers, "Cache-Control": "no-store", "Content-Security-Policy": policy}
     return Response(text, status, kept, media_type=_TYPES[".html"])
+
+
+@cache
+def _sign_in() -> tuple[Template, str]:
+    template = _folder().joinpath(SIGN_IN).read_text("utf-8")
+    style = template[template.index("<style>") + len("<style>") : template.index("</style>")]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    sources = f"default-src 'none'; style-src 'sha256-{digest}'; form-action 'self'"
+    return Template(template), f"{sources}; base-uri 'none'; frame-ancestors 'none'"
 
 
 def _send(file: PageFile, request: Request) -> Response:

@@ -107,6 +107,7 @@ def signed_in(browser: Browser, url: str, token: str) -> BrowserContext:
     context = browser.new_context(**WINDOW)
     page = context.new_page()
     page.goto(f"{url}/?token={token}")
+    page.get_by_role("button", name="Sign in as reader").click()
     assert page.url == f"{url}/"
     page.close()
     return context

@@ -104,7 +104,9 @@ def test_a_browser_comes_in_by_its_address_once_and_follows_events_until_its_tok
     client: httpx.Client,
 ) -> None:
     with httpx.Client(base_url=client.base_url, verify=False, follow_redirects=True) as browser:
-        page = browser.get("/", params={"token": token_of("viewer")})
+        own = {"Origin": str(client.base_url).rstrip("/")}
+        assert "Sign in as anna?" in browser.get("/", params={"token": token_of("viewer")}).text
+        page = browser.post("/", headers=own)
         assert (page.status_code, page.url.query) == (200, b"")
         assert browser.get("/api/v1/status").status_code == 200
         with browser.stream("GET", "/api/v1/events") as stream:

@@ -337,9 +337,16 @@ def test_who_is_not_signed_in_is_told_so_at_once_and_later(browser: Browser, url
     assert page.goto(url).status == 401  # type: ignore[union-attr]
     expect(page.locator("h1")).to_have_text("Not signed in")
     expect(page.locator("body")).to_contain_text("esper token issue")
-    page.goto(f"{url}/?token={token}#run={GROWN}&with={STOPPED}")
-    expect(page.locator("h1")).to_have_text(["Agrown", "Bstopped"])
+    page.goto("about:blank")  # a link on another site's page
+    page.set_content(f'<a href="{url}/?token={token}#run={GROWN}&with={STOPPED}">the runs</a>')
+    page.get_by_role("link").click()
+    expect(page.locator("h1")).to_have_text("Sign in as reader?")
     assert token not in page.url
+    assert [each["name"] for each in context.cookies()] == ["__Host-esper_link"]
+    assert Axe().run(page, options={"resultTypes": ["violations"]}).violations_count == 0
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text(["Agrown", "Bstopped"])
+    assert [each["name"] for each in context.cookies()] == ["__Host-esper_token"]
     context.clear_cookies()
     expect(page.locator("#notice h1")).to_have_text("Not signed in")
     expect(page.locator("#content")).to_be_hidden()

@@ -31,6 +31,7 @@ from esper.security.tokens import ROLES, TokenRules, TokenVerifier, issue
 
 RULES = TokenRules()
 VIEWER = Caller("anonymous", "viewer")
+OWN = ("origin", "http://localhost:9464")
 
 ROLE_OF = {
     ("GET", "/"): "viewer",
@@ -61,6 +62,7 @@ ROLE_OF = {
 class Answer:
     status: int
     headers: dict[str, str]
+    cookies: list[str]
     body: bytes
     reached: dict[str, Any] | None
     """The scope that the application behind the guard was called with."""
@@ -128,8 +130,10 @@ class Gate:
             sent.append(message)
 
         await Guard(app, self.admission)(scope, _receive, send)
-        headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-        return Answer(sent[0]["status"], headers, sent[1]["body"], reached[0] if reached else None)
+        given = [(name.decode(), value.decode()) for name, value in sent[0]["headers"]]
+        cookies = [value for name, value in given if name == "set-cookie"]
+        found = reached[0] if reached else None
+        return Answer(sent[0]["status"], dict(given), cookies, sent[1]["body"], found)
 
 
 async def _receive() -> dict[str, Any]:
@@ -302,16 +306,64 @@ def test_nothing_stands_in_for_a_token_that_is_not_valid(tmp_path: Path) -> None
 def test_a_token_in_the_address_is_for_the_page_alone(gate: Gate) -> None:
     token = gate.token("admin")
     for method, path in (("GET", "/metrics"), ("POST", "/"), ("HEAD", "/"), ("GET", "/page/x")):
-        assert gate.ask(method, path, query=f"token={token}").reached is None
+        assert gate.ask(method, path, OWN, query=f"token={token}").reached is None
     answer = gate.ask("GET", "/", query=f"a=1&token={token}&b=2")
     assert (answer.status, answer.headers["location"], answer.reached) == (303, "/?a=1&b=2", None)
     kept = answer.headers["set-cookie"]
-    assert kept.startswith(f"esper_token={token}; ")
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(kept.split("; "))
+    assert kept.startswith(f"esper_link={token}; ")
+    assert {"HttpOnly", "SameSite=Lax", "Path=/", "Max-Age=120"} <= set(kept.split("; "))
     assert answer.headers["referrer-policy"] == "no-referrer"
-    assert "Secure" in gate.ask("GET", "/", query=f"token={token}", scheme="https").headers["set-cookie"]
     assert gate.ask("GET", "/", query="token=a.b.c").status == 401
     assert gate.ask("GET", "/", query=f"token={token}&token={token}").status == 400
+
+
+def test_a_link_signs_in_once_it_is_confirmed_on_a_page_that_says_whose_it_is(gate: Gate) -> None:
+    token = gate.token("operator")
+    waiting = ("cookie", f"esper_link={token}")
+    asked = gate.ask("GET", "/", waiting)
+    assert (asked.status, asked.reached, "set-cookie" in asked.headers) == (200, None, False)
+    assert b"Sign in as anna?" in asked.body
+    assert b"roll back runs" in asked.body
+    policy = asked.headers["content-security-policy"].split("; ")
+    assert {"form-action 'self'", "frame-ancestors 'none'"} <= set(policy)
+    # Which somebody else's page cannot do, nor what hides where it is from.
+    for shown in (
+        [],
+        [("origin", "null")],
+        [("origin", "https://evil.example")],
+        [("sec-fetch-site", "none")],
+    ):
+        posted = gate.ask("POST", "/", waiting, *shown)
+        assert (posted.status, "set-cookie" in posted.headers) == (403, False)
+    posted = gate.ask("POST", "/", waiting, OWN, query="b=2")
+    assert (posted.status, posted.headers["location"], posted.reached) == (303, "/?b=2", None)
+    kept, forgotten = posted.cookies
+    assert kept.startswith(f"esper_token={token}; ")
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(kept.split("; "))
+    assert "Max-Age" not in kept
+    assert forgotten.startswith("esper_link=")
+    assert "Max-Age=0" in forgotten
+
+
+def test_a_link_that_waits_is_good_for_nothing_else(tmp_path: Path) -> None:
+    gate = open_gate(tmp_path, None)
+    waiting = ("cookie", f"esper_link={gate.token('admin')}")
+    assert gate.ask("GET", "/metrics", waiting).status == 401
+    assert gate.ask("POST", "/api/v1/runs/a/pause", waiting, OWN).status == 401
+    for method in ("GET", "POST"):
+        expired = gate.ask(method, "/", ("cookie", "esper_link=a.b.c"), OWN)
+        assert (expired.status, expired.headers["set-cookie"].split("=")[0]) == (401, "esper_link")
+        assert "Max-Age=0" in expired.headers["set-cookie"]
+
+
+def test_over_tls_a_cookie_that_another_host_may_have_set_counts_for_nothing(tmp_path: Path) -> None:
+    gate = open_gate(tmp_path, None)
+    token = gate.token("viewer")
+    assert gate.ask("GET", "/metrics", cookie(token), scheme="https").status == 401
+    waiting = ("cookie", f"__Host-esper_link={token}")
+    kept = gate.ask("POST", "/", waiting, ("sec-fetch-site", "same-origin"), scheme="https").cookies[0]
+    assert "Secure" in kept
+    assert gate.ask("GET", "/metrics", ("cookie", kept.partition(";")[0]), scheme="https").status == 200
 
 
 def test_a_certificate_is_as_good_as_the_configuration_says(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_who_is_not_let_in_is_told_so_in_words_and_how_to_sign_in() -> None:
     assert "esper token issue --person --role viewer" in text
     assert "esper token issue" not in bytes(refused(403, "no", {}).body).decode()
     assert "unsafe" not in answer.headers["content-security-policy"]
-    assert "refused.html" not in page_files()
+    assert "sign_in.html" not in page_files()
 
 
 def test_the_commands_that_the_page_tells_of_are_there(capsys: pytest.CaptureFixture[str]) -> None:

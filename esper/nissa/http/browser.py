@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from http.cookies import SimpleCookie
 from typing import Final
 from urllib.parse import urlencode
@@ -13,7 +14,11 @@ from starlette.types import Message, Send
 
 from esper.nissa.http.refusal import Refusal
 
-COOKIE: Final = "esper_token"
+TOKEN: Final = "esper_token"
+LINK: Final = "esper_link"
+"""Names of cookies: with the token that requests count by, and with that of a link until it is confirmed."""
+
+LINK_SECONDS: Final = 120
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 _HEADERS: Final = {
@@ -45,26 +50,41 @@ def check_origin(request: Request, *, by_cookie: bool) -> None:
         raise Refusal(403, "a page from elsewhere asks for this")
 
 
-def cookie(request: Request, token: str) -> str:
+def kept_by(request: Request, name: str) -> str:
+    """What the browser keeps in the cookie ``name``, "" if nothing."""
+    return request.cookies.get(_full(request, name), "")
+
+
+def cookie(request: Request, name: str, token: str) -> str:
     """Has a browser keep ``token`` out of reach of scripts and of other pages; "" has it forgotten."""
     made: SimpleCookie = SimpleCookie()
-    made[COOKIE] = token
+    made[_full(request, name)] = token
     attributes = {
         "path": "/",
         "httponly": True,
-        "samesite": "Strict",
+        # A link may stand on another page. It is only asked about, so nothing comes of that.
+        "samesite": "Lax" if name == LINK else "Strict",
         "secure": request.scope["scheme"] == "https",
+        "max-age": 0 if not token else LINK_SECONDS if name == LINK else "",
     }
-    for name, value in {**attributes, "max-age": "" if token else 0}.items():
-        made[COOKIE][name] = value
-    return made[COOKIE].OutputString()
+    for attribute, value in attributes.items():
+        made[_full(request, name)][attribute] = value
+    return made[_full(request, name)].OutputString()
 
 
-def with_cookie(request: Request, token: str) -> Response:
-    """The answer to a page that was asked for with its token: the cookie, and the address without it."""
+def sent_on(request: Request, cookies: Mapping[str, str]) -> Response:
+    """To the page, at an address without a token, with these cookies."""
     others = [(name, value) for name, value in request.query_params.multi_items() if name != "token"]
-    headers = {"Cache-Control": "no-store", "Set-Cookie": cookie(request, token)}
-    return RedirectResponse("/" + ("?" + urlencode(others) if others else ""), 303, headers)
+    answer = RedirectResponse("/" + ("?" + urlencode(others) if others else ""), 303)
+    answer.headers["Cache-Control"] = "no-store"
+    for name, token in cookies.items():
+        answer.headers.append("Set-Cookie", cookie(request, name, token))
+    return answer
+
+
+def _full(request: Request, name: str) -> str:
+    """The whole name of a cookie. Over TLS it is one that no other host can have a browser send here."""
+    return f"__Host-{name}" if request.scope["scheme"] == "https" else name
 
 
 def with_headers(send: Send) -> Send:

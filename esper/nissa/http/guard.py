@@ -25,17 +25,20 @@ from esper.errors import EsperError, TokenRefused
 from esper.nissa.api.endpoints import ENDPOINTS, Endpoint
 from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.http.browser import (
-    COOKIE,
+    LINK,
     LOOPBACK_NAMES,
+    TOKEN,
     check_host,
     check_origin,
     cookie,
-    with_cookie,
+    kept_by,
+    sent_on,
     with_headers,
 )
 from esper.nissa.http.limits import RateLimit, client_key, is_loopback_address
 from esper.nissa.http.refusal import Refusal
 from esper.nissa.http.tls import CERTIFICATE
+from esper.nissa.page import sign_in
 
 Allowed = Literal["viewer", "operator", "admin"]
 RANKS: Final = {"public": 0, "viewer": 1, "operator": 2, "admin": 3}
@@ -132,17 +135,28 @@ class Guard:
         task.result()
 
     def _login(self, request: Request) -> Response | None:
-        """The answer to a page that is asked for with a token, if it is."""
-        if request.scope["path"] != "/" or request.method != "GET":
+        """The answer to who opens a link with a token: whose it is, and once that is confirmed its cookie.
+
+        Anybody may have made the link: no browser is signed in without a word of who uses it. Until then the
+        token waits in a cookie of its own, so that it leaves the address at once.
+        """
+        if request.scope["path"] != "/" or request.method not in ("GET", "POST"):
             return None
-        tokens = request.query_params.getlist("token")
-        if not tokens:
+        tokens = request.query_params.getlist("token") if request.method == "GET" else []
+        waiting = kept_by(request, LINK)
+        if not tokens and not waiting:
             return None
         self._check_client(request)
         if len(tokens) > 1:
             raise Refusal(400, "the parameter token is given more than once")
-        self._verified(tokens[0])
-        return with_cookie(request, tokens[0])
+        if tokens:
+            self._verified(tokens[0])
+            return sent_on(request, {LINK: tokens[0]})
+        caller = self._verified_cookie(request, LINK)
+        if request.method == "GET":
+            return sign_in(caller.name, caller.role)
+        check_origin(request, by_cookie=True)
+        return sent_on(request, {TOKEN: waiting, LINK: ""})
 
     def _admitted(self, request: Request) -> _Shown:
         """Who asks; raises Refusal for whom is not to be let in."""
@@ -179,17 +193,20 @@ class Guard:
             if match is None:
                 raise Refusal(401, "one header Authorization: Bearer TOKEN is wanted", challenge=_INVALID)
             return _Shown(self._verified(match[1]), "token", match[1])
-        kept = request.cookies.get(COOKIE)
+        kept = kept_by(request, TOKEN)
         if kept:
-            try:
-                return _Shown(self._verified(kept), "token", kept, by_cookie=True)
-            except Refusal as refusal:
-                refusal.headers["Set-Cookie"] = cookie(request, "")
-                raise
+            return _Shown(self._verified_cookie(request, TOKEN), "token", kept, by_cookie=True)
         for name in request.scope.get(CERTIFICATE, ()):
             if name in self._admission.certificates:
                 return _Shown(Caller(name, self._admission.certificates[name]), "certificate")
         return _Shown(self._admission.anonymous)
+
+    def _verified_cookie(self, request: Request, name: str) -> Caller:
+        try:
+            return self._verified(kept_by(request, name))
+        except Refusal as refusal:
+            refusal.headers["Set-Cookie"] = cookie(request, name, "")
+            raise
 
     def _verified(self, token: str) -> Caller:
         try:

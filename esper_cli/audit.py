@@ -14,7 +14,7 @@ import typer
 from esper.errors import AuditError, ConfigError, StorageError
 from esper_cli.completion import complete_names, complete_overrides
 from esper_cli.runs import open_run, run_ids
-from esper_cli.terminal import print_json, print_lines, table
+from esper_cli.terminal import counted, print_json, print_lines, table
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -181,7 +181,7 @@ def _told(verdict: Verdict) -> Iterator[str]:
     if verdict.trail is None:
         yield f"{verdict.place}: no entries yet; the trail begins with the next change"
         return
-    entries = f"{verdict.entries} {'entry' if verdict.entries == 1 else 'entries'}"
+    entries = counted(verdict.entries, "entry", "entries")
     began = f", from {verdict.began.replace('+00:00', 'Z')} on" if verdict.began else ""
     yield f"{verdict.place}: {entries}{began}, {'NOT whole:' if verdict.findings else 'whole'}"
     yield from (f"  {finding.text}" for finding in verdict.findings)

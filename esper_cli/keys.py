@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from esper.errors import SecurityError, UnknownKey
 from esper_cli.completion import complete_overrides
-from esper_cli.terminal import console, print_json, print_lines, table
+from esper_cli.terminal import console, counted, print_json, print_lines, table
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -50,7 +50,7 @@ def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
     ring = source.load()
     with _library(cfg) as library:
         needed, entries = library.sealed_by(), library.trail.signed_by()
-    runs = {key_id: len({*of.journals, *of.checkpoints}) for key_id, of in _runs(cfg).items()}
+    runs = {key_id: len({*of.journals, *of.going_on, *of.checkpoints}) for key_id, of in _runs(cfg).items()}
     rows = [
         {
             "id": key_id,
@@ -78,7 +78,8 @@ def list_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
         shown.add_row(str(row["id"]), made, what, *numbers, str(row["origin"] or ""))
     print_lines(shown)
     if needed.get(""):
-        print_lines(f"{needed['']} blobs and records are not sealed; seal them with: esper keys adopt")
+        are = "is" if needed[""] == 1 else "are"
+        print_lines(f"{_stored(needed[''])} {are} not sealed; to seal: esper keys adopt")
 
 
 @app.command("add", epilog="Example: esper keys add")
@@ -99,7 +100,8 @@ def rotate_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
 
     The headers of what is stored are rewritten, not the kernels, nor lines of a journal. No key is made while
     something in the library has an older one than that which seals now, as after esper keys add: it is moved
-    to that one first. Checkpoints stay under the key that they have.
+    to that one first. Checkpoints stay under the key that they have. A run that goes on takes the newer key
+    by itself, for what it writes from then on.
     """
     from esper.assembly.audit_trails import build_signer
     from esper.assembly.run_keys import resign_journals
@@ -131,18 +133,15 @@ def rotate_keys(as_json: AsJson = False, overrides: Overrides = None) -> None:
         done = {"primary": ring.primary.id, "moved": moved, "journals": len(journals)}
         print_json({**done, "no_longer_needed": idle, "kept": kept, "kept_for_runs": of_runs})
         return
-    print_lines(f"moved {moved} blobs and records, and {len(journals)} journals, to key {ring.primary.id}")
+    told = f"{_stored(moved)}, and {counted(len(journals), 'journal')},"
+    print_lines(f"moved {told} to key {ring.primary.id}")
     for key_id, number in kept.items():
-        print_lines(
-            f"key {key_id} is still needed for {number}: see what they are with esper kernels verify --all"
-        )
+        what = counted(number, "blob, record or audit entry", "blobs, records and audit entries")
+        print_lines(f"key {key_id} is still needed for {what}; which: esper kernels verify --all")
     for key in ring.keys[1:]:
         print_lines(*(f"key {key.id} is still needed for {what}" for what in _told_of_runs(runs.get(key.id))))
     if idle:
-        print_lines(
-            "no longer needed, once no command runs that began before: " + ", ".join(idle),
-            *(f"  esper keys rm {key_id}" for key_id in idle),
-        )
+        print_lines("no longer needed: " + ", ".join(idle), *(f"  esper keys rm {key_id}" for key_id in idle))
 
 
 @app.command("rm", epilog="Example: esper keys rm 0123456789abcdef")
@@ -160,10 +159,8 @@ def remove_key(
             raise SecurityError(f"key {key_id} is the one that seals", hint="esper keys rotate")
         smaller = ring.without(key_id)
         if number := _needed(library).get(key_id, 0):
-            raise SecurityError(
-                f"key {key_id} is needed for {number} blobs, records and audit entries",
-                hint="esper keys rotate",
-            )
+            what = counted(number, "blob, record or audit entry", "blobs, records and audit entries")
+            raise SecurityError(f"key {key_id} is needed for {what}", hint="esper keys rotate")
         for what in _told_of_runs(_runs(cfg).get(key_id)):
             raise SecurityError(f"key {key_id} is needed for {what}")
         return smaller
@@ -184,7 +181,7 @@ def adopt_kernels(overrides: Overrides = None) -> None:
         _shown("sealing") as progress,
     ):
         found = library.adopt(progress)
-    print_lines(f"sealed {found} kernels")
+    print_lines(f"sealed {counted(found, 'kernel')}")
 
 
 def _configured(overrides: Sequence[str]) -> tuple[DictConfig, KeySource]:
@@ -202,6 +199,10 @@ def _library(cfg: DictConfig) -> KernelLibrary:
     return build_library(cfg, adopt_later=True)
 
 
+def _stored(number: int) -> str:
+    return counted(number, "blob or record", "blobs and records")
+
+
 def _needed(library: KernelLibrary) -> Counter[str]:
     """How many blobs, records and audit entries each key is needed for."""
     return Counter(library.sealed_by()) + Counter(library.trail.signed_by())
@@ -209,9 +210,10 @@ def _needed(library: KernelLibrary) -> Counter[str]:
 
 @dataclass
 class _OfRuns:
-    """The runs whose journal, or of whose checkpoints some, need a key."""
+    """The runs whose journal, or of whose checkpoints some, need a key; journals of runs that go on apart."""
 
     journals: list[str] = field(default_factory=list)
+    going_on: list[str] = field(default_factory=list)
     checkpoints: list[str] = field(default_factory=list)
 
 
@@ -223,7 +225,8 @@ def _runs(cfg: DictConfig) -> dict[str, _OfRuns]:
     found: defaultdict[str, _OfRuns] = defaultdict(_OfRuns)
     for needs in needs_of_runs(build_signer(cfg), Path(cfg.runs)):
         for key_id in needs.journal:
-            found[key_id].journals.append(needs.run_id)
+            of_key = found[key_id]
+            (of_key.going_on if needs.goes_on else of_key.journals).append(needs.run_id)
         for key_id in needs.checkpoints:
             found[key_id].checkpoints.append(needs.run_id)
     return dict(found)
@@ -231,10 +234,10 @@ def _runs(cfg: DictConfig) -> dict[str, _OfRuns]:
 
 def _told_of_runs(runs: _OfRuns | None) -> Iterator[str]:
     if runs and runs.journals:
-        yield (
-            f"the audit trail of {_named(runs.journals)}; "
-            "once it has ended: esper keys rotate. If it is not whole: esper audit verify"
-        )
+        why = "esper keys rotate moves it; if it does not, see esper audit verify"
+        yield f"the audit trail of {_named(runs.journals)}: {why}"
+    if runs and runs.going_on:
+        yield f"the audit trail of {_named(runs.going_on)}, until the next decision there, or its end"
     if runs and runs.checkpoints:
         yield f"checkpoints of {_named(runs.checkpoints)}: esper checkpoints rm, or keep the key"
 

@@ -134,6 +134,11 @@ def count(number: float) -> str:
     return f"{number:.4g}"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """``number`` of what is called so: 1 journal, 2 journals; ``many`` where an s does not do."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def duration(seconds: float) -> str:
     """A time for people: 0.4 s, 12 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 10:

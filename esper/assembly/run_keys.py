@@ -14,7 +14,7 @@ from typing import Final
 
 from esper.assembly.audit_trails import checked_run
 from esper.errors import AuditError, StorageError
-from esper.nissa.journal import COPY_NAME, JOURNAL_NAME
+from esper.nissa.journal import COPY_NAME, JOURNAL_NAME, is_being_written
 from esper.nissa.runs import RunStore
 from esper.security.audit import Head, Signer
 from esper.security.audit_heads import replace_head
@@ -29,17 +29,23 @@ _HEADER_BYTES: Final = len(MAGIC) + 1 + 8
 
 @dataclass(frozen=True, slots=True)
 class RunNeeds:
-    """The ids of the keys that the journal of a run and its checkpoints need."""
+    """The ids of the keys that the journal of a run and its checkpoints need, and whether it goes on."""
 
     run_id: str
     journal: frozenset[str]
     checkpoints: frozenset[str]
+    goes_on: bool
 
 
 def needs_of_runs(signer: Signer, root: Path) -> list[RunNeeds]:
     """What each run below ``root`` needs; raises StorageError."""
     return [
-        RunNeeds(folder.name, _of_journal(signer, folder), frozenset(_of_checkpoints(folder)))
+        RunNeeds(
+            folder.name,
+            _of_journal(signer, folder),
+            frozenset(_of_checkpoints(folder)),
+            is_being_written(folder / JOURNAL_NAME),
+        )
         for folder in _folders(root)
     ]
 
@@ -100,7 +106,10 @@ def _of_journal(signer: Signer, folder: Path) -> frozenset[str]:
 
 def _of_checkpoints(folder: Path) -> Iterator[str]:
     checkpoints = folder / "checkpoints"
-    for path in [*checkpoints.glob("*.sealed"), *checkpoints.glob("step-*/*")]:
+    for path in [
+        *checkpoints.glob("*.sealed"),
+        *checkpoints.glob("*step-*/*"),
+    ]:  # also of one that is being written
         try:
             if path.name == MANIFEST_NAME:
                 yield str(json.loads(path.read_bytes())["tag"]).partition(":")[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from esper.errors import SecurityError
 from esper.security.encoding import secret_of
@@ -24,6 +24,10 @@ class EnvironmentKeys:
     def origin(self) -> str:
         """The variable's name."""
         return f"${self._variable}"
+
+    def state(self) -> Hashable:
+        """Always the same: nobody else sets the variables of a process."""
+        return None
 
     def load(self) -> KeyRing:
         """The keys in the variable; see :class:`esper.security.sources.KeySource`."""

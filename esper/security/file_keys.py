@@ -20,6 +20,11 @@ class FileKeys(KeptKeys):
         self._path = Path(os.path.realpath(path))
         super().__init__(str(self._path), beside(self._path, "lock"))
 
+    @property
+    def marker(self) -> Path:
+        """The file itself, which somebody may also put there."""
+        return self._path
+
     def _read_text(self) -> str | None:
         data = read_bytes(self._path, self._trust, "cannot read the keys of")
         try:

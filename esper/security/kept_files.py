@@ -52,6 +52,15 @@ def is_small_file(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES
 
 
+def state_of(path: Path) -> tuple[int, ...]:
+    """What differs once the file at ``path``, or who may use it, was changed; empty where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_ctime_ns, status.st_size
+
+
 def beside(path: Path, ending: str) -> Path:
     """The path of ``path``'s own lock or unfinished successor."""
     return path.with_name(f"{path.name}.{ending}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from esper.errors import SecurityError
 from esper.security.encoding import from_text, to_text
-from esper.security.kept_files import locked
+from esper.security.kept_files import locked, state_of
 from esper.security.keys import KeyRing, new_key
 
 
@@ -26,6 +27,15 @@ class KeptKeys(ABC):
     def origin(self) -> str:
         """The place, as a person calls it."""
         return self._origin
+
+    @property
+    def marker(self) -> Path:
+        """The file that is another once the keys were changed: of a text that is no file, the lock."""
+        return self._lock
+
+    def state(self) -> Hashable:
+        """See :class:`esper.security.sources.KeySource`."""
+        return state_of(self.marker)
 
     def load(self) -> KeyRing:
         """The keys that are there, or ``SecurityError``."""
@@ -55,6 +65,7 @@ class KeptKeys(ABC):
         with locked(self._lock):
             ring = change(self.load())
             self._write_text(to_text(ring))
+            os.utime(self._lock)
             return ring
 
     @abstractmethod

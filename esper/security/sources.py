@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
-from esper.errors import UnknownKey
+from esper.errors import SecurityError, StorageError, UnknownKey
 from esper.security.keys import Key, KeyRing
 
 Announce = Callable[[str, str], None]
 """Is told the digests of what there is and of what is to be, just before and while nobody else changes it.
 
 What it raises leaves everything as it is."""
+
+log = logging.getLogger(__name__)
 
 
 def unannounced(_before: str, _after: str, /) -> None:
@@ -24,6 +27,10 @@ class KeySource(Protocol):
     @property
     def origin(self) -> str:
         """The place, as a person calls it."""
+        ...
+
+    def state(self) -> Hashable:
+        """What differs once the keys were changed, as far as that shows without reading them; cheap."""
         ...
 
     def load(self) -> KeyRing:
@@ -51,9 +58,10 @@ def changed(source: KeySource, change: Callable[[KeyRing], KeyRing], announce: A
 
 
 class StoredKeys:
-    """The keys of a source: read when first needed, made when the first is to seal, read again for a new one.
+    """The keys of a source: read when first needed, made when the first is to seal, read again when changed.
 
-    Threads may share it.
+    So a process that goes on while another one rotates seals with the newer key from then on. Where the keys
+    of before cannot be read any more it goes on with them, and warns. Threads may share it.
     """
 
     def __init__(self, source: KeySource, on_made: Callable[[str], None] = lambda _: None) -> None:
@@ -61,14 +69,23 @@ class StoredKeys:
         self._source = source
         self._on_made = on_made
         self._ring: KeyRing | None = None
+        self._state: Hashable = None
 
     @property
     def primary(self) -> Key:
         """The key that seals, made if the source has none."""
+        state = self._source.state()  # before the keys, so that what changes meanwhile is seen the next time
         if self._ring is None:
             self._ring, made = self._source.load_or_make()
             if made:
                 self._on_made(self._source.origin)
+            state = self._source.state() if made else state
+        elif state != self._state:
+            try:
+                self._ring = self._source.load()
+            except (SecurityError, StorageError) as error:
+                log.warning("%s; the keys of before are used still", error)
+        self._state = state
         return self._ring.primary
 
     def key(self, key_id: str) -> Key:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from esper.errors import SecurityError
-from esper.security.kept_files import is_small_file, read_bytes
+from esper.security.kept_files import is_small_file, read_bytes, state_of
 
 MOST_REVOKED: Final = 8000
 """Names and ids, each; 1 MiB holds them."""
@@ -107,7 +107,7 @@ class TrustedFile:
         self._path = path
         self._mutex = threading.Lock()
         self._looked = -LOOK_SECONDS
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, ...] = ()
         self._trusted: Trusted | None = None
 
     def __call__(self) -> Trusted:
@@ -120,7 +120,7 @@ class TrustedFile:
             return self._trusted
 
     def _look(self) -> None:
-        seen = self._status()
+        seen = state_of(self._path)
         if self._trusted is not None and seen == self._seen:
             return
         self._trusted = None
@@ -130,13 +130,6 @@ class TrustedFile:
                 f"there is no {self._path}", hint="the first token makes it: esper token issue"
             )
         self._seen, self._trusted = seen, trusted
-
-    def _status(self) -> tuple[int, int, int] | None:
-        try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _times(entries: Mapping[str, Any]) -> dict[str, int]:

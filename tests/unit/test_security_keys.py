@@ -358,6 +358,38 @@ def test_a_key_that_another_process_has_added_is_found(path: Path) -> None:
         mine.open(Envelope(KeyRing((FIRST,), "here")).seal(b"data", "name"), "name")
 
 
+def test_who_goes_on_while_another_process_rotates_seals_with_the_newer_key(kept: KeySource) -> None:
+    made: list[str] = []
+    mine = StoredKeys(kept, made.append)
+    first = mine.primary
+    assert mine.primary == first
+    kept.change(lambda ring: ring.with_primary(SECOND))
+    assert mine.primary == SECOND
+    assert mine.key(first.id) == first
+    kept.change(lambda ring: ring.without(first.id))
+    assert mine.primary == SECOND
+    with pytest.raises(UnknownKey):
+        mine.key(first.id)
+    assert made == [kept.origin]
+
+
+def test_where_keys_cannot_be_read_any_more_those_of_before_are_used_and_that_is_told(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = StoredKeys(FileKeys(str(path)))
+    first = mine.primary
+    text = path.read_text()
+    for problem in (lambda: path.write_text("{}"), lambda: path.chmod(0o644), path.unlink):
+        caplog.clear()
+        problem()
+        assert [mine.primary, mine.primary] == [first, first]
+        assert caplog.text.count("the keys of before are used still") == 1
+    path.write_text(text)
+    path.chmod(0o600)
+    FileKeys(str(path)).change(lambda ring: ring.with_primary(SECOND))
+    assert mine.primary == SECOND
+
+
 def test_no_key_is_shown_by_anything_that_holds_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEYS", text_of(FIRST))
     ring = KeyRing((FIRST, SECOND), "here")

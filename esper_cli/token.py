@@ -56,9 +56,14 @@ def issue_token(
     Whoever has it may do what it says until it expires or is revoked.
     """
     from esper.assembly.tokens import build_token_rules
+    from esper.security import new_key
     from esper.security.tokens import issue
 
     cfg, authority = _configured(overrides or ())
+    if not authority.has_keys():
+        key = new_key()
+        with _entered(cfg, "token_key.adding", key.id) as announce:
+            authority.begin(key, announce)
     token, holder = issue(
         authority, build_token_rules(cfg), name=name, role=role, minutes=minutes, person=person
     )

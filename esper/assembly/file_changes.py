@@ -97,9 +97,10 @@ def _done_now(cfg: DictConfig, start: str, entry: Entry) -> tuple[bool | None, s
 
 def _state(cfg: DictConfig, start: str) -> str:
     """The digest of what is there now."""
+    authority = build_token_authority(cfg)
     states: dict[str, Callable[[], str]] = {
         "key.": lambda: build_key_source(cfg).load().digest,
-        "token_key.": lambda: build_token_authority(cfg).keys().digest,
-        "token.rev": lambda: trusted.digest if (trusted := build_token_authority(cfg).trusted()) else "",
+        "token_key.": lambda: authority.keys().digest if authority.has_keys() else "",
+        "token.rev": lambda: trusted.digest if (trusted := authority.trusted()) else "",
     }
     return states[start]()

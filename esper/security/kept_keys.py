@@ -10,7 +10,8 @@ from pathlib import Path
 from esper.errors import SecurityError
 from esper.security.encoding import from_text, to_text
 from esper.security.kept_files import locked, state_of
-from esper.security.keys import KeyRing, new_key
+from esper.security.keys import Key, KeyRing, new_key
+from esper.security.sources import Announce, unannounced
 
 
 class KeptKeys(ABC):
@@ -47,8 +48,10 @@ class KeptKeys(ABC):
             )
         return ring
 
-    def load_or_make(self) -> tuple[KeyRing, bool]:
-        """The keys that are there, else a new one; and whether this call made it."""
+    def load_or_make(
+        self, make: Callable[[], Key] = new_key, announce: Announce = unannounced
+    ) -> tuple[KeyRing, bool]:
+        """The keys that are there, else the one that ``make`` makes, announced; and whether that was so."""
         ring = self._read()
         if ring is not None:
             return ring, False
@@ -56,7 +59,8 @@ class KeptKeys(ABC):
             ring = self._read()  # another process may have been first
             if ring is not None:
                 return ring, False
-            ring = KeyRing((new_key(),), self.origin)
+            ring = KeyRing((make(),), self.origin)
+            announce("", ring.digest)
             self._write_text(to_text(ring))
             return ring, True
 

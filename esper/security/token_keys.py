@@ -41,6 +41,14 @@ class TokenAuthority:
         self._source = FileKeys(str(keys))
         self._trusted = trusted
 
+    def has_keys(self) -> bool:
+        """Whether there is any that signs."""
+        return self._path.exists()
+
+    def begin(self, key: Key, announce: Announce = unannounced) -> None:
+        """Sign with ``key``, if there is none yet."""
+        self._source.load_or_make(lambda: key, announce)
+
     def signing_key(self) -> tuple[SigningKey, Trusted]:
         """The key that signs now, made if there is none, and what is trusted beside it."""
         ring, _ = self._source.load_or_make()
@@ -48,7 +56,7 @@ class TokenAuthority:
 
     def keys(self) -> KeyRing:
         """Those whose tokens are valid, the one that signs first."""
-        if not self._path.exists():
+        if not self.has_keys():
             raise SecurityError(
                 f"there are no keys in {self._path}", hint="esper token issue makes the first"
             )

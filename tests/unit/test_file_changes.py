@@ -86,6 +86,21 @@ def rotate(cfg: DictConfig) -> None:
         build_token_authority(cfg).rotate(key, announce)
 
 
+def begin(cfg: DictConfig) -> None:
+    for name in ("token_keys.json", "tokens.json"):
+        Path("home", name).unlink(missing_ok=True)
+    key = new_key()
+    with build_library(cfg) as library, entered(library, "token_key.adding", key.id) as announce:
+        build_token_authority(cfg).begin(key, announce)
+
+
+def begin_or_rotate(cfg: DictConfig) -> None:
+    if build_token_authority(cfg).has_keys():
+        rotate(cfg)
+    else:
+        begin(cfg)
+
+
 def retire(cfg: DictConfig) -> None:
     key_id = signing(cfg)[1]
     with build_library(cfg) as library, entered(library, "token_key.retiring", key_id) as announce:
@@ -148,6 +163,7 @@ def told(cfg: DictConfig) -> list[Unfinished]:
         (add, "key.adding", lambda cfg: len(keys(cfg)) == 3, add),
         (remove, "key.removing", lambda cfg: len(keys(cfg)) == 1, add),
         (rotate, "token_key.adding", lambda cfg: len(signing(cfg)) == 3, rotate),
+        (begin, "token_key.adding", lambda cfg: Path("home/token_keys.json").exists(), begin_or_rotate),
         (retire, "token_key.retiring", lambda cfg: len(trusted(cfg).keys) == 1, None),
         (revoke, "token.revoking", lambda cfg: TOKEN in trusted(cfg).ids, revoke_other),
         (revoke_all, "token.revoking_all", lambda cfg: "anna" in trusted(cfg).names, revoke_other),

@@ -22,7 +22,7 @@ from esper.karn.catalogue import Catalogue, fitting, load_catalogue
 from esper.messages import CompilationRecord, Slot
 from esper.tezzeret.alerts import FailureAlert
 from esper.tezzeret.builder import build
-from esper.tezzeret.pipeline import Pipeline
+from esper.tezzeret.pipeline import DTYPES, Pipeline
 from esper.tezzeret.queue_depth import TellQueue
 from esper.tezzeret.targets import target_named
 from esper.tezzeret.worker import compile_missing, stored_as
@@ -61,7 +61,8 @@ def rebuilder(pipeline: Pipeline) -> Rebuild:
 
     def rebuild(blueprint: str, slot: Slot, name: str) -> nn.Module:
         target = target_named(name, pipeline.target)
-        program = target.compile(build(from_json(blueprint), slot, seed=pipeline.seed))
+        eager = build(from_json(blueprint), slot, seed=pipeline.seed).to(DTYPES[pipeline.dtype])
+        program = target.compile(eager)
         target.optimise(program, torch.device(pipeline.device))
         return target.load(target.save(program), pipeline.device)
 

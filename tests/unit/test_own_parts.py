@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from esper.assembly.configured import configured
 from esper.assembly.contract import check_data, check_kernels, check_module, check_network
+from esper.assembly.kernels import build_pipeline, rebuilder
+from esper.blueprint import load_blueprints
 from esper.data import DataSplits, Split
 from esper.errors import ConfigError, DataError
 from esper.kasmina import wrap
+from esper.messages import Slot
 from esper.tolaria.evaluation import count_flops
 from esper_cli.config import compose
 
@@ -116,6 +120,13 @@ def test_kernels_of_another_type_than_the_layers_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="are float64, and kernels are compiled for float32") as refused:
         check_kernels(model, "float32")
     assert refused.value.hint == "set tezzeret.dtype=float64"
+
+
+def test_a_kernel_of_doubles_comes_back_from_a_checkpoint_as_one() -> None:
+    pipeline = build_pipeline(compose(["tezzeret.dtype=float64"]))
+    (blueprint,) = load_blueprints(Path(__file__).parents[2] / "blueprints" / "low_rank.yaml")
+    kernel = rebuilder(pipeline)(blueprint.canonical_json(), Slot("features", 8, 8), "torchscript")
+    assert kernel(torch.zeros(2, 8, dtype=torch.float64)).dtype is torch.float64
 
 
 def test_flops_of_a_parametrised_weight_are_counted() -> None:

@@ -15,7 +15,7 @@ from esper.nissa.http.browser import LOOPBACK_NAMES
 from esper.nissa.http.guard import Admission, Allowed, Caller
 from esper.nissa.http.limits import ConnectionLimit, RateLimit
 from esper.nissa.http.listener import is_loopback
-from esper.nissa.http.tls import self_signed_tls, server_tls
+from esper.nissa.http.tls import RenewedTls, self_signed_tls, server_tls
 from esper.security.audit import acting
 from esper.security.tokens import ROLES, TokenVerifier
 
@@ -71,19 +71,30 @@ def build_tls(cfg: DictConfig, *, self_signed: bool, say: Callable[[str], None])
     nissa = cfg.nissa
     files = [nissa.tls_certificate, nissa.tls_key]
     if self_signed:
-        if any(files) or nissa.tls_client_ca:
+        if any(files) or nissa.tls_client_ca or nissa.tls_client_crl:
             raise ConfigError("a certificate is configured", hint="leave --tls-self-signed away")
         tls, fingerprint = self_signed_tls(nissa.host, list(nissa.hosts), minimum=str(nissa.tls_minimum))
         say(f"a certificate of this moment, for trying; its SHA-256 fingerprint: {fingerprint}")
         return tls
-    if not any((*files, nissa.tls_client_ca)):
+    if not any((*files, nissa.tls_client_ca, nissa.tls_client_crl)):
         return None
     if not all(files):
         raise ConfigError("nissa.tls_certificate and nissa.tls_key belong together", hint="set both")
-    authority = Path(nissa.tls_client_ca) if nissa.tls_client_ca else None
+    if nissa.tls_client_crl and not nissa.tls_client_ca:
+        raise ConfigError("nissa.tls_client_crl needs nissa.tls_client_ca", hint="name whose list it is")
     return server_tls(
-        Path(files[0]), Path(files[1]), minimum=str(nissa.tls_minimum), client_authority=authority
+        Path(files[0]),
+        Path(files[1]),
+        minimum=str(nissa.tls_minimum),
+        client_authority=Path(nissa.tls_client_ca) if nissa.tls_client_ca else None,
+        revoked=Path(nissa.tls_client_crl) if nissa.tls_client_crl else None,
     )
+
+
+def check_tls(cfg: DictConfig) -> str:
+    """When what the server shows and goes by ends; raises ConfigError, or ServerError where it has."""
+    tls = build_tls(cfg, self_signed=False, say=lambda _: None)
+    return tls.check() if isinstance(tls, RenewedTls) else "none"
 
 
 def access_notice(admission: Admission) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from esper.assembly.admission import check_tls
 from esper.assembly.background import check_background
 from esper.assembly.keys import build_key_source
 from esper.assembly.network import build_data, build_host, device_of
@@ -56,6 +57,7 @@ def examine(cfg: DictConfig) -> Iterator[Finding]:
         "compile workers": _workers,
         **({"compile queue": _queue} if has_broker(cfg) else {}),
         **({"redis": _redis} if cfg.urza.redis else {}),
+        **({"TLS": check_tls} if cfg.nissa.tls_certificate else {}),
         "metrics server": check_server,
         "data and network": _network,
         **{f"sink {name}": partial(check_sink, name=name) for name in sink_names(cfg)},

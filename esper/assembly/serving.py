@@ -44,8 +44,8 @@ def serve(cfg: DictConfig, *, say: Callable[[str], None], self_signed: bool = Fa
             own={"TLS": tls.check} if isinstance(tls, RenewedTls) else {},
         )
         register_own_places(cfg.runs)
-        files = cfg.nissa.tls_certificate, cfg.nissa.tls_key, cfg.nissa.tls_client_ca
-        register_place(*filter(None, files))
+        names = "tls_certificate", "tls_key", "tls_client_ca", "tls_client_crl"
+        register_place(*filter(None, (cfg.nissa[name] for name in names)))
         app = create_app(monitor, catalogue, clean=hidden)
         server = MetricsServer(
             Guard(app, admission),

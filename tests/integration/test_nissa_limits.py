@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 from servers.api import running
-from servers.tls import Certificates, make_certificates
+from servers.tls import Certificates, make_certificates, revocations, serial_of
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -344,7 +345,7 @@ def test_another_authority_of_clients_counts_for_whoever_comes_then(
         assert session is not None
         assert is_known(former, session), "a session is resumed while nothing changes"
         assert is_known(later) is None
-        assert tls.check() == "new connections are begun with what the files hold"
+        assert tls.check().startswith("new connections are begun with what the files hold: the TLS certif")
         authority.write_bytes(b"half of a file")
         assert is_known(former)
         assert is_known(later) is None
@@ -357,7 +358,63 @@ def test_another_authority_of_clients_counts_for_whoever_comes_then(
         assert is_known(former) is None
         assert is_known(former, session) is None
         assert before.get("/health").json()["names"] == ["localhost", "127.0.0.1"]
-        assert tls.check() == "new connections are begun with what the files hold"
+        assert tls.check().startswith("new connections are begun with what the files hold: the TLS certif")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_client_whose_certificate_was_revoked_is_let_in_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: ssl.TLSVersion
+) -> None:
+    """Nor anybody by a certificate whose authority has no list, or one that has ended."""
+    monkeypatch.setattr("esper.nissa.http.tls.LOOK_SECONDS", 0)
+    shown, client = (make_certificates(made(tmp_path / name)) for name in ("shown", "client"))
+    known = ssl.create_default_context(cafile=shown.authority)
+    known.maximum_version = version
+    nobody = ssl.create_default_context(cafile=shown.authority)
+    known.load_cert_chain(client.certificate, client.key)
+    lists = tmp_path / "revoked.pem"
+    lists.write_bytes(revocations(client, 1))
+    tls = server_tls(
+        shown.certificate,
+        shown.key,
+        minimum="1.2",
+        client_authority=client.authority,
+        revoked=lists,
+    )
+
+    def comes_in(context: ssl.SSLContext) -> bool:
+        try:
+            return httpx.get(f"{server.url}/health", verify=context).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with serving(tls) as server:
+        assert comes_in(known)
+        lists.write_bytes(revocations(client, 1, serial_of(client)))
+        assert not comes_in(known)
+        assert comes_in(nobody), "without a certificate, as with a token"
+        # What is served beside a list is not trusted, and a list that cannot be used changes nothing.
+        for text in (revocations(shown), b"", b"-----BEGIN X509 CRL-----\n!\n-----END X509 CRL-----"):
+            lists.write_bytes(shown.authority.read_bytes() + text)
+            with pytest.raises(ServerError, match=r"revoked.pem cannot be used: .*what was there before"):
+                tls.check()
+            assert not comes_in(known)
+        lists.write_bytes(shown.authority.read_bytes() + revocations(client))
+        assert comes_in(known)
+        stranger = ssl.create_default_context(cafile=shown.authority)
+        stranger.load_cert_chain(shown.certificate, shown.key)
+        assert not comes_in(stranger)
+
+        def listed_for_a_moment() -> bool:
+            lists.write_bytes(revocations(client, ends_in=timedelta(seconds=2)))
+            return comes_in(known)
+
+        until(listed_for_a_moment)
+        until(lambda: not comes_in(known))
+        with pytest.raises(ServerError, match=r"list of revoked certificates .*revoked.pem ended on \d"):
+            tls.check()
+        with pytest.raises(ServerError, match=r"revoked.pem cannot be used: it is valid from"):
+            server_tls(shown.certificate, shown.key, client_authority=client.authority, revoked=lists)
 
 
 def test_files_that_were_refused_are_tried_again_without_another_change(
@@ -368,13 +425,13 @@ def test_files_that_were_refused_are_tried_again_without_another_change(
     used = make_certificates(tmp_path)
     tls = server_tls(used.certificate, used.key)
     with monkeypatch.context() as patched:
-        patched.setattr("esper.nissa.http.tls._check_dates", lambda _: int("not yet"))
+        patched.setattr("esper.nissa.http.tls._end_of", lambda _: int("not yet"))
         used.certificate.write_bytes(used.certificate.read_bytes() + b"\n")
         for _ in range(2):
             with pytest.raises(ServerError, match="cannot be used"):
                 tls.check()
     assert caplog.text.count("new connections have what was there before") == 1
-    assert tls.check() == "new connections are begun with what the files hold"
+    assert tls.check().startswith("new connections are begun with what the files hold: the TLS certif")
 
 
 def made(folder: Path) -> Path:

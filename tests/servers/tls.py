@@ -20,6 +20,7 @@ class Certificates:
     authority: Path
     certificate: Path
     key: Path
+    authority_key: Path
 
 
 def make_certificates(folder: Path, *, host: str = "127.0.0.1") -> Certificates:
@@ -44,18 +45,40 @@ def make_certificates(folder: Path, *, host: str = "127.0.0.1") -> Certificates:
         )
         .sign(authority_key, hashes.SHA256())
     )
-    made = Certificates(folder / "authority.pem", folder / "server.pem", folder / "server.key")
+    names_of = ("authority.pem", "server.pem", "server.key", "authority.key")
+    made = Certificates(*(folder / name for name in names_of))
     made.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
     made.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    made.key.touch(mode=0o600)
-    made.key.write_bytes(
-        server_key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+    for path, key in ((made.key, server_key), (made.authority_key, authority_key)):
+        path.touch(mode=0o600)
+        path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
         )
-    )
     return made
+
+
+def revocations(made: Certificates, *serials: int, ends_in: timedelta = timedelta(days=1)) -> bytes:
+    """The list, in PEM, of the certificates that the authority has revoked."""
+    now = datetime.now(UTC)
+    key = serialization.load_pem_private_key(made.authority_key.read_bytes(), None)
+    authority = x509.load_pem_x509_certificate(made.authority.read_bytes())
+    builder = x509.CertificateRevocationListBuilder(
+        authority.subject, now - timedelta(hours=1), now + ends_in
+    )
+    for serial in serials:
+        entry = x509.RevokedCertificateBuilder(serial, now - timedelta(hours=1))
+        builder = builder.add_revoked_certificate(entry.build())
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def serial_of(made: Certificates) -> int:
+    """That of the certificate."""
+    return x509.load_pem_x509_certificate(made.certificate.read_bytes()).serial_number
 
 
 def _name(common: str) -> x509.Name:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
-from servers.tls import make_certificates
+from servers.tls import make_certificates, revocations
 
-from esper.assembly.admission import access_notice, build_admission, build_connection_limit, build_tls
+from esper.assembly.admission import (
+    access_notice,
+    build_admission,
+    build_connection_limit,
+    build_tls,
+    check_tls,
+)
 from esper.assembly.tokens import build_token_authority, build_token_rules
 from esper.errors import ConfigError, EsperError, ServerError, TokenRefused
 from esper.nissa.http.guard import Admission, Caller
@@ -113,13 +120,28 @@ def test_so_are_connections_and_tls_that_cannot_be(home: Path) -> None:
     made = make_certificates(home)
     with pytest.raises(ConfigError, match="connections is 0"):
         build_connection_limit(config(limits__connections=0))
-    for key in ("tls_key", "tls_client_ca"):
+    for key in ("tls_key", "tls_client_ca", "tls_client_crl"):
         with pytest.raises(ConfigError, match="belong together"):
             build_tls(config(**{key: "x"}), self_signed=False, say=str)
     files = {"tls_certificate": str(made.certificate), "tls_key": str(made.key)}
     assert build_tls(config(**files), self_signed=False, say=str) is not None
+    with pytest.raises(ConfigError, match=r"tls_client_crl needs nissa.tls_client_ca"):
+        build_tls(config(**files, tls_client_crl="x"), self_signed=False, say=str)
     with pytest.raises(ConfigError, match="tls_minimum"):
         build_tls(config(**files, tls_minimum="1.1"), self_signed=False, say=str)
+
+
+def test_the_doctor_tells_when_certificate_and_list_end(home: Path) -> None:
+    made = make_certificates(home)
+    files = {"tls_certificate": made.certificate, "tls_key": made.key, "tls_client_ca": made.authority}
+    lists = home / "revoked.pem"
+    named = config(**{name: str(path) for name, path in files.items()}, tls_client_crl=str(lists))
+    lists.write_bytes(revocations(made, ends_in=timedelta(days=3)))
+    day = f"{datetime.now(UTC) + timedelta(days=3):%Y-%m-%d}"
+    assert f"revoked.pem until {day}" in check_tls(named)
+    lists.write_bytes(revocations(made, ends_in=timedelta(minutes=-1)))
+    with pytest.raises(ServerError, match=r"revoked.pem cannot be used: it is valid from"):
+        check_tls(named)
 
 
 @pytest.mark.parametrize("nice", ["-1", "20"])

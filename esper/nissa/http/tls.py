@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from esper.errors import ConfigError, EsperError, ServerError
+from esper.nissa.http.revocation import check_dates, refuse_revoked
 
 CERTIFICATE: Final = "esper.certificate"
 """Where the scope has the names in the certificate that the client has shown, if it has."""
@@ -36,17 +37,30 @@ _MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 log = logging.getLogger(__name__)
 
 
+class Loaded(NamedTuple):
+    """What connections are begun with, and when what it is made of ends, by what that is."""
+
+    context: ssl.SSLContext
+    ends: Mapping[str, datetime]
+
+
 def server_tls(
-    certificate: Path, key: Path, *, minimum: str = "1.3", client_authority: Path | None = None
+    certificate: Path,
+    key: Path,
+    *,
+    minimum: str = "1.3",
+    client_authority: Path | None = None,
+    revoked: Path | None = None,
 ) -> RenewedTls:
     """TLS with the certificate and key in these PEM files, also when they are replaced.
 
-    A client may show a certificate that one in ``client_authority`` has signed, and no other. Raises
-    ConfigError, or ServerError for files that cannot be used; once it serves, what cannot be used is logged.
+    A client may show a certificate that one in ``client_authority`` has signed and that no list in
+    ``revoked`` has, and no other. Raises ConfigError, or ServerError for files that cannot be used; once it
+    serves, what cannot be used is logged.
     """
-    files = (certificate, key, *([client_authority] if client_authority else []))
+    files = tuple(filter(None, (certificate, key, client_authority, revoked)))
     tls = RenewedTls(ssl.PROTOCOL_TLS_SERVER)
-    tls.begin(partial(_load, certificate, key, minimum, client_authority), files)
+    tls.begin(partial(_load, certificate, key, minimum, client_authority, revoked), files)
     return tls
 
 
@@ -57,7 +71,7 @@ class RenewedTls(ssl.SSLContext):
     to come in again by a session of that time.
     """
 
-    def begin(self, load: Callable[[], ssl.SSLContext], files: Sequence[Path]) -> None:
+    def begin(self, load: Callable[[], Loaded], files: Sequence[Path]) -> None:
         """Serve by what ``load`` makes of ``files``; raises what it raises."""
         self._load = load
         self._files = files
@@ -69,16 +83,20 @@ class RenewedTls(ssl.SSLContext):
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
         """As any context's: what asyncio begins a connection with."""
-        return self._looked_at().wrap_bio(*args, **options)
+        return self._looked_at().context.wrap_bio(*args, **options)
 
     def check(self) -> str:
-        """What new connections are begun with; ServerError where the files hold what cannot be used."""
-        self._looked_at()
+        """What new connections are begun with; ServerError where files cannot be used, or have ended."""
+        ends = self._looked_at().ends
         if self._failed is not None:
             raise ServerError(f"{self._failed.message}; new connections have what was there before")
-        return "new connections are begun with what the files hold"
+        for what, end in ends.items():
+            if end < datetime.now(UTC):
+                raise ServerError(f"{what} ended on {_day(end)}", hint="put a newer one in its place")
+        until = (f"{what} until {_day(end)}" for what, end in ends.items())
+        return f"new connections are begun with what the files hold: {', '.join(until)}"
 
-    def _looked_at(self) -> ssl.SSLContext:
+    def _looked_at(self) -> Loaded:
         with self._mutex:
             now = time.monotonic()
             if now - self._looked >= LOOK_SECONDS:
@@ -109,7 +127,9 @@ def _state(file: Path) -> tuple[int, ...]:
     return now.st_ino, now.st_mtime_ns, now.st_size
 
 
-def _load(certificate: Path, key: Path, minimum: str, client_authority: Path | None) -> ssl.SSLContext:
+def _load(
+    certificate: Path, key: Path, minimum: str, client_authority: Path | None, revoked: Path | None
+) -> Loaded:
     if minimum not in _MINIMUM:
         raise ConfigError(f"nissa.tls_minimum is {minimum!r}", hint='it is "1.3" or "1.2"')
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -120,7 +140,7 @@ def _load(certificate: Path, key: Path, minimum: str, client_authority: Path | N
     _check_key_file(key)
     try:
         context.load_cert_chain(certificate, key, password=lambda: b"")
-        _check_dates(certificate)
+        ends = {f"the TLS certificate {certificate}": _end_of(certificate)}
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise ServerError(
             f"the TLS certificate {certificate} with the key {key} cannot be used: {_reason(error)}",
@@ -135,7 +155,17 @@ def _load(certificate: Path, key: Path, minimum: str, client_authority: Path | N
                 hint="a PEM file is wanted, of the certificates that sign those of clients",
             ) from None
         context.verify_mode = ssl.CERT_OPTIONAL
-    return context
+    if client_authority is not None and revoked is not None:
+        try:
+            end = refuse_revoked(context, revoked, client_authority)
+        except (OSError, ValueError) as error:
+            raise ServerError(
+                f"the list of revoked certificates {revoked} cannot be used: {_reason(error)}",
+                hint="a PEM file is wanted, of the list that the authority of clients publishes",
+            ) from None
+        if end is not None:
+            ends[f"the list of revoked certificates {revoked}"] = end
+    return Loaded(context, ends)
 
 
 def self_signed_tls(host: str, names: Sequence[str], *, minimum: str = "1.3") -> tuple[ssl.SSLContext, str]:
@@ -154,7 +184,7 @@ def self_signed_tls(host: str, names: Sequence[str], *, minimum: str = "1.3") ->
         ):
             path.touch(mode=0o600)
             path.write_bytes(data)
-        context = _load(*files, minimum, None)
+        context = _load(*files, minimum, None, None).context
     return context, certificate.fingerprint(SHA256()).hex(":").upper()
 
 
@@ -191,14 +221,15 @@ def _check_key_file(path: Path) -> None:
         )
 
 
-def _check_dates(path: Path) -> None:
+def _end_of(path: Path) -> datetime:
+    """When the certificate ends; ValueError for one that is not valid now."""
     certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
-    now = datetime.now(UTC)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise ValueError(
-            f"it is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to "
-            f"{certificate.not_valid_after_utc:%Y-%m-%d}"
-        )
+    check_dates(certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    return certificate.not_valid_after_utc
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,55 @@
+"""Certificates of clients that were revoked, in lists as authorities publish them (RFC 5280)."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding
+
+_LIST: Final = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
+
+
+def refuse_revoked(context: ssl.SSLContext, lists: Path, authority: Path) -> datetime | None:
+    """Have ``context`` refuse what is in the PEM file ``lists``, and say when the first of them ends.
+
+    Who is signed by an authority without a list, or whose list has ended, is refused as well. Raises OSError,
+    or ValueError for lists that are none, are of no authority in ``authority``, or are not valid today.
+    """
+    found = [x509.load_pem_x509_crl(text) for text in _LIST.findall(lists.read_bytes())]
+    if not found:
+        raise ValueError("there is none in it")
+    authorities = x509.load_pem_x509_certificates(authority.read_bytes())
+    for each in found:
+        _check(each, authorities)
+    # The lists alone: who serves such a file to be fetched is trusted with no certificate beside them.
+    with tempfile.NamedTemporaryFile(prefix="esper-", suffix=".pem") as file:
+        file.write(b"".join(each.public_bytes(Encoding.PEM) for each in found))
+        file.flush()
+        context.load_verify_locations(file.name)
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return min((end for each in found if (end := each.next_update_utc)), default=None)
+
+
+def _check(revoked: x509.CertificateRevocationList, authorities: list[x509.Certificate]) -> None:
+    named = revoked.issuer.rfc4514_string()
+    keys = [each.public_key() for each in authorities if each.subject == revoked.issuer]
+    try:
+        good = any(revoked.is_signature_valid(key) for key in keys)  # type: ignore[arg-type]
+    except (TypeError, UnsupportedAlgorithm) as error:  # of a kind that signs nothing
+        raise ValueError(f"the list of {named!r} cannot be checked: {error}") from error
+    if not good:
+        raise ValueError(f"the list of {named!r} is signed by no authority of clients")
+    check_dates(revoked.last_update_utc, revoked.next_update_utc)
+
+
+def check_dates(begin: datetime, end: datetime | None) -> None:
+    """ValueError for what is not valid now."""
+    if not begin <= datetime.now(UTC) <= (end or datetime.max.replace(tzinfo=UTC)):
+        raise ValueError(f"it is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")

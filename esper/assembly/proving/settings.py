@@ -31,7 +31,7 @@ _SERVING = tuple(
     f"nissa.{name}"
     for name in (
         *("anonymous", "hosts", "tokens", "limits", "nice", "sinks", "signals_every", "buffer", "mirror"),
-        *("tls_certificate", "tls_key", "tls_minimum", "tls_client_ca", "tls_clients"),
+        *("tls_certificate", "tls_key", "tls_minimum", "tls_client_ca", "tls_client_crl", "tls_clients"),
     )
 )
 _APART = (

@@ -193,7 +193,7 @@ def test_processes_that_write_at_once_make_one_chain(stored_url: str, tmp_path: 
 def test_a_killed_writer_leaves_a_change_and_its_entry_or_neither(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/kernels.db"
     for attempt in range(2):
-        process = writer(url, tmp_path, 10_000, attempt)
+        process = writer(url, tmp_path, 10**9, attempt)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.1 + 0.2 * attempt)
         process.send_signal(signal.SIGKILL)

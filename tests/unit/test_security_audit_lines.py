@@ -193,7 +193,7 @@ def full(fd: int, data: bytes) -> int:
 
 def write_for_long(path: Path) -> None:
     print("begun", flush=True)
-    write(path, 100_000)
+    write(path, 10**9)
 
 
 def test_a_killed_writer_leaves_a_line_with_its_entry_or_neither(tmp_path: Path) -> None:

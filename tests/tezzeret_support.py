@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from esper.messages import Slot
 from esper.tezzeret.forkserver import WORKER
 from esper.tezzeret.torchscript import TorchScriptTarget
 
-MLP: Blueprint = load_blueprints(Path(__file__).parents[2] / "blueprints" / "bottleneck_mlp.yaml")[0]
+MLP: Blueprint = load_blueprints(Path(__file__).parents[1] / "blueprints" / "bottleneck_mlp.yaml")[0]
 SLOT = Slot("features", 8, 6)
 
 
@@ -39,8 +40,14 @@ def spin() -> None:
         pass
 
 
-def sleep() -> None:
-    time.sleep(60)
+def spin_on() -> None:
+    """Past the limit that a signal tells of."""
+    signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    spin()
+
+
+def sleep(seconds: float = 60) -> None:
+    time.sleep(seconds)
 
 
 def hoard_objects() -> None:

@@ -34,7 +34,7 @@ MAX_THREADS = 1024
 """Where the operating system refuses a thread, torch ends the process without a word."""
 
 
-_OF_COMPILING = ("workers", "nice", "limits", "alert_url", "engine")
+_OF_COMPILING = ("workers", "nice", "limits", "tries", "alert_url", "engine")
 """Keys of ``tezzeret`` that say how kernels are compiled, not what they are."""
 
 

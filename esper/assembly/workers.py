@@ -15,7 +15,7 @@ from esper.assembly.storage import broker_url
 from esper.errors import ConfigError
 from esper.messages import CompileQueue
 from esper.tezzeret.broker import Broker
-from esper.tezzeret.jobs import CompileJob, Outcome
+from esper.tezzeret.jobs import TRIES, CompileJob, Outcome
 from esper.tezzeret.limits import Limits
 from esper.tezzeret.pool import NICE, WorkerPool
 from esper.tezzeret.remote import RemoteWorkers
@@ -25,6 +25,8 @@ from esper.tezzeret.targets import ships
 from esper.tezzeret.wire import Wire
 
 Tell = Callable[[str], None]
+
+MAX_TRIES = 100
 
 
 def build_workers(cfg: DictConfig, tell: Tell) -> WorkerPool | RemoteWorkers | None:
@@ -41,7 +43,7 @@ def build_workers(cfg: DictConfig, tell: Tell) -> WorkerPool | RemoteWorkers | N
             hint="compile in this process: tezzeret/engine=local tezzeret.workers=0",
         )
     if not remote:
-        return _pool(cfg, count, tell)
+        return _pool(cfg, count, tell, tries=_tries(cfg))
     target: Target = configured(cfg, "tezzeret.target")
     if not ships(target):
         raise ConfigError(
@@ -93,11 +95,9 @@ def serve_jobs(cfg: DictConfig, *, say: Tell) -> None:
 
     envelope = build_envelope(cfg)
     envelope.authenticate(b"")  # a key that cannot be had is told now
-    with (
-        closing(_broker(cfg)) as broker,
-        _pool(cfg, cfg.tezzeret.get("workers") or os.cpu_count() or 1, say) as pool,
-    ):
-        RemoteWorker(broker, Wire(envelope), pool, on_outcome=told, tell=say).serve()
+    tries, processes = _tries(cfg), cfg.tezzeret.get("workers") or os.cpu_count() or 1
+    with closing(_broker(cfg)) as broker, _pool(cfg, processes, say, tries=1) as pool:
+        RemoteWorker(broker, Wire(envelope), pool, tries=tries, on_outcome=told, tell=say).serve()
 
 
 def has_broker(cfg: DictConfig) -> bool:
@@ -105,13 +105,21 @@ def has_broker(cfg: DictConfig) -> bool:
     return OmegaConf.select(cfg, "tezzeret.engine.broker") is not None
 
 
-def _pool(cfg: DictConfig, count: int, tell: Tell) -> WorkerPool:
+def _pool(cfg: DictConfig, count: int, tell: Tell, *, tries: int) -> WorkerPool:
     limits: Limits = configured(cfg, "tezzeret.limits")
 
     def unfiltered(reason: str) -> None:
         tell(f"worker processes run under resource limits alone: {reason}")
 
-    return WorkerPool(count, limits, nice=cfg.tezzeret.get("nice", NICE), on_unfiltered=unfiltered)
+    nice = cfg.tezzeret.get("nice", NICE)
+    return WorkerPool(count, limits, nice=nice, tries=tries, on_lost=tell, on_unfiltered=unfiltered)
+
+
+def _tries(cfg: DictConfig) -> int:
+    tries: int = cfg.tezzeret.get("tries", TRIES)
+    if not 1 <= tries <= MAX_TRIES:
+        raise ConfigError(f"tezzeret.tries must be between 1 and {MAX_TRIES}, not {tries}")
+    return tries
 
 
 def _broker(cfg: DictConfig) -> Broker:

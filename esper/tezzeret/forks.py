@@ -149,14 +149,13 @@ class ForkServer:
             if status in ready:
                 number = os.read(status, STATUS.size)
                 if number and not pid:
-                    (pid,) = STATUS.unpack(number)
+                    pid, *_ = STATUS.unpack(number)
                     continue
                 while _receive(connection, answer):
                     pass
-                ending = _ending(STATUS.unpack(number)[0], limits) if number else _NO_SERVER
+                ending, lost = _ending(*STATUS.unpack(number), limits) if number else (_NO_SERVER, True)
                 outcome, stage, unfiltered = _understood(answer)
-                lost = not over and ending in (_NO_SERVER, _KILLED)
-                failed = Outcome(stage, time.monotonic() - began, over or ending, lost=lost)
+                failed = Outcome(stage, time.monotonic() - began, over or ending, lost=lost and not over)
                 return outcome or failed, unfiltered
 
     def _end(self, pid: int) -> None:
@@ -178,7 +177,6 @@ def _target(job: Job) -> str:
 
 
 _NO_SERVER = "the process that workers are forked from has ended, or can fork no more"
-_KILLED = "its worker was killed (SIGKILL), perhaps for want of memory on this machine"
 
 
 def _receive(connection: socket.socket, answer: bytearray) -> bool:
@@ -191,10 +189,17 @@ def _receive(connection: socket.socket, answer: bytearray) -> bool:
     return bool(data)
 
 
-def _ending(status: int, limits: Limits) -> str:
-    """Why a worker ended before it told an outcome; ``status`` is an exit code, or minus a signal."""
-    if status == -signal.SIGXCPU:
-        return f"over its limit of {limits.cpu_seconds} s of CPU time (tezzeret.limits.cpu_seconds)"
-    if status == -signal.SIGKILL:
-        return _KILLED
-    return f"its worker ended with {signal.Signals(-status).name if status < 0 else f'exit code {status}'}"
+def _ending(status: int, cpu_seconds: float, peak_kib: int, limits: Limits) -> tuple[str, bool]:
+    """Why a worker ended before it told an outcome, and whether from outside.
+
+    ``status`` is an exit code, or minus a signal; the others are what it used.
+    """
+    killed = status == -signal.SIGKILL
+    over = killed and cpu_seconds >= limits.cpu_seconds  # it ignored SIGXCPU
+    if status == -signal.SIGXCPU or over:
+        return f"over its limit of {limits.cpu_seconds} s of CPU time (tezzeret.limits.cpu_seconds)", False
+    if killed:
+        held = f"when it held {peak_kib >> 10:,} MiB"
+        return f"its worker was killed (SIGKILL) {held}, perhaps for want of memory on this machine", True
+    ended = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+    return f"its worker ended with {ended}", False

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import linecache
 import os
+import resource
 import select
 import signal
 import socket
@@ -24,7 +25,8 @@ import sys
 from contextlib import suppress
 from typing import NoReturn, get_args
 
-STATUS = struct.Struct("=q")
+STATUS = struct.Struct("=qdq")
+"""A process id or how it ended, and then the seconds of CPU that it took and the most KiB that it held."""
 SPARE, WORKER = "esper spare", "esper worker"
 """What the system calls a process that waits for a job, and one that does it."""
 
@@ -134,7 +136,7 @@ class _Forks:
     def reap(self) -> None:
         """Take note of those that have ended."""
         with suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            while (ended := os.wait4(-1, os.WNOHANG))[0]:
                 self._ended(*ended)
 
     def end(self) -> NoReturn:
@@ -144,11 +146,11 @@ class _Forks:
             for pid in self._workers:
                 os.kill(pid, signal.SIGKILL)
             for pid in list(self._workers):
-                self._ended(*os.waitpid(pid, 0))
+                self._ended(*os.wait4(pid, 0))
         finally:  # whatever was under way: those that are left die with this process
             os._exit(0)  # to take PyTorch down in good order takes a second
 
-    def _ended(self, pid: int, status: int) -> None:
+    def _ended(self, pid: int, status: int, used: resource.struct_rusage) -> None:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)  # what it may have started where calls are not filtered
         if self._spare is not None and self._spare[0] == pid:
@@ -156,7 +158,7 @@ class _Forks:
             self._spare = None
         place = self._workers.pop(pid, None)
         if place is not None:
-            _tell(place, os.waitstatus_to_exitcode(status))
+            _tell(place, os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss)
             os.close(place)
 
 
@@ -192,9 +194,9 @@ def _keep_only(descriptor: int) -> None:
     os.closerange(4, os.sysconf("SC_OPEN_MAX"))
 
 
-def _tell(place: int, number: int) -> None:
+def _tell(place: int, number: int, cpu_seconds: float = 0.0, peak_kib: int = 0) -> None:
     with suppress(BrokenPipeError):  # the parent no longer waits for it
-        os.write(place, STATUS.pack(number))
+        os.write(place, STATUS.pack(number, cpu_seconds, peak_kib))
 
 
 def _warm_up(target: str) -> None:

@@ -24,6 +24,9 @@ from esper.tezzeret.pipeline import Pipeline, StageClock, Trained
 
 Tell = Callable[[str], None]
 
+TRIES = 5
+"""How often a job is begun whose worker is killed each time, unless told otherwise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -40,8 +43,24 @@ class Outcome:
     lost: bool = False
 
 
+def given_up(begun: int, why: str | None = None) -> Outcome:
+    """The outcome of a job that was lost each time it was begun; ``why`` is the reason of the last time."""
+    reason = f"it was begun {begun} times, and each time its worker ended without an outcome"
+    return Outcome("queue", 0.0, f"{reason}: {why}" if why else reason)
+
+
 class Job(Protocol):
     """Something to be done by a worker of this machine; pickled on its way there."""
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """What the kernel is made of, or should be."""
+        ...
+
+    @property
+    def slot(self) -> Slot:
+        """Where the kernel belongs."""
+        ...
 
     @property
     def key(self) -> Hashable:

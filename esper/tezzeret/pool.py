@@ -14,7 +14,7 @@ from typing import Self
 from esper.errors import CompilationError, ConfigError
 from esper.tezzeret.forks import CLOSE_SECONDS, ForkServer
 from esper.tezzeret.interrupts import interrupts_noted
-from esper.tezzeret.jobs import Job, Outcome
+from esper.tezzeret.jobs import TRIES, Job, Outcome, given_up
 from esper.tezzeret.limits import Limits
 
 MAX_WORKERS = 256
@@ -26,8 +26,10 @@ class WorkerPool:
     """Does up to ``workers`` jobs at once, each in a process of its own that ends with it.
 
     The first job starts the server that workers are forked from, which takes seconds. They give way to other
-    processes by ``nice``, 0 to 19. ``on_unfiltered`` is told once if system calls cannot be filtered, and
-    why; the resource limits stand then all the same. Threads may share a pool.
+    processes by ``nice``, 0 to 19. A job whose worker is killed from outside is begun again, ``tries`` times
+    in all, and ``on_lost`` gets a line; with one try it ends with a lost outcome. ``on_unfiltered`` is told
+    once if system calls cannot be filtered, and why; the resource limits stand then all the same. Threads may
+    share a pool.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class WorkerPool:
         limits: Limits | None = None,
         *,
         nice: int = NICE,
+        tries: int = TRIES,
+        on_lost: Callable[[str], None] = lambda _: None,
         on_unfiltered: Callable[[str], None] = lambda _: None,
     ) -> None:
         if not 0 <= nice <= 19:
@@ -47,6 +51,8 @@ class WorkerPool:
         self.workers = workers
         self._limits = limits or Limits()
         self._nice = nice
+        self._tries = tries
+        self._on_lost = on_lost
         self._on_unfiltered = on_unfiltered
         self._told = False
         self._server: ForkServer | None = None
@@ -140,6 +146,18 @@ class WorkerPool:
             del self._asked[job.key]
 
     def _do(self, job: Job) -> Outcome:
+        """What became of ``job``, begun again while its worker is killed and the pool is open."""
+        for begun in count(1):
+            outcome = self._try(job)
+            if not outcome.lost or self._closed or self._tries == 1:
+                break
+            if begun == self._tries:
+                return given_up(begun, outcome.reason)
+            which = f"{begun + 1} of {self._tries}"
+            self._on_lost(f"{job.blueprint.name} for {job.slot} is begun again ({which}): {outcome.reason}")
+        return outcome
+
+    def _try(self, job: Job) -> Outcome:
         outcome, unfiltered = self._server_ready().work(job, self._limits)
         with self._lock:
             tell = unfiltered is not None and not self._told

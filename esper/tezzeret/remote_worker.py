@@ -22,12 +22,10 @@ from typing import Any, Final
 
 from esper.errors import CompilationError, EsperError, TierUnavailable
 from esper.tezzeret.broker import OUTCOME_SECONDS, PRESENT_SECONDS, TASK, Broker, Command
-from esper.tezzeret.jobs import CompileJob, Outcome
+from esper.tezzeret.jobs import TRIES, CompileJob, Outcome, given_up
 from esper.tezzeret.pool import WorkerPool
 from esper.tezzeret.wire import Wire
 
-MAX_BEGUN: Final = 5
-"""A job that is begun so often without an outcome ends its workers, and is not begun again."""
 OUTCOME_BYTES: Final = 256 * 2**20
 STORE_SECONDS: Final = 60
 """How long a broker may be away before an outcome is given up; who asked for it asks again."""
@@ -38,6 +36,7 @@ OnOutcome = Callable[[CompileJob, Outcome], None]
 class RemoteWorker:
     """Serves ``broker`` with the processes of ``pool``, until it is stopped.
 
+    A job that ends its workers is begun ``tries`` times, here and elsewhere; the pool should try it once.
     ``on_outcome`` sees what became of each job, in any of several threads, and ``tell`` lines for the user.
     """
 
@@ -47,12 +46,14 @@ class RemoteWorker:
         wire: Wire,
         pool: WorkerPool,
         *,
+        tries: int = TRIES,
         on_outcome: OnOutcome = lambda _, __: None,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._broker = broker
         self._wire = wire
         self._pool = pool
+        self._tries = tries
         self._on_outcome = on_outcome
         self._tell = tell
 
@@ -135,12 +136,11 @@ class RemoteWorker:
             begun, *_ = self._patiently(
                 ("INCR", begun_key), ("EXPIRE", begun_key, OUTCOME_SECONDS), *self._broker.note_begun(attempt)
             )
-            if begun > MAX_BEGUN:
-                reason = f"it was begun {MAX_BEGUN} times, and each time its worker ended without an outcome"
-                outcome = Outcome("queue", 0.0, reason)
-            else:
-                outcome = self._pool.submit(job).result()
+            outcome = given_up(begun - 1) if begun > self._tries else self._pool.submit(job).result()
+            if outcome.lost and begun == self._tries:
+                outcome = given_up(begun, outcome.reason)
             if outcome.lost:
+                self._tell(f"{job.blueprint.name} for {job.slot} is given out again: {outcome.reason}")
                 self._patiently(*self._broker.note_ended(attempt), *self._broker.note_waiting(attempt))
                 raise Reject(outcome.reason, requeue=True)
             self._store(job, outcome, key, attempt)

@@ -9,6 +9,7 @@ import sys
 import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
@@ -17,8 +18,10 @@ from urllib.parse import quote
 
 import forked
 import pytest
+from celery.exceptions import Reject
 from drills.compile_workers import SMALL, drill, durable_redis
 from servers.redis import RedisServer, started
+from tezzeret_support import workers
 from waiting import LONG, until
 
 from esper.assembly.keys import build_envelope
@@ -27,12 +30,13 @@ from esper.errors import CompilationError, ConfigError, SealBroken
 from esper.messages import Slot
 from esper.security import Envelope
 from esper.tezzeret.broker import TASK, Broker
-from esper.tezzeret.jobs import CompileJob, Outcome
+from esper.tezzeret.forkserver import SPARE
+from esper.tezzeret.jobs import TRIES, CompileJob, Outcome
 from esper.tezzeret.limits import Limits
 from esper.tezzeret.pipeline import Pipeline
 from esper.tezzeret.pool import WorkerPool
 from esper.tezzeret.remote import RemoteWorkers
-from esper.tezzeret.remote_worker import MAX_BEGUN, RemoteWorker
+from esper.tezzeret.remote_worker import RemoteWorker
 from esper.tezzeret.torchscript import TorchScriptTarget
 from esper.tezzeret.wire import Wire, encoded
 from esper_cli.config import compose
@@ -112,7 +116,7 @@ def here(redis_server: RedisServer, tmp_path: Path) -> Place:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[WorkerPool]:
-    with WorkerPool(1, nice=0) as pool:
+    with WorkerPool(1, nice=0, tries=1) as pool:
         yield pool
 
 
@@ -210,6 +214,9 @@ def test_settings_that_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
         build_workers(compose([engine]), pytest.fail)
     with pytest.raises(ConfigError, match="visibility_seconds must be above"):
         build_workers(compose([engine, "tezzeret.engine.visibility_seconds=30"]), pytest.fail)
+    for given in ("tezzeret.tries=0", "tezzeret.tries=101"):
+        with pytest.raises(ConfigError, match=r"tezzeret\.tries must be between 1 and 100"):
+            build_workers(compose(["tezzeret.workers=1", given]), pytest.fail)
     with pytest.raises(ConfigError, match="compile for the CPU"):
         build_workers(compose([engine, "tezzeret.device=cuda"]), pytest.fail)
     own = f"tezzeret.target._target_={__name__}.Own", f"allow_targets=[esper.,{__name__}.]"
@@ -257,12 +264,38 @@ def test_messages_that_are_not_to_be_done(here: Place, serve: Callable[[CompileJ
         (first,) = broker.ask(("GET", outcome))
         serve(GOOD, attempt)  # given out again, though it was done
         assert broker.ask(("GET", outcome), ("GET", begun)) == [first, b"1"]
-        broker.ask(("DEL", outcome), ("SET", begun, MAX_BEGUN))  # each time its worker died
+        broker.ask(("DEL", outcome), ("SET", begun, TRIES))  # each time its worker died
         serve(GOOD, attempt)
         (sealed,) = broker.ask(("GET", outcome))
         assert here.wire.open_outcome(sealed, key, attempt) == Outcome(
             "queue", 0.0, "it was begun 5 times, and each time its worker ended without an outcome"
         )
+
+
+def test_a_job_whose_process_is_killed_is_given_out_again_a_number_of_times(
+    here: Place, pool: WorkerPool
+) -> None:
+    told: list[str] = []
+    key, data = encoded(GOOD)
+    message = key, "e" * 32, b64encode(here.wire.seal_job(data, key, "e" * 32)).decode()
+    pool.start()
+    with here.broker() as broker, ThreadPoolExecutor(1) as thread:
+        RemoteWorker(broker, here.wire, pool, tries=2, tell=told.append)
+        for lost in (True, False):
+            spare = until(lambda: workers(SPARE))[0]
+            os.kill(spare, signal.SIGSTOP)  # it takes the job and does not begin
+            done = thread.submit(broker.celery.tasks[TASK], *message)
+            until(lambda: pool._asked)
+            os.kill(spare, signal.SIGKILL)
+            if lost:
+                with pytest.raises(Reject):
+                    done.result(LONG)
+                assert broker.depth().waiting == 1
+        done.result(LONG)
+        (sealed,) = broker.ask(("GET", broker.key("outcome", message[1])))
+    assert [line.partition(":")[0] for line in told] == ["small for features 8->6 is given out again"]
+    reason = str(here.wire.open_outcome(sealed, key, message[1]).reason)
+    assert "begun 2 times, and each time its worker ended without an outcome: its worker was killed" in reason
 
 
 def test_a_job_that_others_sealed_is_left_out(here: Place, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -37,7 +38,7 @@ def pool() -> Iterator[WorkerPool]:
     """One for all: its server takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ESPER_SECRET", "for nobody")
-        with WorkerPool(2, LIMITS, nice=NICE, on_unfiltered=pytest.fail) as pool:
+        with WorkerPool(2, LIMITS, nice=NICE, tries=1, on_unfiltered=pytest.fail) as pool:
             pool.start()
             yield pool
 
@@ -89,7 +90,8 @@ def test_a_failure_keeps_its_stage_and_reason(pool: WorkerPool) -> None:
 
 def test_cpu_time_is_limited(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_limits", replace(LIMITS, cpu_seconds=1))
-    assert "1 s of CPU time (tezzeret.limits.cpu_seconds)" in failure(pool, deeds.spin)
+    for deed in (deeds.spin, deeds.spin_on):
+        assert "1 s of CPU time (tezzeret.limits.cpu_seconds)" in failure(pool, deed)
 
 
 def test_wall_time_is_limited(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +105,9 @@ def test_wall_time_is_limited(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("deed", [deeds.hoard_objects, deeds.hoard_tensors])
-def test_memory_is_limited(pool: WorkerPool, deed: Any) -> None:
+def test_memory_is_limited(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, deed: Any) -> None:
+    monkeypatch.setattr(pool, "_tries", 3)
+    monkeypatch.setattr(pool, "_on_lost", pytest.fail)  # it is begun once
     assert "256 MiB of memory (tezzeret.limits.memory_mb)" in failure(pool, deed)
 
 
@@ -138,6 +142,30 @@ def test_a_worker_that_dies_fails_its_one_job(pool: WorkerPool) -> None:
     assert beside.result().artefact is not None
     os.kill(worker, signal.SIGKILL)
     assert str(dying.result().reason).startswith("its worker was killed (SIGKILL)")
+
+
+def test_a_job_whose_worker_is_killed_is_begun_again_a_number_of_times(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(pool, "_tries", 3)
+    monkeypatch.setattr(pool, "_on_lost", told.append)
+    dying, worker = asleep(pool)
+    killed = set()
+    while not dying.done():
+        killed.add(worker)
+        os.kill(worker, signal.SIGKILL)
+        worker = until(lambda: dying.done() or next((pid for pid in workers() if pid not in killed), 0))
+    outcome = dying.result()
+    assert len(killed) == 3
+    why = r": its worker was killed \(SIGKILL\) when it held \d\d+ MiB, perhaps for want of memory .*"
+    for line, which in zip(told, ("2 of 3", "3 of 3"), strict=True):
+        assert re.fullmatch(rf"bottleneck_mlp for features 8->6 is begun again \({which}\){why}", line)
+    assert (outcome.stage, outcome.lost) == ("queue", False)
+    assert re.fullmatch(f"it was begun 3 times, .* without an outcome{why}", str(outcome.reason))
+    sleeping = pool.submit(hostile(deeds.sleep, 0.5))
+    os.kill(until(workers)[0], signal.SIGKILL)
+    assert sleeping.result().artefact is not None  # the second time
 
 
 def test_a_worker_that_has_told_all_is_not_waited_for_and_does_not_stay(pool: WorkerPool) -> None:

@@ -23,6 +23,7 @@ _COMPILING = (
     "tezzeret.nice",
     "tezzeret.workers",
     "tezzeret.limits",
+    "tezzeret.tries",
     "tezzeret.alert_url",
     "karn.generator",
 )

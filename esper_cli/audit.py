@@ -154,7 +154,7 @@ def _of_file(file: Path, overrides: Sequence[str]) -> Verdict:
 
 
 def _verdicts(run: str | None, overrides: Sequence[str]) -> Iterator[Verdict]:
-    from esper.assembly.audit_trails import build_signer, verify_run
+    from esper.assembly.audit_trails import build_signer, gone_runs, verify_run
     from esper.assembly.file_changes import unfinished
     from esper.nissa.journal import COPY_NAME
     from esper.nissa.runs import RunStore
@@ -164,17 +164,21 @@ def _verdicts(run: str | None, overrides: Sequence[str]) -> Iterator[Verdict]:
         if run is None:
             yield replace(library.trail.verify(), unfinished=tuple(unfinished(cfg, library)))
         chosen = RunStore(root).run_ids() if run is None else [open_run(run, root).run_id]
+        there = set()
         for run_id in chosen:
             if (root / run_id / COPY_NAME).exists():
                 print_lines(f"{run_id}: a copy of a run of another host, whose trail is there", stderr=True)
                 continue
             verdict = verify_run(signer, root / run_id, library)
             if verdict is not None:
+                there.add(run_id)
                 yield verdict
             elif run is not None:
                 raise StorageError(
                     f"run {run_id} has no audit trail", hint="it was begun before there was one"
                 )
+        if run is None:
+            yield from gone_runs(signer, root, library, there)
 
 
 def _told(verdict: Verdict) -> Iterator[str]:

@@ -27,7 +27,7 @@ _PLACES = {
     "keys": "keys.app",
     "audit": "audit.app",
     "token": "token.app",
-    "runs": "runs_control.app",
+    "runs": "runs_rm.app",
     "checkpoints": "checkpoints.app",
     "reports": "reports.app",
     "karn": "karn.app",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from omegaconf import DictConfig
 
+from esper.assembly.auditing import place_of_runs
 from esper.assembly.keys import build_keys
 from esper.assembly.storage import build_library
 from esper.errors import AuditError, ConfigError, StorageError
@@ -69,6 +70,24 @@ def checked_run(signer: Signer, folder: Path, library: KernelLibrary) -> tuple[V
         findings.append(Finding("head", len(lines), text))
     began = lines[0].at if lines else None
     return Verdict(folder.name, trail, began, len(lines), tuple(findings)), lines
+
+
+def gone_runs(
+    signer: Signer, root: Path, library: KernelLibrary, there: Collection[str]
+) -> Iterator[Verdict]:
+    """On each run that began below ``root`` and is not ``there``, and whose removal nobody entered."""
+    head = library.trail.head()
+    trail, place = head.trail if head else "", place_of_runs(root)
+    known = set(there)
+    for entry in library.trail.entries(TrailQuery(action="run.")):  # the newest first
+        if entry.subject in known or not signer.entry_is_good(trail, entry):
+            continue
+        if entry.action == "run.removed":
+            known.add(entry.subject)
+        elif entry.action == "run.began" and json.loads(entry.detail).get("below") == place:
+            text = f"it is gone, and began here, as entry {entry.sequence} of the library says"
+            hint = f"if you removed it: esper runs rm {entry.subject}"
+            yield Verdict(entry.subject, "", entry.at, 0, (Finding("missing", 1, f"{text}; {hint}"),))
 
 
 def _ends(signer: Signer, run_id: str, library: KernelLibrary) -> list[Entry]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import getpass
 import logging
 import os
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from esper.assembly.keys import build_keys
 from esper.errors import EsperError
 from esper.security import Keys
-from esper.security.audit import Action, Signer
+from esper.security.audit import Action, Signer, digest_of
 from esper.security.audit_heads import KeptHeads
 from esper.security.audit_lines import LineTrail
 from esper.urza.trail import Auditor
@@ -38,17 +39,34 @@ def build_run_trail(cfg: DictConfig, on_made: Callable[[str], None] = lambda _: 
     return LineTrail(signer, user_of(signer, names=named(cfg)))
 
 
-def note_run_ended(library: KernelLibrary, run_id: str, trail: LineTrail) -> None:
-    """Enter in the library's trail how far that of a run went: cutting the run's end then shows there.
+def notes_beginning(library: KernelLibrary, folder: Path) -> Callable[[str, Mapping[str, Any]], None]:
+    """A listener that enters in the library's trail that a run began: its folder is then missed once gone."""
 
-    A run that has ended is not failed for it.
-    """
+    def listen(event: str, _fields: Mapping[str, Any]) -> None:
+        if event == "run_started":
+            _note(library, Action("run.began", folder.name, detail={"below": place_of_runs(folder.parent)}))
+
+    return listen
+
+
+def note_run_ended(library: KernelLibrary, run_id: str, trail: LineTrail) -> None:
+    """Enter in the library's trail how far that of a run went: cutting the run's end then shows there."""
     number, link = trail.newest
     if number:
-        try:
-            library.note(Action("run.ended", run_id, after=link, detail={"entries": number}))
-        except EsperError as error:
-            log.warning("the end of run %s is not in the library's audit trail: %s", run_id, error)
+        _note(library, Action("run.ended", run_id, after=link, detail={"entries": number}))
+
+
+def place_of_runs(root: Path) -> str:
+    """What tells a folder of runs from those of other machines and folders, and does not say where it is."""
+    return digest_of([platform.node(), str(root.absolute())])[:16]
+
+
+def _note(library: KernelLibrary, action: Action) -> None:
+    """No run is failed for it."""
+    try:
+        library.note(action)
+    except EsperError as error:
+        log.warning("%s %s is not in the library's audit trail: %s", action.what, action.subject, error)
 
 
 def kept_heads(cfg: DictConfig) -> KeptHeads:

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from esper.assembly.auditing import build_run_trail, note_run_ended
+from esper.assembly.auditing import build_run_trail, note_run_ended, notes_beginning
 from esper.assembly.background import BackgroundInventor, check_background
 from esper.assembly.beginning import discards, new_folder, run_of_job, told_before_start
 from esper.assembly.configured import configured, settings
@@ -142,7 +142,8 @@ def build_training(
         telemetry = None if journal is None else telemetry_for(folder, journal)
         if telemetry is not None:
             opened.callback(telemetry.close)
-        recorder = Recorder(journal, listeners, telemetry)
+        beginning = (notes_beginning(library, folder),) if library is not None and not resume else ()
+        recorder = Recorder(journal, (*listeners, *beginning), telemetry)
         rebuild = rebuilder(pipeline)
         alone = library if group.size == 1 else None
         kernels = alone or SharedLibrary(library, group, rebuild)

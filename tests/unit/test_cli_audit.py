@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 from urza_support import artefact
 
-from esper.assembly.auditing import build_run_trail, note_run_ended
+from esper.assembly.auditing import build_run_trail, note_run_ended, notes_beginning
 from esper.assembly.storage import build_library
 from esper.nissa.journal import COPY_NAME, JOURNAL_NAME, Journal
+from esper.security.audit_lines import HEAD_NAME
 from esper_cli import app
 from esper_cli.config import compose
 
@@ -123,6 +125,52 @@ def test_the_end_of_a_run_cut_with_its_head_shows_in_the_library(esper: Esper, r
     code, out, _ = esper("verify", "--run", RUN)
     assert code == 1
     assert "missing" in out
+
+
+def begun(folder: Path) -> None:
+    with build_library(compose([])) as library:
+        tell = notes_beginning(library, folder)
+        tell("epoch", {})
+        tell("run_started", {})
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_run_that_is_gone_whole_is_missed_until_it_is_removed_by_word(
+    esper: Esper, run: Path, emptied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(run.relative_to(run.parent.parent))
+    begun(Path("elsewhere", RUN.replace("0001", "0002")))  # whose folder is another
+    assert esper("verify")[0] == 0
+    if emptied:
+        (run / JOURNAL_NAME).write_bytes(b"")
+        (run / HEAD_NAME).unlink()
+        with closing(sqlite3.connect("home/kernels.db")) as database, database:
+            database.execute("DELETE FROM audit WHERE action = 'run.ended'")
+    else:
+        shutil.rmtree(run)
+    code, out, _ = esper("verify")
+    assert code == 1
+    assert f"{RUN}: 0 entries" in out
+    assert "it is gone, and began here, as entry 5 of the library says" in out
+    assert ("entry 4 is missing" in out) == emptied
+    assert app.run(["runs", "rm", RUN]) == 2, "it asks, and nobody is there"
+    assert app.run(["runs", "rm", RUN, "--yes"]) == 0
+    assert ("was gone already" in capsys.readouterr().out) != emptied
+    assert esper("verify")[0] == emptied
+    assert not run.exists()
+    assert app.run(["runs", "rm", "20261128-120000-smoke-0009", "--yes"]) == 7
+
+
+def test_a_run_is_removed_with_an_entry_unless_it_goes_on(esper: Esper, run: Path) -> None:
+    begun(run)
+    with Journal(run / JOURNAL_NAME):
+        assert app.run(["runs", "rm", "latest", "--yes"]) == 7
+    assert run.exists()
+    assert app.run(["runs", "rm", "latest", "--yes"]) == 0
+    assert not run.exists()
+    assert esper("verify")[0] == 0
+    removed = json.loads(esper("ls", "--json", "--limit", "1")[1])[0]
+    assert (removed["action"], removed["subject"]) == ("run.removed", RUN)
 
 
 def test_a_run_is_checked_by_no_entry_of_the_library_that_somebody_changed(esper: Esper, run: Path) -> None:

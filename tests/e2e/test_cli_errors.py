@@ -172,7 +172,7 @@ def test_a_full_disk(esper: Esper, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m esper_cli train --cfg job | head -n 1; echo ${{PIPESTATUS[0]}}"
+    command = f"'{sys.executable}' -m esper_cli train --cfg job | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ
     )

@@ -8,6 +8,12 @@ from typing import Protocol, TypeVar
 
 import pytest
 
+DYING_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""Before a server's command: it ends with the tests, however they end.
+
+By a program, for what Python runs between fork and exec may crash where other threads run.
+"""
+
 
 class CannotStart(Exception):
     """A server is not installed, or does not come up; the text says what it said."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import shutil
@@ -22,12 +21,11 @@ import pytest
 from waiting import LONG
 
 import servers
-from servers import CannotStart
+from servers import DYING_WITH_PARENT, CannotStart
 from servers.redis import free_port
 from servers.tls import make_certificates
 
 PASSWORD = "pass word/of the tests"
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _CHEAP = ("fsync=off", "full_page_writes=off", "autovacuum=off", "wal_level=minimal", "max_wal_senders=0")
 
 
@@ -85,13 +83,12 @@ class PostgresServer:
                 f"ssl_cert_file={self.certificates.certificate}",
                 f"ssl_key_file={self.certificates.key}",
             ]
-        command = [_program("postgres"), "-D", str(data), "-h", "127.0.0.1"]
+        command = [*DYING_WITH_PARENT, _program("postgres"), "-D", str(data), "-h", "127.0.0.1"]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, *[part for argument in arguments for part in ("-c", argument)]],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=lambda: ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL),
                 **self._as_user(),
             )
         deadline = time.monotonic() + LONG

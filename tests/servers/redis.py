@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import shutil
@@ -21,11 +20,8 @@ import redis
 from waiting import LONG
 
 import servers
-from servers import CannotStart
+from servers import DYING_WITH_PARENT, CannotStart
 from servers.tls import make_certificates
-
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-
 
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = iter(random.SystemRandom().sample(range(10_000 + _WORKER % 8, 30_000, 8), 2500))
@@ -77,10 +73,7 @@ class RedisServer:
             raise CannotStart("neither redis-server nor valkey-server is installed")
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [program, *self._arguments()],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=lambda: ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL),
+                [*DYING_WITH_PARENT, program, *self._arguments()], stdout=log, stderr=subprocess.STDOUT
             )
         if wait:
             self.wait_until_ready()

@@ -12,7 +12,7 @@ import typer
 from esper.errors import CheckpointError, ConfigError, RunError, UnknownKey
 from esper.nissa.run_records import RunStatus
 from esper_cli.completion import complete_names
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.runs import AsJson, open_store, run_ids
 from esper_cli.terminal import count, duration, print_json, print_lines, table
 
@@ -151,7 +151,7 @@ def export_checkpoint(
 
     Names are those of the network as it trains; esper runs export writes a network without Esper.
     """
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.checkpoints import export_weights
 
     place = _place(words, most=1)

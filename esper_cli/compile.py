@@ -14,7 +14,7 @@ from esper.errors import BlueprintError, ConfigError
 from esper.messages import CompilationRecord, Layout, Slot
 from esper_cli.compile_report import Report, compile_progress
 from esper_cli.completion import complete_names, complete_paths_or_overrides
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.keys import tell_key_made
 from esper_cli.terminal import print_lines
 
@@ -79,7 +79,7 @@ def compile_blueprints(
     What the library has already is not compiled again. One bad blueprint does not stop the others; it makes
     the exit code 1.
     """
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.kernels import build_pipeline, compile_pairs
         from esper.assembly.network import slots_of
         from esper.assembly.storage import build_library

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from esper_cli.completion import complete_names, complete_overrides
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.terminal import print_json, print_lines, table
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def drill(
 
     Ends with 1 if one was not survived. No run, no library and no cache of yours is changed.
     """
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.drill import rehearse
     from esper_cli.config import compose
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from esper.errors import LibraryError
 from esper.messages import INVENTED, InventionRecord
 from esper_cli.compile import parse_shape
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.kernels import AsJson, Overrides, in_pages, library
 from esper_cli.keys import tell_key_made
 from esper_cli.terminal import console, is_wide, print_json, print_lines, table
@@ -62,7 +62,7 @@ def invent(
 
     Nothing is compiled a second time for a slot. What keeps losing is retired.
     """
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.inventing import Inventing, build_inventor, places_in
         from esper.assembly.kernels import build_pipeline
         from esper.assembly.storage import build_library

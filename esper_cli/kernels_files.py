@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from esper.errors import ConfigError, RefusedProgram
 from esper_cli.compile import parse_shape
 from esper_cli.completion import complete_paths_or_overrides
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.kernels import AsJson, KernelId, Overrides, library, resolve, split_overrides
 from esper_cli.kernels_upkeep import app
 from esper_cli.terminal import console, print_json, print_lines
@@ -73,7 +73,7 @@ def import_kernels(
     Of a TorchScript program only the weights are taken, in a process that can do no harm, once it computes
     what the blueprint does. One refused file stops no other; it makes the exit code 6.
     """
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.importing import import_files
         from esper_cli.config import compose
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from esper_cli.completion import complete_overrides
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.terminal import duration, print_json, print_lines, table
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
@@ -45,7 +45,7 @@ def prove(
     All lands in experiments/NAME_proof/, NAME_rescue/ or NAME_size/; given
     again, it goes on where it stopped. prove.jobs=N trains N runs at once.
     """
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.proving.folder import PROOF_NAME, REPORT_NAME
         from esper.assembly.proving.proof import Proof
         from esper_cli.config import compose

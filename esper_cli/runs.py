@@ -13,7 +13,7 @@ import typer
 
 from esper.errors import RunError
 from esper_cli.completion import complete_names, complete_overrides
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.terminal import count, duration, percent, print_json, print_lines, table
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def export_run(
     as_json: AsJson = False,
 ) -> None:
     """Write the grown network as plain PyTorch source and safetensors, to be used without Esper."""
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.exporting import export_run as export
         from esper_cli.config import compose_from
 

@@ -13,7 +13,7 @@ import typer
 
 from esper.errors import ConfigError, EsperError
 from esper_cli.completion import complete_names, complete_overrides
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.runs import run_ids
 
 if TYPE_CHECKING:  # PyTorch takes seconds to import; --help and completion must not wait for it
@@ -215,7 +215,7 @@ def run_once(cfg: DictConfig, output: Output, *, resume: str | None, parallel: b
     Raises:
         KeyboardInterrupt: the run was interrupted; what was saved, and how to go on, was said.
     """
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.training import build_training
         from esper.tolaria.distributed import launched, leave, own_rank, processes_launched
         from esper_cli.processes import Shown, following, start

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from esper_cli.completion import complete_overrides
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 
 EPILOG = "Example: ESPER_BROKER_URL=rediss://:PASSWORD@broker.example:6379 esper worker --workers 4"
 
@@ -34,7 +34,7 @@ def worker(
     Each job runs in a process of its own under the limits of this machine's configuration. Who asks and who
     compiles have the same keys (security) and the same version of Esper.
     """
-    with interrupts_held():
+    with importing_pytorch():
         from esper.assembly.workers import serve_jobs
         from esper_cli.config import compose
 

@@ -1,14 +1,16 @@
 """Ctrl-C and SIGTERM: held back where they would be lost, and told apart by their exit code."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 
+import forked
 import pytest
 
-from esper_cli.interrupts import interrupts_held
+from esper_cli.importing import importing_pytorch
 from esper_cli.train import _interrupted
 
 
@@ -20,7 +22,7 @@ def test_an_interruption_comes_at_the_end_of_the_block() -> None:
     threading.Thread(target=released.wait, daemon=True).start()
 
     def interrupted_inside() -> None:
-        with interrupts_held():
+        with importing_pytorch():
             os.kill(os.getpid(), signal.SIGINT)
             reached.append("the end")
 
@@ -29,6 +31,26 @@ def test_an_interruption_comes_at_the_end_of_the_block() -> None:
     released.set()
     assert reached
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def interrupted_again(first: int) -> None:
+    with importing_pytorch():
+        for number in (first, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            print("still importing", flush=True)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_during_the_import_ends_the_process_at_once(first: int) -> None:
+    done = forked.call(interrupted_again, first)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "still importing\n")
+
+
+def test_garbage_is_looked_for_again_after_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with importing_pytorch():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_ctrl_c_during_the_first_imports_leaves_no_traceback() -> None:

@@ -22,7 +22,7 @@ from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.api.monitor import Monitor
 from esper.nissa.http.guard import CALLER, RANKS, Admission, Caller, Guard
 from esper.nissa.http.limits import RateLimit
-from esper.nissa.http.tls import CERTIFICATE
+from esper.nissa.http.tls import CERTIFICATE, HOLDS
 from esper.nissa.runs import RunStore
 from esper.security.audit import acting, actor
 from esper.security.token_keys import TokenAuthority
@@ -378,6 +378,15 @@ def test_a_certificate_is_as_good_as_the_configuration_says(tmp_path: Path) -> N
     assert gate.ask("POST", "/api/v1/runs/a/pause", header(gate.token("operator")), **shown).status == 200
 
 
+def test_a_certificate_that_was_revoked_meanwhile_counts_no_more(tmp_path: Path) -> None:
+    gate = open_gate(tmp_path)
+    gate.admission = replace(gate.admission, certificates={"scraper.internal": "viewer"})
+    shown = {CERTIFICATE: ("scraper.internal",), HOLDS: lambda: False}
+    assert gate.ask("GET", "/metrics", **shown).status == 401, "nor as nobody, who may look"
+    assert gate.ask("GET", "/metrics", **{**shown, HOLDS: lambda: True}).status == 200
+    assert gate.ask("GET", "/metrics", header(gate.token("viewer")), **shown).status == 200
+
+
 def test_who_acts_is_said_while_a_request_is_answered(gate: Gate) -> None:
     gate.actors.clear()
     gate.ask("GET", "/metrics", header(gate.token("viewer")))
@@ -508,10 +517,13 @@ def test_requests_are_limited_by_address_and_by_token_but_not_on_loopback(tmp_pa
     assert [answer.status for answer in answers] == [200, 200, 200, 429, 429]  # one network
 
 
-def test_a_stream_ends_with_its_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["token", "certificate"])
+def test_a_stream_ends_with_its_token_or_certificate(tmp_path: Path, by: str) -> None:
     gate = Gate(tmp_path)
+    gate.admission = replace(gate.admission, certificates={"scraper.internal": "viewer"})
     token, holder = issue(gate.authority, RULES, name="anna", role="viewer")
     sent: list[Any] = []
+    revoked: list[bool] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -521,13 +533,22 @@ def test_a_stream_ends_with_its_token(tmp_path: Path) -> None:
         await asyncio.Event().wait()
 
     async def follow() -> None:
-        headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())]
-        scope = {"type": "http", "method": "GET", "path": "/api/v1/events", "headers": headers}
+        headers = [(b"host", b"localhost")]
+        if by == "token":
+            headers.append((b"authorization", f"Bearer {token}".encode()))
+        shown = {CERTIFICATE: ("scraper.internal",), HOLDS: lambda: not revoked}
+        scope: dict[str, Any] = {
+            **shown,
+            "type": "http",
+            "method": "GET",
+            "path": "/api/v1/events",
+            "headers": headers,
+        }
         scope |= {"query_string": b"", "client": ("127.0.0.1", 1), "scheme": "http", "server": None}
         task = asyncio.create_task(Guard(endless, gate.admission)(scope, _receive, send))
         await asyncio.sleep(1.2)
         assert not task.done()
-        gate.authority.revoke(holder.id)
+        revoked.append(True) if by == "certificate" else gate.authority.revoke(holder.id)
         await asyncio.wait_for(task, LONG)
 
     asyncio.run(follow())

@@ -28,7 +28,7 @@ from esper.nissa.http import server as http_server
 from esper.nissa.http.bodies import MOST_BODY_BYTES
 from esper.nissa.http.limits import ConnectionLimit, RateLimit
 from esper.nissa.http.server import MetricsServer
-from esper.nissa.http.tls import CERTIFICATE, self_signed_tls, server_tls
+from esper.nissa.http.tls import CERTIFICATE, HOLDS, self_signed_tls, server_tls
 
 HALF_OPEN = 300
 MIB = 2**20
@@ -36,7 +36,8 @@ MIB = 2**20
 
 async def health(request: Request) -> Response:
     body = await request.body()
-    return JSONResponse({"size": len(body), "names": request.scope.get(CERTIFICATE)})
+    names, holds = request.scope.get(CERTIFICATE), request.scope.get(HOLDS, lambda: None)
+    return JSONResponse({"size": len(body), "names": names, "holds": holds()})
 
 
 APP = Starlette(routes=[Route("/health", health, methods=["GET", "POST"])])
@@ -388,10 +389,12 @@ def test_a_client_whose_certificate_was_revoked_is_let_in_no_more(
         except httpx.TransportError:
             return False
 
-    with serving(tls) as server:
+    with serving(tls) as server, httpx.Client(base_url=server.url, verify=known) as before:
         assert comes_in(known)
+        assert before.get("/health").json()["holds"] is True
         lists.write_bytes(revocations(client, 1, serial_of(client)))
         assert not comes_in(known)
+        assert before.get("/health").json()["holds"] is False, "over a connection that there was"
         assert comes_in(nobody), "without a certificate, as with a token"
         # What is served beside a list is not trusted, and a list that cannot be used changes nothing.
         for text in (revocations(shown), b"", b"-----BEGIN X509 CRL-----\n!\n-----END X509 CRL-----"):

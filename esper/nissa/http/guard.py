@@ -37,7 +37,7 @@ from esper.nissa.http.browser import (
 )
 from esper.nissa.http.limits import RateLimit, client_key, is_loopback_address
 from esper.nissa.http.refusal import Refusal
-from esper.nissa.http.tls import CERTIFICATE
+from esper.nissa.http.tls import CERTIFICATE, HOLDS
 from esper.nissa.page import sign_in
 
 Allowed = Literal["viewer", "operator", "admin"]
@@ -118,15 +118,17 @@ class Guard:
         if shown.caller is None or not shown.kind:
             return await self._app(scope, receive, send)
         with self._admission.acting(f"{shown.kind} {shown.caller.name}"):
-            return await self._answer(self._app(scope, receive, send), shown.token)
+            return await self._answer(self._app(scope, receive, send), request, shown.token)
 
-    async def _answer(self, answering: Awaitable[None], token: str | None) -> None:
-        """Answer, and cut off what takes long once ``token`` is valid no more."""
+    async def _answer(self, answering: Awaitable[None], request: Request, token: str | None) -> None:
+        """Answer, and cut off what takes long once ``token``, or the certificate, is valid no more."""
         task = asyncio.ensure_future(answering)
         try:
             while not (await asyncio.wait({task}, timeout=RECHECK_SECONDS))[0]:
                 if token is not None:
                     self._verified(token)
+                else:
+                    _check_certificate(request)
         except Refusal as refusal:
             log.info("an answer is cut off: %s", refusal)
             return
@@ -198,6 +200,7 @@ class Guard:
             return _Shown(self._verified_cookie(request, TOKEN), "token", kept, by_cookie=True)
         for name in request.scope.get(CERTIFICATE, ()):
             if name in self._admission.certificates:
+                _check_certificate(request)
                 return _Shown(Caller(name, self._admission.certificates[name]), "certificate")
         return _Shown(self._admission.anonymous)
 
@@ -241,6 +244,11 @@ class _Roles:
             if row_method == method and pattern.match(path):
                 return role
         return "viewer"
+
+
+def _check_certificate(request: Request) -> None:
+    if not request.scope.get(HOLDS, lambda: True)():
+        raise Refusal(401, "this certificate was revoked", challenge="")
 
 
 def _address(request: Request) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -16,8 +17,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 _LIST: Final = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 
 
-def refuse_revoked(context: ssl.SSLContext, lists: Path, authority: Path) -> datetime | None:
-    """Have ``context`` refuse what is in the PEM file ``lists``, and say when the first of them ends.
+class Revoked:
+    """Some lists: what is in them, and when the first of them ends."""
+
+    def __init__(self, lists: Sequence[x509.CertificateRevocationList]) -> None:
+        self._numbers = {(each.issuer, entry.serial_number) for each in lists for entry in each}
+        self.end = min((end for each in lists if (end := each.next_update_utc)), default=None)
+
+    def has(self, certificate: x509.Certificate) -> bool:
+        """Whether the certificate was revoked."""
+        return (certificate.issuer, certificate.serial_number) in self._numbers
+
+
+def refuse_revoked(context: ssl.SSLContext, lists: Path, authority: Path) -> Revoked:
+    """Have ``context`` refuse what is in the PEM file ``lists``, and say what that is.
 
     Who is signed by an authority without a list, or whose list has ended, is refused as well. Raises OSError,
     or ValueError for lists that are none, are of no authority in ``authority``, or are not valid today.
@@ -34,7 +47,7 @@ def refuse_revoked(context: ssl.SSLContext, lists: Path, authority: Path) -> dat
         file.flush()
         context.load_verify_locations(file.name)
     context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    return min((end for each in found if (end := each.next_update_utc)), default=None)
+    return Revoked(found)
 
 
 def _check(revoked: x509.CertificateRevocationList, authorities: list[x509.Certificate]) -> None:

@@ -99,7 +99,7 @@ class MetricsServer:
         self._stop = lambda: loop.call_soon_threadsafe(stopping.set)
         if self._stopped.is_set():
             return
-        connections = _Connections(self._app)
+        connections = _Connections(self._app, self._tls)
         server = await loop.create_server(
             lambda: RepeatingProtocol(connections.serve, loop),
             sock=self._listener,
@@ -122,8 +122,9 @@ class MetricsServer:
 class _Connections:
     """Those that are open, each of them Hypercorn's to serve."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tls: ssl.SSLContext | None) -> None:
         self._app = app
+        self._tls = tls
         self._config = _hypercorn_config()
         self._context = WorkerContext(None)
 
@@ -131,7 +132,7 @@ class _Connections:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, repeats: Repeats
     ) -> None:
         """Serve one until it ends."""
-        app = with_certificate(self._app, writer.get_extra_info("peercert"))
+        app = with_certificate(self._app, writer.get_extra_info("ssl_object"), self._tls)
 
         async def told(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, REPEATABLE: repeats.keep}, receive, send)

@@ -23,10 +23,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from esper.errors import ConfigError, EsperError, ServerError
-from esper.nissa.http.revocation import check_dates, refuse_revoked
+from esper.nissa.http.revocation import Revoked, check_dates, refuse_revoked
 
 CERTIFICATE: Final = "esper.certificate"
 """Where the scope has the names in the certificate that the client has shown, if it has."""
+
+HOLDS: Final = "esper.certificate_holds"
+"""Where the scope has what says whether that certificate still counts: it may be revoked meanwhile."""
 
 SELF_SIGNED_HOURS: Final = 24
 LOOK_SECONDS: Final = 2.0
@@ -38,10 +41,11 @@ log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """What connections are begun with, and when what it is made of ends, by what that is."""
+    """What connections are begun with, when what it is made of ends, and whom it refuses."""
 
     context: ssl.SSLContext
     ends: Mapping[str, datetime]
+    revoked: Revoked | None
 
 
 def server_tls(
@@ -84,6 +88,11 @@ class RenewedTls(ssl.SSLContext):
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
         """As any context's: what asyncio begins a connection with."""
         return self._looked_at().context.wrap_bio(*args, **options)
+
+    def holds(self, certificate: x509.Certificate) -> bool:
+        """Whether the certificate of a connection that goes on is in no list of revoked ones now."""
+        revoked = self._looked_at().revoked
+        return revoked is None or not revoked.has(certificate)
 
     def check(self) -> str:
         """What new connections are begun with; ServerError where files cannot be used, or have ended."""
@@ -137,6 +146,7 @@ def _load(
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # of 1.2; those of 1.3 are all good
     context.set_alpn_protocols(["http/1.1"])
+    found = None
     _check_key_file(key)
     try:
         context.load_cert_chain(certificate, key, password=lambda: b"")
@@ -157,15 +167,15 @@ def _load(
         context.verify_mode = ssl.CERT_OPTIONAL
     if client_authority is not None and revoked is not None:
         try:
-            end = refuse_revoked(context, revoked, client_authority)
+            found = refuse_revoked(context, revoked, client_authority)
         except (OSError, ValueError) as error:
             raise ServerError(
                 f"the list of revoked certificates {revoked} cannot be used: {_reason(error)}",
                 hint="a PEM file is wanted, of the list that the authority of clients publishes",
             ) from None
-        if end is not None:
-            ends[f"the list of revoked certificates {revoked}"] = end
-    return Loaded(context, ends)
+        if found.end is not None:
+            ends[f"the list of revoked certificates {revoked}"] = found.end
+    return Loaded(context, ends, found)
 
 
 def self_signed_tls(host: str, names: Sequence[str], *, minimum: str = "1.3") -> tuple[ssl.SSLContext, str]:
@@ -188,14 +198,19 @@ def self_signed_tls(host: str, names: Sequence[str], *, minimum: str = "1.3") ->
     return context, certificate.fingerprint(SHA256()).hex(":").upper()
 
 
-def with_certificate(app: ASGIApp, certificate: Mapping[str, Any] | None) -> ASGIApp:
-    """``app``, which is told the names in the ``certificate`` of the connection, as ``ssl`` describes it."""
-    if not certificate:
+def with_certificate(app: ASGIApp, connection: ssl.SSLObject | None, tls: ssl.SSLContext | None) -> ASGIApp:
+    """``app``, which is told the names in the certificate of ``connection``, and whether it counts still."""
+    shown = None if connection is None else connection.getpeercert(binary_form=True)
+    if connection is None or shown is None:
         return app
-    names = certificate_names(certificate)
+    names = certificate_names(connection.getpeercert() or {})
+    certificate = x509.load_der_x509_certificate(shown)
+
+    def holds() -> bool:
+        return not isinstance(tls, RenewedTls) or tls.holds(certificate)
 
     async def told(scope: Scope, receive: Receive, send: Send) -> None:
-        await app({**scope, CERTIFICATE: names}, receive, send)
+        await app({**scope, CERTIFICATE: names, HOLDS: holds}, receive, send)
 
     return told
 

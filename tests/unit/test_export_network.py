@@ -309,6 +309,11 @@ class Branching(nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Length(nn.Module):
+    def forward(self, x):
+        return x.view(len(x), -1)
+
+
 class OtherInTraining(nn.Module):
     def forward(self, x):
         return x.relu() if self.training else x
@@ -339,6 +344,7 @@ class Hooked(nn.Identity):
     ("part", "message"),
     [
         (Branching(), r"'1' \(Branching\): its forward cannot be traced"),
+        (Length(), r"'1' \(Length\): its forward takes len\(\) of a tensor"),
         (OtherInTraining(), "'1': it computes something else in training"),
         (Random(), "'1': it computes something else in training"),
         (Custom(), r"custom in '1' \(Custom\): it is neither a public function"),

@@ -81,6 +81,11 @@ def _trace(root: Entry) -> Graph:
         return tracer.trace(root)
     except Exception as error:  # a forward may do anything with what stands for its tensors
         where = tracer.failed or "of the network"
+        if "'len' is not supported" in str(error):  # torch's own advice is about other functions
+            raise RunError(
+                f"cannot export module {where}: its forward takes len() of a tensor",
+                hint="write x.size(0) in place of len(x)",
+            ) from error
         raise RunError(
             f"cannot export module {where}: its forward cannot be traced: {error}",
             hint="a forward that is exported may not branch or loop on the values or sizes of tensors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -15,11 +16,18 @@ from typing import Any
 import httpx
 import pytest
 from servers.api import served_in_a_thread
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from waiting import LONG, until
 
 from esper.nissa.api import event_hub
 from esper.nissa.api.application import create_app
+from esper.nissa.api.catalogue import BoundedLibrary
+from esper.nissa.api.endpoints import CALLER
+from esper.nissa.api.event_hub import EventHub
 from esper.nissa.api.monitor import Monitor
+from esper.nissa.api.reads import Reads
+from esper.nissa.http.guard import Caller
 from esper.nissa.http.server import HEAD_SECONDS, MetricsServer
 from esper.nissa.journal import JOURNAL_NAME, Journal
 from esper.nissa.runs import RunStore
@@ -250,6 +258,33 @@ def test_followers_share_the_reading_and_are_so_many_at_most(
             client.join(LONG)
     assert got == [list(range(20))] * 5
     assert len({id(reader) for reader in read}) == 1, "each follower read the journal for itself"
+
+
+def test_nobody_takes_the_places_of_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_hub, "MAX_OF_ONE", 2)
+
+    async def follow() -> None:
+        hub = EventHub(RunStore(tmp_path))
+        scopes = [{CALLER: Caller(name, "viewer")} for name in ("anna", "anna", "bob")]
+        streams = [await events_of(hub, scope) for scope in scopes]
+        for stream in streams:
+            await anext(stream)
+        assert [hub.is_full(name) for name in ("anna", "bob")] == [True, False]
+        with pytest.raises(HTTPException, match="too many clients follow"):
+            await events_of(hub, scopes[0])
+        for stream in streams:
+            await stream.aclose()
+        assert not hub.is_full("anna")
+
+    asyncio.run(follow())
+
+
+async def events_of(hub: EventHub, scope: dict[str, Any]) -> Any:
+    """What the endpoint streams to who asks with that scope."""
+    asked = Request({"type": "http", "method": "GET", "query_string": b"", "headers": [], **scope})
+    monitor = Monitor(RunStore(Path()), lambda: [])
+    answer: Any = await Reads(monitor, BoundedLibrary(None), hub).events(asked)
+    return answer._told
 
 
 def test_a_follower_that_is_too_slow_is_let_go_and_comes_back(

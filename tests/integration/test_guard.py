@@ -17,10 +17,10 @@ from waiting import LONG
 
 from esper.errors import SecurityError
 from esper.nissa.api.application import create_app
-from esper.nissa.api.endpoints import ENDPOINTS
+from esper.nissa.api.endpoints import CALLER, ENDPOINTS
 from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.api.monitor import Monitor
-from esper.nissa.http.guard import CALLER, RANKS, Admission, Caller, Guard
+from esper.nissa.http.guard import RANKS, Admission, Caller, Guard
 from esper.nissa.http.limits import RateLimit
 from esper.nissa.http.tls import CERTIFICATE, HOLDS
 from esper.nissa.runs import RunStore

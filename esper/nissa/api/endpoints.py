@@ -6,10 +6,13 @@ The application is built from it, and whoever asks for tokens reads it: what is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 Role = Literal["public", "viewer", "operator", "admin"]
 """What a caller must be allowed at least, in rising order; ``public`` asks for no token at all."""
+
+CALLER: Final = "esper.caller"
+"""Where the scope of a request says who asks, an object with a ``name``; absent for what is public."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import itertools
 import logging
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,9 @@ from esper.nissa.runs import RunStore
 POLL_SECONDS = 0.2
 HEARTBEAT_SECONDS = 10.0
 MAX_FOLLOWERS = 100
+MAX_OF_ONE = 50
+"""Of these by one name: no token takes all places, nor who comes without one."""
+
 MAX_KEPT = 20_000
 MAX_KEPT_BYTES = 32 * 2**20
 """So many of the latest events are kept in memory, and so many bytes of them."""
@@ -68,6 +71,7 @@ class EventHub:
         self._stopped = False
         self.followers = 0
         """How many follow now."""
+        self._by_name: Counter[str] = Counter()
         self._beginning = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
 
@@ -76,22 +80,27 @@ class EventHub:
         self._stopped = True
         self._news.set()
 
-    @property
-    def full(self) -> bool:
-        """Whether as many follow as may."""
-        return self.followers >= MAX_FOLLOWERS
+    def is_full(self, who: str) -> bool:
+        """Whether as many follow as may, or as many by that name."""
+        return self.followers >= MAX_FOLLOWERS or self._by_name[who] >= MAX_OF_ONE
 
     async def follow(
-        self, places: Places | None, *, run_id: str | None = None, kinds: Collection[str] = ()
+        self,
+        places: Places | None,
+        *,
+        run_id: str | None = None,
+        kinds: Collection[str] = (),
+        who: str = "",
     ) -> AsyncGenerator[tuple[Told, str] | None, None]:
         """Each event after ``places`` (None: from now on) with its id, and None when there was none for long.
 
         The first is None, too: what is written after it is told. Of ``run_id`` alone and of ``kinds`` alone,
         where they are given. Ends when the hub is stopped or is full, and when the follower is too slow.
         """
-        if self.full:
+        if self.is_full(who):
             return
         self.followers += 1
+        self._by_name[who] += 1
         try:
             await self._begin()
             number = self._first + len(self._kept)
@@ -121,6 +130,7 @@ class EventHub:
                 quiet_since = time.monotonic()
         finally:
             self.followers -= 1
+            self._by_name -= Counter([who])
             if self.followers == 0 and self._reading is not None:
                 self._reading.cancel()
                 self._reading = None

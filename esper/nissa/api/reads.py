@@ -16,7 +16,8 @@ from esper.messages import CompilationRecord
 from esper.nissa.api.answers import HEADERS, json_answer, tagged_answer
 from esper.nissa.api.catalogue import BoundedLibrary
 from esper.nissa.api.cursors import BadCursor, read_cursor, write_cursor
-from esper.nissa.api.event_hub import MAX_FOLLOWERS, EventHub
+from esper.nissa.api.endpoints import CALLER
+from esper.nissa.api.event_hub import EventHub
 from esper.nissa.api.event_places import Places, scope_of
 from esper.nissa.api.event_stream import EventStream
 from esper.nissa.api.kept_metrics import REPEATABLE
@@ -136,10 +137,11 @@ class Reads:
             run_id = (await run_in_threadpool(self._monitor.folder, query.run)).name
         after = request.headers.get("last-event-id") or query.after
         kinds = frozenset(query.types.split(",")) if query.types else frozenset()
-        if self._hub.full:
-            raise HTTPException(503, f"{MAX_FOLLOWERS} clients follow already", {"Retry-After": "10"})
+        who = str(getattr(request.scope.get(CALLER), "name", ""))
+        if self._hub.is_full(who):
+            raise HTTPException(503, "too many clients follow already", {"Retry-After": "10"})
         places = _places(after, scope_of(run_id, kinds))
-        return EventStream(self._hub.follow(places, run_id=run_id, kinds=kinds))
+        return EventStream(self._hub.follow(places, run_id=run_id, kinds=kinds, who=who))
 
     async def _page(self, request: Request, read: Callable[[Any], dict[str, Any]], query: Any) -> Response:
         """A page of a list, with the address of the next one in a header as well."""

@@ -22,7 +22,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from esper.errors import EsperError, TokenRefused
-from esper.nissa.api.endpoints import ENDPOINTS, Endpoint
+from esper.nissa.api.endpoints import CALLER, ENDPOINTS, Endpoint
 from esper.nissa.api.kept_metrics import REPEATABLE
 from esper.nissa.http.browser import (
     LINK,
@@ -42,9 +42,6 @@ from esper.nissa.page import sign_in
 
 Allowed = Literal["viewer", "operator", "admin"]
 RANKS: Final = {"public": 0, "viewer": 1, "operator": 2, "admin": 3}
-CALLER: Final = "esper.caller"
-"""Where the scope of a request has its Caller; absent for what is public."""
-
 RECHECK_SECONDS: Final = 1.0
 """How long an answer goes on, such as one that follows events, after its token is valid no more."""
 

@@ -3,10 +3,10 @@
 The steps are those of ``esper train``, with one thread. Epochs that take seconds together are told to all of
 these, and as many to nobody, in turn; sinks hold still in between, so that what they do late counts as told.
 
-- The account: what the training thread spends in the calls that tell, and the sinks on their own threads, a
-  step. By CPU time: where others take a part of it, the intervals of sinks and signals are stretched by as
-  much, and come as often in the time that training has. What is there without sinks as well stands beside
-  it: gathering health, and the lines of the journal.
+- The account: what the training thread spends in the calls that tell, beyond what the same calls take when
+  nobody is told, and the sinks on their own threads, a step. By CPU time: where others take a part of it, the
+  intervals of sinks and signals are stretched by as much, and come as often in the time that training has.
+  What is there without sinks as well stands beside it: gathering health, and the lines of the journal.
 - Epochs side by side: what the account lacks, such as the wait for the interpreter's lock and cold caches.
   Median of the pairs, with 95 % of medians of as many drawn from them.
 
@@ -36,10 +36,12 @@ import torch
 
 from esper.assembly.telemetry import prepare_sink
 from esper.assembly.training import build_training
+from esper.nissa.journal import Journal
 from esper.nissa.telemetry import writer
 from esper.nissa.telemetry.messages import Message, Sink
 from esper.nissa.telemetry.telemetry import Telemetry
 from esper.security.privacy import leaving
+from esper.tolaria import events
 from esper.tolaria.events import Recorder
 from esper.tolaria.trainer import Trainer
 from esper_cli.config import compose
@@ -51,6 +53,8 @@ from servers.redis import RedisServer
 MOST_COST = 1.0  # percent of a step
 SECONDS = 3.0  # of CPU in a period: some looks of a sink long
 DRAWS = 5000
+PARTS = ("steps", "epochs", "journal")
+"""Of what the training thread does: signals, how sinks fare, and all other events."""
 
 
 class Gated:
@@ -89,18 +93,22 @@ class Clocks(NamedTuple):
 
 
 class Switch(Recorder):
-    """Tells all sinks or none, and sums up what its calls take meanwhile; the journal has every event."""
+    """Tells all sinks or none, and sums up what its calls take meanwhile.
 
-    def __init__(self, recorder: Recorder, telemetry: Telemetry, gate: threading.Event) -> None:
-        super().__init__(recorder.journal, (), telemetry)
+    What nobody is told is journaled as well, but elsewhere: sinks would read it when they go on.
+    """
+
+    def __init__(self, told: Journal, untold: Journal, telemetry: Telemetry, gate: threading.Event) -> None:
+        super().__init__(told, (), telemetry)
+        self._journals = {True: told, False: untold}
         self._both = telemetry, gate
-        self.spent = dict.fromkeys(("steps", "epochs", "journal"), 0.0)
-        """CPU seconds of the training thread while sinks are told."""
+        self.spent = {told: dict.fromkeys(PARTS, 0.0) for told in (True, False)}
+        """CPU seconds of the training thread, by whether sinks are told; with those of asking the clock."""
 
     def tell(self, told: bool) -> None:
         """Tell all sinks from now on, or none."""
         telemetry, gate = self._both
-        self.telemetry = telemetry if told else None
+        self.journal, self.telemetry = self._journals[told], telemetry if told else None
         if told:
             gate.set()
         else:
@@ -116,11 +124,11 @@ class Switch(Recorder):
         self._timed("steps", lambda: super(Switch, self).health(*place))
 
     def _timed(self, part: str, call: Callable[[], None]) -> None:
-        began, before = time.thread_time(), sum(self.spent.values())
+        spent = self.spent[self.telemetry is not None]
+        began, before = time.thread_time(), sum(spent.values())
         call()
-        if self.telemetry is not None:
-            inside = sum(self.spent.values()) - before  # of a call in this one
-            self.spent[part] += time.thread_time() - began - inside
+        inside = sum(spent.values()) - before  # of a call in this one
+        spent[part] += time.thread_time() - began - inside
 
 
 class Steps:
@@ -205,7 +213,7 @@ def account(periods: Periods, spent: Mapping[str, float]) -> float:
     gathering = statistics.median(each[True]) - statistics.median(each[False])
     gathering *= len(each[True]) / (len(each[True]) + len(each[False]))
     rows = {name: seconds / told for name, seconds in spent.items()}
-    journal = rows.pop("training thread, journal")
+    journal = rows.pop("journal")
     rows["together"] = sum(rows.values())
     print(f"  a step: {1e3 * wall:.1f} ms by the wall, {1e3 * cpu:.2f} ms of CPU")
     for name, seconds in {
@@ -244,20 +252,24 @@ def trained(
     spent = epoch(trainer)
     stretch = spent.wall / spent.thread
     writer.POLL_SECONDS *= stretch
+    events.COUNTS_EVERY *= stretch
     print(f"  {stretch:.1f} s by the wall for each of CPU; intervals are stretched by as much")
     gate, journal = threading.Event(), trainer.recorder.journal
     sinks = [Gated(make(journal.path.parent), gate) for make in makers]
     telemetry = Telemetry(
         sinks, journal.path, lambda: journal.end, allow=leaving, signals_every=every * stretch
     )
-    switch = trainer.recorder = Switch(trainer.recorder, telemetry, gate)
+    elsewhere = Journal(journal.path.with_name("untold.jsonl"))
+    switch = trainer.recorder = Switch(journal, elsewhere, telemetry, gate)
     switch.tell(True)
-    with closing(switch):
+    with closing(elsewhere), closing(switch):
         periods = Periods(trainer, switch)
         before = thread_seconds()
-        switch.spent = dict.fromkeys(switch.spent, 0.0)
+        switch.spent = {told: dict.fromkeys(PARTS, 0.0) for told in (True, False)}
         periods.run(pairs)
-        costs = {f"training thread, {part}": seconds for part, seconds in switch.spent.items()}
+        told, untold = switch.spent[True], switch.spent[False]
+        costs = {f"training thread, {part}": told[part] - untold[part] for part in ("steps", "epochs")}
+        costs["journal"] = told["journal"]
         costs |= {f"thread {name}": after - before[name] for name, after in thread_seconds().items()}
         switch.tell(True)
     counts = telemetry.counts().values()

@@ -6,6 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def everything(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def everything(_: str, fields: Mapping[str, Any], text: str | None = None) -> Mapping[str, Any]:
     """Lets every field leave."""
     return fields

@@ -12,13 +12,13 @@ Events and their fields (each also has ``event``, its name, and ``at``, UTC in I
 ``seed``             epoch, layer, seed_idx, kernel_id, from_state, to_state, evidence
 ``trial``            report (a FieldReport)
 ``fault``            epoch, layer, seed_idx, kernel_id, kind, message
-``cache``            tiers {name: {hits, misses, errors, state}}, counted since the process started;
-                     state is that of a circuit breaker (closed, open, half-open) or null; older
-                     journals have tiers {name: [hits, misses]}
+``cache``            tiers {name: {hits, misses, errors, state}}, counted since the process started,
+                     after an epoch that changed them; state is that of a circuit breaker (closed, open,
+                     half-open) or null; older journals have tiers {name: [hits, misses]}
 ``compile_queue``    waiting, compiling, workers, oldest (a CompileQueue): what is compiled for the run, when
                      that changes, but at most once a second
 ``telemetry``        sinks {name: {written, dropped, lost, errors, behind, state, reason}}, counted since the
-                     process started
+                     process started; after an epoch, but at most once a second, and before the end
 ``checkpoint``       epoch (how many are done), step, path, seconds to write it, paused (of training)
 ``control``          request, action (pause, resume, rollback), outcome (done, refused), reason, epoch and
                      step (how many are done); after ``pause`` the run waits until ``resume``

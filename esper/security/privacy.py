@@ -72,12 +72,29 @@ _LEAST_NAME: Final = 3
 _COMMON_NAMES: Final = frozenset({"root", "user", "localhost", "test", "esper"})
 
 
-def leaving(event: str, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The part of an event that may leave, as plain data; None where all of it stays."""
+def leaving(event: str, fields: Mapping[str, Any], text: str | None = None) -> Mapping[str, Any] | None:
+    """The part of an event that may leave, as plain data; None where all of it stays.
+
+    With ``text``, which is ``fields`` in JSON, it is ``fields`` itself where all of it may leave as it is.
+    """
     allowed = EVENTS.get(event)
     if allowed is None:
         return None
+    if text is not None and fields.keys() <= allowed and _is_clean(text):
+        return fields
     return {name: _clean(value) for name, value in fields.items() if name in allowed}
+
+
+def _is_clean(text: str) -> bool:
+    """Whether no text in ``text``, which is JSON, would be changed; False where that is not easily told.
+
+    An event is numbers under names that are known, most often: a tenth of the time that ``_clean`` takes.
+    """
+    if "\\" in text or "NaN" in text or "Infinity" in text:
+        return False
+    known = _known(redact.registered, len(_places))
+    texts = text.split('"')[1::2]  # nothing is escaped, so every second quotation mark ends one
+    return known.clean.issuperset(texts) or all(known[each] == each for each in texts)
 
 
 TEXTS: Final = frozenset({"error", "message", "reason", "detail", "failure", "damaged_checkpoints"})
@@ -141,12 +158,19 @@ def _said(record: Mapping[str, Any]) -> Mapping[str, Any]:
 class _Known(dict[str, str]):
     """Texts to what of them may leave, while no more secrets and places are known; short ones are kept."""
 
+    def __init__(self) -> None:
+        self.clean: set[str] = set()
+        """Those that leave as they are."""
+
     def __missing__(self, text: str) -> str:
         cleaned = without_places(text)
         if len(text) <= _SHORT:
             if len(self) >= _MOST_KNOWN:
                 self.clear()
+                self.clean.clear()
             self[text] = cleaned
+            if cleaned == text:
+                self.clean.add(text)
         return cleaned
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,12 @@ from esper.security.privacy import kept, shown
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Receives each event's name and fields, in order, on the training thread: it must return quickly."""
 
+COUNTS_EVERY = 1.0
+"""Seconds at least between two epochs that end with how sinks fare: epochs of milliseconds would cost more to
+count than to tell."""
+
 _LIVE_ONLY = frozenset({"step", "compile", "message"})
+_ENDINGS = frozenset({"run_finished", "run_interrupted", "run_failed"})
 
 
 class Recorder:
@@ -39,9 +45,13 @@ class Recorder:
         self.listeners = tuple(listeners)
         self.telemetry = telemetry
         self._due = False
+        self._next_counts = 0.0
+        self._counted = True
 
     def emit(self, event: str, **fields: Any) -> None:
         """Record one event; raises StorageError when the journal cannot be written."""
+        if event in _ENDINGS and not self._counted:
+            self._count()
         if self.journal is not None and event not in _LIVE_ONLY:
             self.journal.write(event, **kept(fields))
         if self.telemetry is not None and event == "step":
@@ -51,7 +61,15 @@ class Recorder:
         said = shown(fields)
         for listener in self.listeners:
             listener(event, said)
-        if self.telemetry is not None and event == "epoch":
+        if event == "epoch":
+            self._counted = False
+            if time.monotonic() >= self._next_counts:
+                self._count()
+
+    def _count(self) -> None:
+        if self.telemetry is not None:
+            self._counted = True
+            self._next_counts = time.monotonic() + COUNTS_EVERY
             self.emit("telemetry", sinks=self.telemetry.counts())
 
     def health(self, epoch: int, step: int, model: nn.Module) -> None:

@@ -119,6 +119,7 @@ class Trainer:
         """Optimizer steps at the newest checkpoint."""
         self.so_far: EpochSoFar | None = None
         """Of an epoch under way; None between two."""
+        self._told_tiers: Mapping[str, object] = {}
         self._adopt(network)
 
     def _adopt(self, network: Network) -> None:
@@ -237,7 +238,10 @@ class Trainer:
             samples_per_second=(self.progress.samples - before) / seconds,
             training_flops=self.progress.flops,
         )
-        self.recorder.emit("cache", tiers=self.orchestrator.library.tier_counts())
+        tiers = self.orchestrator.library.tier_counts()
+        if tiers != self._told_tiers:
+            self.recorder.emit("cache", tiers=tiers)
+            self._told_tiers = tiers
         return packet
 
     def _worked(self) -> float:

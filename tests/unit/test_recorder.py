@@ -61,6 +61,23 @@ def test_the_end_of_a_run_tells_what_a_sink_did_not_take(tmp_path: Path, deaf: b
     assert (sink["state"], sink["behind"], sink["written"]) == ("down", end, 0)
 
 
+@pytest.mark.parametrize("ending", ["run_finished", "run_interrupted", "run_failed"])
+def test_how_sinks_fare_is_told_once_for_many_short_epochs_and_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("esper.tolaria.events.time.monotonic", lambda: now[0])
+    with Journal(tmp_path / "journal.jsonl", fsync=False) as journal:
+        telemetry = Telemetry([Deaf(False)], journal.path, lambda: journal.end, allow=everything)
+        recorder = Recorder(journal, (), telemetry)
+        for now[0] in (10.0, 10.5, 11.0, 11.5):
+            recorder.emit("epoch", packet={})
+        recorder.emit(ending)
+        recorder.close()
+    names = [event["event"] for event in read_journal(journal.path)[0]]
+    assert names == ["epoch", "telemetry", "epoch", "epoch", "telemetry", "epoch", "telemetry", ending]
+
+
 @pytest.mark.parametrize(("every", "told"), [(0.0, [0, 1, 2]), (3600.0, [0])])
 def test_sinks_are_told_of_a_step_and_its_health_now_and_then_and_listeners_of_each_step(
     tmp_path: Path, every: float, told: list[int]

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esper.errors import ConfigError
 from esper.security import privacy
@@ -206,6 +208,29 @@ def test_only_what_is_listed_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     fields: dict[str, Any] = {"error": "alicewho on nodeseven: /x/y", "user": "alicewho", "path": Path("/x")}
     assert leaving("run_failed", fields) == {"error": "[name] on [name]: [path]"}
     assert leaving("something_new", fields) is None
+
+
+_SAID = st.lists(st.sampled_from(["a", "/x/y", "\\", '"', "é", "NaN", ":", ",", "token=hunter22"])).map(
+    "".join
+)
+_VALUES = st.recursive(
+    st.one_of(_SAID, st.floats(allow_nan=False), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(_SAID, inner, max_size=3)),
+    max_leaves=5,
+)
+
+
+@given(_VALUES, st.sampled_from(["report", "other"]))
+def test_the_same_leaves_when_json_is_at_hand(value: Any, name: str) -> None:
+    fields = {name: value}
+    told = leaving("trial", fields, json.dumps(fields, separators=(",", ":")))
+    assert told == leaving("trial", fields)
+    assert told is not fields or told == {"report": value}
+
+
+def test_what_may_leave_as_it_is_is_not_made_anew() -> None:
+    fields = {"packet": {"loss": 0.5, "layers": ["stage1.conv2"]}, "seconds": 1.0}
+    assert leaving("epoch", fields, json.dumps(fields)) is fields
 
 
 def test_a_journal_keeps_all_but_places_in_what_was_said() -> None:

@@ -151,7 +151,7 @@ def test_a_sink_that_keeps_count_gets_what_it_lacks_and_another_what_is_new(tmp_
 def test_what_is_not_allowed_to_leave_stays(tmp_path: Path) -> None:
     sink = Collecting()
 
-    def allow(name: str, fields: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def allow(name: str, fields: Mapping[str, Any], text: str | None) -> Mapping[str, Any] | None:
         return None if name == "secret" else {"n": fields["n"]}
 
     with telemetry_of(tmp_path, sink, allow=allow) as (journal, telemetry):
@@ -179,7 +179,7 @@ def test_each_event_is_cut_to_size_once_for_all_sinks_and_lines_that_are_none_ar
 ) -> None:
     cut: list[Any] = []
 
-    def allow(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    def allow(_: str, fields: Mapping[str, Any], text: str | None) -> Mapping[str, Any]:
         cut.append(fields["n"])
         return fields
 
@@ -206,7 +206,7 @@ def test_a_sink_that_comes_later_gets_what_the_first_had_parsed(
         monkeypatch.setattr("esper.nissa.telemetry.events.KEPT_BYTES", kept)
     parsed: list[Any] = []
 
-    def allow(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    def allow(_: str, fields: Mapping[str, Any], text: str | None) -> Mapping[str, Any]:
         parsed.append(fields["n"])
         return fields
 

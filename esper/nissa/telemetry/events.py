@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from esper.errors import StorageError
 from esper.nissa.journal import Event
-from esper.nissa.journal_reader import JournalReader
+from esper.nissa.journal_reader import open_journal, parse_line
 from esper.nissa.telemetry.messages import Message
 
-Allow = Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]
-"""Given an event's name and fields, what of them may leave the run's folder; None for nothing."""
+Allow = Callable[[str, Mapping[str, Any], str | None], Mapping[str, Any] | None]
+"""Given an event's name, its fields, and these in JSON if that is at hand: what of them may leave.
 
-_AHEAD = 32
+None is nothing; the fields themselves mean that the JSON may leave as it is.
+"""
+
+_BLOCK = 2**16
 
 KEPT_BYTES = 2**20
 """Of the journal, kept parsed for sinks that come one after another; in memory it is some times as much."""
@@ -31,7 +35,7 @@ class EventLog:
 
     def __init__(self, journal: Path, end: Callable[[], int], allow: Allow) -> None:
         """``end`` tells how many bytes the journal has."""
-        self._reader = JournalReader(journal)
+        self._journal = journal
         self._end = end
         self._allow = allow
         self._lock = threading.Lock()
@@ -59,37 +63,53 @@ class EventLog:
         return messages, place
 
     def _read(self, place: int) -> bool:
-        """Keep some events from byte ``place`` on, each under where it begins; whether there are any."""
+        """Keep some lines from byte ``place`` on, each under where it begins; whether there are any."""
         while self._kept > KEPT_BYTES:
             self._forget(next(iter(self._recent)))
-        self._reader.offset = start = place
-        with closing(self._reader.read()) as events:
-            for count, event in enumerate(events, 1):
-                self._keep(start, self._message(event))
-                start = self._reader.offset
-                if count == _AHEAD:
-                    break
-        if start == place < self._reader.offset:  # lines that are no events
-            self._keep(place, None)
-        return place in self._recent
+        lines = self._lines(place)
+        for line in lines:
+            if place in self._recent:
+                break
+            end = place + len(line) + 1
+            self._recent[place] = self._message(line, end), end
+            self._kept += end - place
+            place = end
+        return bool(lines)
 
-    def _keep(self, start: int, message: Message | None) -> None:
-        if start in self._recent:
-            self._forget(start)
-        self._recent[start] = message, self._reader.offset
-        self._kept += self._reader.offset - start
+    def _lines(self, place: int) -> list[bytes]:
+        size = _BLOCK
+        try:
+            with open_journal(self._journal) as file:
+                while (data := os.pread(file.fileno(), size, place)).find(b"\n") < 0 and len(data) == size:
+                    size *= 2
+        except OSError as error:
+            raise StorageError.from_os(error, self._journal, "cannot read the journal") from error
+        return data.split(b"\n")[:-1]
 
     def _forget(self, start: int) -> None:
         _, end = self._recent.pop(start)
         self._kept -= end - start
 
-    def _message(self, event: Event) -> Message | None:
+    def _message(self, line: bytes, end: int) -> Message | None:
+        event = parse_line(line)
+        if event is None:
+            return None
         name = event["event"]
         fields = {key: value for key, value in event.items() if key not in ("event", "at")}
-        if (allowed := self._allow(name, fields)) is None:
+        text = _json_of_fields(event, line)
+        if (allowed := self._allow(name, fields, text)) is None:
             return None
         try:
             at = datetime.fromisoformat(event["at"]).timestamp()
         except (KeyError, TypeError, ValueError):
             at = 0.0
-        return Message("event", name, at, self._reader.offset, allowed)
+        message = Message("event", name, at, end, allowed)
+        if text is not None and allowed is fields:
+            message.json = text
+        return message
+
+
+def _json_of_fields(event: Event, line: bytes) -> str | None:
+    """What stands in ``line`` after name and time; None where those do not come first, or nothing follows."""
+    head = f'{{"event":"{event["event"]}","at":"{event.get("at")}",'.encode(errors="replace")
+    return "{" + line[len(head) :].decode() if line.startswith(head) and line.isascii() else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from esper.nissa.journal import number
 from esper.nissa.telemetry.health_record import FIELDS, unpack
@@ -21,20 +22,19 @@ NOTED = frozenset({"decision", "trial", "growth", "rollback", "fault", "control"
 """Events that a sink without a place for events shows as text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scalar:
+class Scalar(NamedTuple):
     """``value`` of ``name`` after ``step`` steps of the run; ``labels`` say of which layer and seed."""
 
     name: str
     step: int
     at: float
     value: float
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = MappingProxyType({})
 
     @property
     def path(self) -> str:
         """Name and labels as one."""
-        return "/".join((self.name, *self.labels.values()))
+        return "/".join((self.name, *self.labels.values())) if self.labels else self.name
 
 
 class Scalars:

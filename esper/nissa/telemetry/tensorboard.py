@@ -11,6 +11,7 @@ from typing import Any
 
 from esper.errors import StorageError
 from esper.nissa.telemetry.messages import Message
+from esper.nissa.telemetry.record_file import RecordFile
 from esper.nissa.telemetry.scalars import NOTED, Scalars
 
 SHOWN = ("health",)
@@ -36,16 +37,14 @@ class TensorBoard:
         # Not the library's own writer: that hands each event to a thread of its own, which this sink has
         # already, and puts the name of the host into the name of the file.
         from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard.summary import text
 
-        self._event, self._summary = Event, Summary
+        self._event = Event
         self._text: Callable[[str, str], Any] = text
         name = f"events.out.tfevents.{int(time.time()):010d}.{run_id}.{os.getpid()}.{next(_files)}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._records = RecordWriter((folder / name).open("ab"))
+            self._records = RecordFile(folder / name)
         except OSError as error:
             raise StorageError.from_os(error, folder, "cannot write to") from error
         self._scalars = Scalars(SHOWN)
@@ -61,8 +60,10 @@ class TensorBoard:
         for message in batch:
             if scalars := list(self._scalars.of(message)):
                 self._step = scalars[0].step
-                values = [self._summary.Value(tag=each.path, simple_value=each.value) for each in scalars]
-                self._add(message.at, summary=self._summary(value=values), step=self._step)
+                event = self._event(wall_time=message.at, step=self._step)
+                for each in scalars:
+                    event.summary.value.add(tag=each.path, simple_value=each.value)
+                self._records.write(event.SerializeToString())
             if message.kind == "event" and message.name in NOTED:
                 shown = self._text(f"events/{message.name}", f"    {message.json}")
                 self._add(message.at, summary=shown, step=self._step)

@@ -237,7 +237,8 @@ def _told_of_runs(runs: _OfRuns | None) -> Iterator[str]:
         why = "esper keys rotate moves it; if it does not, see esper audit verify"
         yield f"the audit trail of {_named(runs.journals)}: {why}"
     if runs and runs.going_on:
-        yield f"the audit trail of {_named(runs.going_on)}, until the next decision there, or its end"
+        then = "until the next decision there; once it has ended: esper keys rotate"
+        yield f"the audit trail of {_named(runs.going_on)}, {then}"
     if runs and runs.checkpoints:
         yield f"checkpoints of {_named(runs.checkpoints)}: esper checkpoints rm, or keep the key"
 

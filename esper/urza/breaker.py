@@ -99,6 +99,8 @@ class CircuitBroken(AroundEachCall):
 
     def _admit(self) -> bool:
         """Whether this call is the one that tries an open circuit; raises if it may not be made."""
+        if self._opened_at is None:
+            return False
         with self._lock:
             if self._opened_at is None:
                 return False
@@ -114,6 +116,8 @@ class CircuitBroken(AroundEachCall):
 
     def _finish(self, probe: bool, good: bool | None, slow: bool) -> None:
         """Draw the conclusion from a call; ``good`` is ``None`` if it was interrupted and shows nothing."""
+        if good and not (slow or probe or self._in_a_row):
+            return  # as nearly always
         with self._lock:
             self._failures += good is False
             if probe:

@@ -37,11 +37,14 @@ class Flights:
         left = list(dict.fromkeys(keys))
         while left:
             mine: dict[str, _Flight] = {}
+            others: dict[str, _Flight] = {}
             try:
                 with self._lock:
-                    others = {key: flight for key in left if (flight := self._flights.get(key))}
-                    mine = {key: _Flight() for key in left if key not in others}
-                    self._flights |= mine
+                    for key in left:
+                        if flight := self._flights.get(key):
+                            others[key] = flight
+                        else:
+                            mine[key] = self._flights[key] = _Flight()
                 # First our own: two threads that wait for each other's keys then never wait for ever.
                 found |= _lead(mine, fetch)
             finally:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from esper.urza.tiers import MISSING, Missing, Tier
+from esper.urza.tiers import Tier
 from esper.urza.wrapping import AroundEachCall, T
 
 BOUNDS: Final = tuple(2.0**power / 1e6 for power in range(24))
@@ -30,37 +31,14 @@ class OperationTimes:
 
 
 class Measured(AroundEachCall):
-    """A tier with counts and a histogram of latencies for each operation, and hits and misses."""
+    """A tier with counts and a histogram of latencies for each operation."""
 
     def __init__(self, tier: Tier, *, clock: Callable[[], float] = time.perf_counter) -> None:
         """``clock`` gives seconds."""
         super().__init__(tier)
         self._clock = clock
-        self._operations: dict[str, _Operation] = {}
-        self._hits = self._misses = 0
+        self._operations: dict[str, _Operation] = defaultdict(_Operation)
         self._lock = threading.Lock()
-
-    def get(self, key: str) -> bytes | Missing:
-        """The value under ``key``, or ``MISSING``."""
-        value = super().get(key)
-        self._count(asked=1, found=int(value is not MISSING))
-        return value
-
-    def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """The values of those of ``keys`` that are held."""
-        found = super().get_many(keys)
-        self._count(asked=len(set(keys)), found=len(found))
-        return found
-
-    @property
-    def hits(self) -> int:
-        """How many keys were asked for and held."""
-        return self._hits
-
-    @property
-    def misses(self) -> int:
-        """How many keys were asked for and not held."""
-        return self._misses
 
     def times(self) -> dict[str, OperationTimes]:
         """What was measured of each operation that was called at least once."""
@@ -80,12 +58,7 @@ class Measured(AroundEachCall):
         finally:
             seconds = self._clock() - began
             with self._lock:
-                self._operations.setdefault(operation, _Operation()).add(seconds, failed)
-
-    def _count(self, *, asked: int, found: int) -> None:
-        with self._lock:
-            self._hits += found
-            self._misses += asked - found
+                self._operations[operation].add(seconds, failed)
 
 
 class _Operation:

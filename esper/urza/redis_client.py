@@ -13,8 +13,8 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -34,6 +34,8 @@ CALL_SECONDS: Final = 0.05
 
 READ_BYTES: Final = 2**18
 """How much is read at a time: a kernel at once, most often."""
+
+_pack: Final[Callable[[Sequence[str | bytes | int]], bytes]] = hiredis.pack_command
 
 _QUERY: Final = {"db", "ssl_ca_certs"}
 _HINT: Final = "for example redis://host:6379/0, rediss://host:6379/0 or unix:///path/redis.sock"
@@ -89,31 +91,25 @@ class BoundedRedis:
         self.where = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{port}"
         self._seconds = seconds
         self._what = what
+        self._translating = _Translating(self)
         password = parts.password or ""
         self._secrets = sorted({password, unquote(password)} - {""}, key=len, reverse=True)
 
     def __repr__(self) -> str:
         return f"BoundedRedis({self.where!r})"
 
-    @contextmanager
-    def call(self, seconds: float | None = None) -> Iterator[None]:
+    def call(self, seconds: float | None = None) -> AbstractContextManager[None]:
         """What is asked inside ends after ``seconds`` in all; raises ``TierUnavailable``, nothing else."""
         _call.deadline = time.monotonic() + (self._seconds if seconds is None else seconds)
-        try:
-            yield
-        # A reply that means nothing can also surface as an error of decoding or of types.
-        except (RedisError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            # From None: a server may repeat what it was sent, the password too, and the cause would show it.
-            raise self.unavailable(f"{type(error).__name__}: {error}") from None
+        return self._translating
 
     def ask(self, *command: str | bytes | int) -> Any:
         """The server's reply to ``command``, as it came; to be used inside :meth:`call`."""
-        return self.ask_all([command])[0]
+        return self._exchange([_pack(command)], 1)[0]
 
     def ask_all(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         """The replies to ``commands``, sent together; raises the first of them that is an error."""
-        pack: Callable[..., bytes] = hiredis.pack_command  # to its stubs a command has one word
-        packed = [pack(tuple(command)) for command in commands]
+        packed = [_pack(tuple(command)) for command in commands]
         if sum(map(len, packed)) < READ_BYTES:
             packed = [b"".join(packed)]
         return self._exchange(packed, len(commands))
@@ -140,7 +136,7 @@ class BoundedRedis:
         if self._owner != os.getpid():  # a forked child, whose parent uses those
             self._idle, self._owner = deque(), os.getpid()
         try:
-            while _has_gone_wrong(connection := self._idle.pop()):
+            while (connection := self._idle.pop())._sock.has_gone_wrong():
                 connection.disconnect()
         except IndexError:
             # The pool itself would count those that could not connect, and make no more at some number.
@@ -174,11 +170,17 @@ class BoundedRedis:
         self._pool.close()
 
 
-def _has_gone_wrong(connection: Any) -> bool:
-    """Whether there is something to read before anything was asked: a farewell, or a late reply."""
-    poll = select.poll()
-    poll.register(connection._sock.connected, select.POLLIN)
-    return bool(poll.poll(0))
+class _Translating(AbstractContextManager[None]):
+    """Raises what goes wrong inside as the server's ``TierUnavailable``; a generator would take longer."""
+
+    def __init__(self, server: BoundedRedis) -> None:
+        self._server = server
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # A reply that means nothing can also surface as an error of decoding or of types.
+        if isinstance(error, (RedisError, OSError, ValueError, TypeError, LookupError, AttributeError)):
+            # From None: a server may repeat what it was sent, the password too, and the cause would show it.
+            raise self._server.unavailable(f"{type(error).__name__}: {error}") from None
 
 
 class _Call(threading.local):
@@ -205,11 +207,17 @@ class _BoundedSocket:
     call that goes well then costs none, and one that does not takes at most a fifth longer.
     """
 
-    __slots__ = ("_timeout", "connected")
+    __slots__ = ("_poll", "_timeout", "connected")
 
     def __init__(self, connected: socket.socket) -> None:
         self.connected = connected
         self._timeout = 0.0
+        self._poll = select.poll()
+        self._poll.register(connected, select.POLLIN)
+
+    def has_gone_wrong(self) -> bool:
+        """Whether there is something to read before anything was asked: a farewell, or a late reply."""
+        return bool(self._poll.poll(0))
 
     def exchange(self, packed: Iterable[bytes], replies: int) -> list[Any]:
         """Send ``packed`` commands and read as many ``replies``; raises the first that is an error."""

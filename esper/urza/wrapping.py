@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from esper.urza.tiers import Missing, Tier
@@ -16,11 +17,12 @@ class WrappedTier:
     def __init__(self, tier: Tier) -> None:
         """Over ``tier``, which whoever made it closes."""
         self._tier = tier
+        self._name = tier.name  # asked for at every get
 
     @property
     def name(self) -> str:
         """The name that its hits and misses are counted under."""
-        return self._tier.name
+        return self._name
 
     @property
     def state(self) -> str | None:
@@ -33,23 +35,23 @@ class AroundEachCall(WrappedTier):
 
     def get(self, key: str) -> bytes | Missing:
         """The value under ``key``, or ``MISSING``."""
-        return self._around("get", lambda: self._tier.get(key))
+        return self._around("get", partial(self._tier.get, key))
 
     def get_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """The values of those of ``keys`` that are held."""
-        return self._around("get_many", lambda: self._tier.get_many(keys))
+        return self._around("get_many", partial(self._tier.get_many, keys))
 
     def put(self, key: str, value: bytes) -> None:
         """Hold ``value`` under ``key``."""
-        self._around("put", lambda: self._tier.put(key, value))
+        self._around("put", partial(self._tier.put, key, value))
 
     def put_many(self, items: Mapping[str, bytes]) -> None:
         """As :meth:`put` for each."""
-        self._around("put_many", lambda: self._tier.put_many(items))
+        self._around("put_many", partial(self._tier.put_many, items))
 
     def delete(self, key: str) -> None:
         """Hold nothing under ``key``."""
-        self._around("delete", lambda: self._tier.delete(key))
+        self._around("delete", partial(self._tier.delete, key))
 
     def _around(self, operation: str, call: Callable[[], T]) -> T:
         """Make ``call``, a call of the tier's ``operation``, and return what it returns."""

@@ -28,6 +28,8 @@ from esper.security.keys import KEY_BYTES, Key, Keys
 MAGIC: Final = b"ESPRSEAL"
 VERSION: Final = 1
 CHUNK: Final = 2**18
+STREAMED: Final = 16
+"""How many chunks a stream hands on at a time: the file system takes large pieces faster than small ones."""
 _TAG: Final = 16
 _NONCE: Final = 12
 _HEADER: Final = Struct(f"> {len(MAGIC)}s B 8s {_NONCE}s {KEY_BYTES + _TAG}s")
@@ -77,16 +79,19 @@ class Envelope:
     def seal_stream(self, pieces: Sequence[memoryview], identity: str) -> Iterator[memoryview]:
         """What :meth:`seal` makes of ``pieces`` (of bytes) joined, in parts: each holds until the next."""
         secret = os.urandom(KEY_BYTES)
-        cipher, line = AESGCM(secret), _Line(pieces)
-        buffer = memoryview(bytearray(CHUNK + _TAG))
-        yield memoryview(self._header(secret, identity))
-        for piece in _pieces(sum(map(len, pieces)), identity):
+        cipher, line, length = AESGCM(secret), _Line(pieces), sum(map(len, pieces))
+        buffer = memoryview(bytearray(min(_sealed_length(length), HEADER_BYTES + STREAMED * (CHUNK + _TAG))))
+        buffer[:HEADER_BYTES] = self._header(secret, identity)
+        end = HEADER_BYTES
+        for piece in _pieces(length, identity):
             size = piece.plain.stop - piece.plain.start
+            if end + size + _TAG > len(buffer):
+                yield buffer[:end]
+                end = 0
             taken = line.take(size)
-            sealed = buffer[: size + _TAG]
             plain = taken[0] if len(taken) == 1 else b"".join(taken)
-            cipher.encrypt_into(piece.nonce, plain, piece.bound, sealed)
-            yield sealed
+            end += cipher.encrypt_into(piece.nonce, plain, piece.bound, buffer[end : end + size + _TAG])
+        yield buffer[:end]
 
     def open_stream(
         self, file: BinaryIO, sealed: int, identity: str, targets: Sequence[memoryview] | None = None

@@ -8,7 +8,7 @@ import pytest
 
 from esper.errors import SealBroken, UnknownKey
 from esper.security import Envelope, Key, KeyRing, new_key
-from esper.security.envelope import CHUNK, HEADER_BYTES, MAGIC
+from esper.security.envelope import CHUNK, HEADER_BYTES, MAGIC, STREAMED
 
 NAME = "kernel_0123456789abcdef/program"
 PIECE = CHUNK + 16
@@ -50,7 +50,23 @@ def refused(sealed: bytes, identity: str = NAME, envelope: Envelope = ENVELOPE) 
     return caught.value.message
 
 
-@pytest.mark.parametrize("sizes", [[], [0], [1, 0, 70], [CHUNK], [CHUNK - 1, 2, CHUNK, 5], [3 * CHUNK + 1]])
+WHOLE = STREAMED * CHUNK
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [],
+        [0],
+        [1, 0, 70],
+        [CHUNK],
+        [CHUNK - 1, 2, CHUNK, 5],
+        [3 * CHUNK + 1],
+        [WHOLE],
+        [WHOLE, 1],
+        [WHOLE + 1000, WHOLE],
+    ],
+)
 def test_a_stream_is_what_is_sealed_at_once(sizes: list[int]) -> None:
     data = [os.urandom(size) for size in sizes]
     sealed = b"".join(map(bytes, ENVELOPE.seal_stream([memoryview(piece) for piece in data], NAME)))

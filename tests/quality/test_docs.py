@@ -1,19 +1,21 @@
-"""Each ``esper ...`` that the pages of docs/ name is there: its command, its options, its overrides."""
+"""Each ``esper ...`` that the pages of docs/ name is there, and a network of one's own trains as they say."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
-from esper_cli.app import app
+from esper_cli.app import app, run
 from esper_cli.config import compose
 
 PAGES = sorted((Path(__file__).resolve().parents[2] / "docs").glob("*.md"))
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OWN = next(page for page in PAGES if page.stem == "own-network").read_text()
 ASIDE = re.compile(r" # .*|&&.*|[<>].*| \| .*")
 
 
@@ -42,6 +44,17 @@ def problems(command: str) -> list[str]:
     return [f"no option {option}" for option in options if option not in known]
 
 
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of somebody who has written the files of own-network.md."""
+    for text in FENCE.findall(OWN):
+        if name := re.search(r"^# (\S+\.(?:py|yaml))$", text, re.MULTILINE):
+            (tmp_path / name[1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name[1]).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_each_command_is_there(page: Path) -> None:
     wrong = {command: found for command in commands(page.read_text()) if (found := problems(command))}
@@ -55,3 +68,19 @@ def test_what_is_not_there_is_found() -> None:
         "esper keys ls": [],
         "esper runs lss": ["no command lss"],
     }
+
+
+def test_a_network_of_ones_own_grows_and_leaves_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "+experiment=mine", "model.weights=converged.pt"]) == 2
+    assert "No such file" in capsys.readouterr().err
+    assert run(["train", "+experiment=mine", "tolaria.epochs=2"]) == 0
+    assert "grown" in capsys.readouterr().out
+    assert run(["runs", "export", "latest"]) == 0
+
+
+def test_a_loop_of_ones_own_grows_as_it_says() -> None:
+    (text,) = [text for text in FENCE.findall(OWN) if text.startswith("import esper")]
+    names: dict[str, Any] = {}
+    exec(text, names)
+    assert names["lower"] > 0
+    assert names["seed"].state.value == "FOSSILIZED"

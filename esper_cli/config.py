@@ -96,14 +96,40 @@ def run(task: Callable[[DictConfig], None], flags: Sequence[str], overrides: Seq
     """
     config_source.register()
     refuse_in_overrides(overrides)
-    entry = hydra.main(config_path=str(shipped("conf")), config_name=NAME, version_base=VERSION_BASE)(task)
-    with _explained(overrides), _argv(["esper train", *flags, *overrides]), _raising(), _shown(flags):
+    with _explained(overrides), _raising(), _shown(flags):
         try:
-            entry()
+            if flags or not _ran_one(task, overrides):
+                _run_main(task, flags, overrides)
         except HydraException:  # some of these are an OSError, too
             raise
         except OSError as error:  # a job keeps its own; Hydra makes the folders that runs and sweeps go to
             raise StorageError.from_os(error, error.filename or "the runs", "cannot write to") from error
+
+
+def _ran_one(task: Callable[[DictConfig], None], overrides: Sequence[str]) -> bool:
+    """Run ``task`` once as ``hydra.main`` would, which composes once more only to see whether it is a sweep.
+
+    False, and nothing was run, where it is one, or where nothing can be composed.
+    """
+    with hydra.initialize_config_dir(str(shipped("conf")), version_base=VERSION_BASE, job_name="train"):
+        engine = GlobalHydra.instance().hydra
+        assert engine is not None
+        try:
+            cfg = engine.config_loader.load_configuration(NAME, list(overrides), RunMode.RUN)
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError):
+            return False
+        if cfg.hydra.mode == RunMode.MULTIRUN:
+            return False
+        engine.compose_config = lambda *_, **__: cfg  # type: ignore[method-assign]
+        engine.run(NAME, task, list(overrides))
+        return True
+
+
+def _run_main(task: Callable[[DictConfig], None], flags: Sequence[str], overrides: Sequence[str]) -> None:
+    entry = hydra.main(config_path=str(shipped("conf")), config_name=NAME, version_base=VERSION_BASE)(task)
+    with _argv(["esper train", *flags, *overrides]):
+        try:
+            entry()
         except SystemExit as refusal:
             if refusal.code:  # Hydra has said why, in a line of its own
                 raise SystemExit(ConfigError.exit_code) from refusal
@@ -133,8 +159,7 @@ def experiments() -> list[str]:
 def _checked(
     cfg: DictConfig, choices: Mapping[str, Any], overrides: Sequence[str], config_loader: ConfigLoader
 ) -> DictConfig:
-    base = config_loader.load_configuration(NAME, [], RunMode.RUN)
-    defaults = base.hydra.runtime.choices
+    defaults = config_loader.compute_defaults_list(NAME, [], RunMode.RUN).overrides.known_choices
     chosen = {
         group: choice
         for group, choice in choices.items()
@@ -143,12 +168,14 @@ def _checked(
     for group, choice in chosen.items():
         if choice is None and defaults.get(group) is not None:
             raise ConfigError(f"{group} must be given", hint=f"choose one: {group}=OPTION")
-    if any(group not in defaults or choice != defaults[group] for group, choice in chosen.items()):
-        selected = [
-            f"{'' if group in defaults else '+'}{group}={'null' if choice is None else choice}"
-            for group, choice in chosen.items()
-        ]
-        base = config_loader.load_configuration(NAME, selected, RunMode.RUN)
+    # All of them or none: what a chosen group chooses below itself may not be what was chosen there.
+    differs = any(group not in defaults or choice != defaults[group] for group, choice in chosen.items())
+    selected = [
+        f"{'' if group in defaults else '+'}{group}={'null' if choice is None else choice}"
+        for group, choice in chosen.items()
+        if differs
+    ]
+    base = config_loader.load_configuration(NAME, selected, RunMode.RUN)
     check(_without_hydra(cfg), _without_hydra(base), _added(overrides))
     _heed(cfg)
     with open_dict(cfg):

@@ -1,8 +1,10 @@
 """Composing over conf/, experiments/ and the user's own files; what is wrong, in one line."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from esper.errors import ConfigError
 from esper_cli import config, folders
@@ -27,6 +29,9 @@ FILES = {
     "user/conf/model/wide.yaml": "width: 512\n",
     "user/conf/model/mlp.yaml": "width: 666\n",
 }
+
+
+NO_HYDRA = [f"hydra/{part}_logging=none" for part in ("job", "hydra")]
 
 
 @pytest.fixture(autouse=True)
@@ -190,3 +195,27 @@ def test_a_wheel_is_read_from_share(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_nearest_knows_an_inner_key_by_its_last_name() -> None:
     assert nearest("epoch", ["seed", "tolaria.epochs", "model.width"]) == ["tolaria.epochs"]
     assert nearest("zzz", ["seed"]) == []
+
+
+def test_one_run_composes_what_it_was_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self: ConfigLoaderImpl, name: str, overrides: list[str], *rest: Any, **options: Any) -> Any:
+        composed.append(overrides)
+        return load(self, name, overrides, *rest, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    trained: list[int] = []
+    config.run(lambda cfg: trained.append(config.job_config(cfg).seed), [], ["+experiment=mine", *NO_HYDRA])
+    assert trained == [5]
+    # The second is what it is held against.
+    assert composed == [["+experiment=mine", *NO_HYDRA], ["tolaria=default", "model=resnet"]]
+
+
+def test_an_experiment_that_says_that_it_is_a_sweep_is_one(checkout: Path) -> None:
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '3,4'}}}\n"
+    (checkout / "user/experiments/sweep.yaml").write_text(text)
+    trained: list[int] = []
+    config.run(lambda cfg: trained.append(cfg.seed), [], ["+experiment=sweep", *NO_HYDRA])
+    assert trained == [3, 4]

@@ -83,7 +83,7 @@ class CircuitBroken(AroundEachCall):
             return BreakerCounts(self._failures, self._refused, self._opened)
 
     def _around(self, operation: str, call: Callable[[], T]) -> T:
-        probe = self._admit()
+        probe = self._opened_at is not None and self._admit()
         good: bool | None = None
         began = self._clock()
         try:
@@ -99,8 +99,6 @@ class CircuitBroken(AroundEachCall):
 
     def _admit(self) -> bool:
         """Whether this call is the one that tries an open circuit; raises if it may not be made."""
-        if self._opened_at is None:
-            return False
         with self._lock:
             if self._opened_at is None:
                 return False

@@ -35,7 +35,7 @@ CALL_SECONDS: Final = 0.05
 READ_BYTES: Final = 2**18
 """How much is read at a time: a kernel at once, most often."""
 
-_pack: Final[Callable[[Sequence[str | bytes | int]], bytes]] = hiredis.pack_command
+_pack: Final[Callable[..., bytes]] = hiredis.pack_command  # to its stubs a command has one word
 
 _QUERY: Final = {"db", "ssl_ca_certs"}
 _HINT: Final = "for example redis://host:6379/0, rediss://host:6379/0 or unix:///path/redis.sock"

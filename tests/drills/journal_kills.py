@@ -45,7 +45,7 @@ def write(path: Path, process: int) -> None:
     """Write until killed, and say what was written."""
     with Journal(path) as journal:
 
-        def allow(_: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        def allow(_: str, fields: Mapping[str, Any], __: str | None = None) -> Mapping[str, Any]:
             return fields
 
         sink = JsonLines(path.with_name("telemetry.jsonl"), "run")

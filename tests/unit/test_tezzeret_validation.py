@@ -77,6 +77,18 @@ def test_a_right_program_passes_and_keeps_its_state() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_random_outputs_are_not_compared() -> None:
+    class Drawing(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.rand(1)  # so that what is drawn later is another
+            output: Tensor = super().forward(x)
+            return output
+
+    torch.manual_seed(0)
+    eager = nn.Sequential(nn.Linear(4, 64), nn.Dropout(0.5), nn.Linear(64, 4))
+    validate(Drawing(*deepcopy(eager)), eager, SLOT)
+
+
 def test_other_weights_are_refused() -> None:
     program = network()
     with torch.no_grad():

@@ -169,8 +169,8 @@ class _Server:
             )
         self._url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        handlers = [_NoRedirect, urllib.request.ProxyHandler({}), *([_ToOwnServer] if token else [])]
-        self._opener = urllib.request.build_opener(*handlers)
+        plain = _ToOwnServer if token else urllib.request.HTTPHandler
+        self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}), plain)
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object that the server answers."""

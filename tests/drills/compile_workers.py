@@ -115,6 +115,7 @@ def drill(folder: Path, server: RedisServer, *, jobs: int, kills: int, broker_ki
         f"tezzeret.engine.visibility_seconds={WALL_SECONDS + 1}",
         f"tezzeret.limits.wall_seconds={WALL_SECONDS}",
         "tezzeret.engine.at_once=32",
+        "tezzeret.nice=0",
         f"urza.url=sqlite:///{folder}/kernels.db",
         f"security.path={folder}/keys.json",
     ]

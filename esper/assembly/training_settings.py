@@ -27,6 +27,7 @@ def check_bounds(cfg: DictConfig) -> None:
     bounds = {
         "tolaria.epochs": (1, math.inf),
         "tolaria.flops": (1, math.inf),
+        "tolaria.learning_rate": (0, math.inf),
         "tolaria.observe_every": (1, math.inf),
         "tolaria.keep_checkpoints": (1, math.inf),
         "tolaria.keep_best": (0, math.inf),

@@ -18,6 +18,7 @@ BAD_BLUEPRINT = "version: 1\nname: bad\n"
     [
         ("seed=4294967296", ConfigError, "seed must be at most 4294967295, not 4294967296"),
         ("tolaria.epochs=0", ConfigError, "tolaria.epochs must be at least 1, not 0"),
+        ("tolaria.learning_rate=nan", ConfigError, "tolaria.learning_rate must be at least 0, not nan"),
         ("tolaria.threads=0", ConfigError, "tolaria.threads must be between 1 and 1024, not 0"),
         ("tolaria.threads=100000", ConfigError, "tolaria.threads must be between 1 and 1024, not 100000"),
         ("tolaria.schedule.final=-1", ConfigError, "final must be between 0 and 1, not -1"),

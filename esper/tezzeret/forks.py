@@ -155,7 +155,7 @@ class ForkServer:
                     continue
                 while _receive(connection, answer):
                     pass
-                ending, lost = _ending(*STATUS.unpack(number), limits) if number else (_NO_SERVER, True)
+                ending, lost = _ending(limits, *STATUS.unpack(number)) if number else (_NO_SERVER, True)
                 outcome, stage, unfiltered = _understood(answer)
                 failed = Outcome(stage, time.monotonic() - began, over or ending, lost=lost and not over)
                 return outcome or failed, unfiltered
@@ -191,10 +191,10 @@ def _receive(connection: socket.socket, answer: bytearray) -> bool:
     return bool(data)
 
 
-def _ending(status: int, cpu_seconds: float, peak_kib: int, limits: Limits) -> tuple[str, bool]:
+def _ending(limits: Limits, status: int, cpu_seconds: float, peak_kib: int) -> tuple[str, bool]:
     """Why a worker ended before it told an outcome, and whether from outside.
 
-    ``status`` is an exit code, or minus a signal; the others are what it used.
+    ``status`` is an exit code, or minus a signal; ``cpu_seconds`` and ``peak_kib`` are what it used.
     """
     killed = status == -signal.SIGKILL
     over = killed and cpu_seconds >= limits.cpu_seconds  # it ignored SIGXCPU

@@ -52,6 +52,9 @@ def test_a_run_tells_its_sinks_everything_but_places_and_is_the_same_run(
     assert [line["name"] for line in events] == told
     newest_first = told[::-1]
     assert newest_first.index("telemetry") < newest_first.index("epoch")
+    assert told.count("epoch") == 3
+    tiers = [event["tiers"] for event in journal if event["event"] == "cache"]
+    assert 0 < len(tiers) < 3  # of one epoch nothing was looked for
     (last,) = [event for event in journal if event["event"] == "telemetry"][-1:]
     assert {sink["state"] for sink in last["sinks"].values()} == {"up"}
     for line, event in zip(events, journal, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from esper.errors import ConfigError
@@ -221,6 +221,8 @@ _VALUES = st.recursive(
 
 
 @given(_VALUES, st.sampled_from(["report", "other"]))
+@example(['a"/x/y'], "report")
+@example([{"\\": "/x/y"}], "report")
 def test_the_same_leaves_when_json_is_at_hand(value: Any, name: str) -> None:
     fields = {name: value}
     told = leaving("trial", fields, json.dumps(fields, separators=(",", ":")))
@@ -229,8 +231,10 @@ def test_the_same_leaves_when_json_is_at_hand(value: Any, name: str) -> None:
 
 
 def test_what_may_leave_as_it_is_is_not_made_anew() -> None:
-    fields = {"packet": {"loss": 0.5, "layers": ["stage1.conv2"]}, "seconds": 1.0}
+    fields: dict[str, Any] = {"packet": {"loss": 0.5, "layers": ["stage1.conv2"]}, "seconds": 1.0}
     assert leaving("epoch", fields, json.dumps(fields)) is fields
+    fields = {"seconds": "NaN"}  # as a line that is not strict is read
+    assert leaving("epoch", fields, '{"seconds":NaN}') is not fields
 
 
 def test_a_journal_keeps_all_but_places_in_what_was_said() -> None:

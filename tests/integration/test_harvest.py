@@ -15,6 +15,7 @@ from esper.assembly.training import build_training
 from esper.errors import RunError
 from esper.messages import KernelMetadata
 from esper.tolaria.checkpoints import Checkpoints
+from esper.urza.trail import TrailQuery
 from esper_cli.config import compose
 
 Run = tuple[DictConfig, Path]
@@ -36,6 +37,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
     summary = build_training(cfg).run()
     return cfg, folder / "runs" / summary["run_id"]
+
+
+def test_the_library_knows_that_a_run_began_and_ended(trained: Run) -> None:
+    cfg, run = trained
+    with build_library(cfg) as library:
+        entries = library.trail.entries(TrailQuery(action="run.", subject=run.name))
+    assert [entry.action for entry in entries] == ["run.ended", "run.began"]
 
 
 def test_a_kept_kernel_is_stored_with_its_weights_and_where_they_are_from(trained: Run) -> None:

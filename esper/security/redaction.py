@@ -123,7 +123,7 @@ def register_environment(environment: Mapping[str, str]) -> None:
 def secrets_of_environment(environment: Mapping[str, str]) -> Iterable[str]:
     """The secrets among the values of ``environment``: whole values by their names, passwords in URLs."""
     for name, value in environment.items():
-        if _SECRET_VARIABLE.search(name):
+        if name != "PWD" and _SECRET_VARIABLE.search(name):  # a shell's PWD is the folder that one is in
             yield value
             yield from (part.strip() for part in value.split(","))
         yield from secrets_of_url(value)

@@ -102,6 +102,11 @@ def test_secrets_of_the_environment_are_known_by_names_and_shapes() -> None:
     assert not {"/home/x", "false", "/x"} & found
 
 
+def test_the_folder_that_a_shell_is_in_is_no_secret() -> None:
+    environment = {"PWD": "/home/anna/nets", "DB_PWD": "in-the-dark"}
+    assert set(secrets_of_environment(environment)) == {"in-the-dark"}
+
+
 def test_below_a_name_of_a_secret_nothing_stands() -> None:
     data = {"password": SECRET, "nested": [{"token": SECRET, "tokens": 4}], "ok": True, "secret": None}
     assert redacted(data) == {

@@ -25,10 +25,10 @@ from esper_cli.config import compose
 
 def epoch_seconds(trainer: Trainer, epoch: int, *, saved: bool) -> float:
     """Seconds of an epoch, and of a checkpoint begun before it, where one is."""
-    trainer.settle()
+    trainer.saving.settle()
     began = time.perf_counter()
     if saved:
-        trainer.save()
+        trainer.saving.begin()
     trainer.run_epoch(epoch)
     return time.perf_counter() - began
 
@@ -63,7 +63,7 @@ def main() -> None:
                 for index, saved in enumerate(order)
             }
             times.append((took[True], took[False]))
-        trainer.settle()
+        trainer.saving.settle()
     ratios = sorted(with_one / without for with_one, without in times)
     low, _, high = statistics.quantiles(ratios, n=4)
     steps = len(trainer.batches)

@@ -108,7 +108,7 @@ def train_process(
     """Train as one of many processes; esper train starts them."""
     from omegaconf import DictConfig, OmegaConf
 
-    from esper_cli.train import Output, run_once
+    from esper_cli.train_job import Output, run_once
 
     cfg = OmegaConf.load(folder / "config.yaml")
     assert isinstance(cfg, DictConfig)

@@ -65,7 +65,7 @@ def record(
         progress.refusals = progress.refusals.plus(refusal)
     else:
         progress.grown_at = trainer.done(epoch + 1)
-        progress.adapted += (Adapted(epoch, _target(decision), trainer.saved_step),)
+        progress.adapted += (Adapted(epoch, _target(decision), trainer.saving.step),)
     chosen = {**decision.parameters, "kernel_id": outcome.kernel_id}
     decided = replace(decision, parameters=chosen).to_json()
     trainer.recorder.emit("decision", epoch=epoch, decision=decided, outcome=outcome.to_json())

@@ -104,7 +104,7 @@ class RunControl:
             # Whatever becomes of the process meanwhile, the run can go on from here. What is to be saved may
             # show to be unstable: then it pauses once it has gone back.
             self._left.appendleft(request)
-            trainer.save_here()
+            trainer.saving.here()
             self._left.popleft()
             self.paused = True
             self._tell(request, trainer)
@@ -114,7 +114,7 @@ class RunControl:
 
     def _find(self, request: ControlRequest, trainer: Trainer) -> None:
         """Raise RollbackAsked with the checkpoint that was meant, or refuse."""
-        trainer.settle()
+        trainer.saving.settle()
         try:
             marks = trainer.checkpoints.marks()
             name = _meant(request, marks, trainer.progress.global_step)

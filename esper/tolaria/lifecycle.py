@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from esper.errors import GraftError
 from esper.kasmina import (
     Fault,
-    SeededLayer,
     graft,
     pop_faults,
     repeat_faults,
@@ -266,11 +265,6 @@ class SeedLifecycle:
 
     # Rollbacks
 
-    def changed_since(self, before: SeedLifecycle) -> list[SeedKey]:
-        """The seeds that hold a kernel here or in ``before``, and not the same one in the same state."""
-        here, there = _holding(self.layers), _holding(before.layers)
-        return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
-
     def reset(self, keys: Iterable[SeedKey], before: SeedLifecycle, reason: str, epoch: int) -> None:
         """Cull ``keys`` for ``reason`` and let them rest from ``epoch`` on, past the gates.
 
@@ -311,13 +305,3 @@ class SeedLifecycle:
         self.reports = restored(state["reports"], field_report_from)
         self.resting = {(layer, idx): until for layer, idx, until in state["resting"]}
         self.version += 1
-
-
-def _holding(layers: Mapping[str, SeededLayer]) -> dict[SeedKey, tuple[str, SeedState]]:
-    """The kernel in each seed that has one, and its state."""
-    return {
-        (name, seed.index): (seed.kernel_id, seed.state)
-        for name, layer in layers.items()
-        for seed in layer.seed_list
-        if seed.kernel_id is not None
-    }

@@ -14,11 +14,12 @@ from torch import nn
 from esper.data.batches import Batches
 from esper.data.losses import mean_loss
 from esper.errors import CheckpointError, Instability
-from esper.kasmina import seed_off
-from esper.messages import AdaptationDecision, Cause, Emergency, Symptom, SystemStatePacket
+from esper.kasmina import SeededLayer, seed_off
+from esper.messages import AdaptationDecision, Cause, Emergency, SeedState, Symptom, SystemStatePacket
 from esper.tolaria.evaluation import evaluating
 from esper.tolaria.progress import Adapted, Easing, Rollback
 from esper.tolaria.stability import Limits, divergence, first_non_finite, is_spike
+from esper.tolaria.trial import SeedKey
 
 if TYPE_CHECKING:
     from esper.tolaria.lifecycle import SeedLifecycle
@@ -58,7 +59,7 @@ def recover(trainer: Trainer, symptom: Symptom) -> None:
     Raises Instability when it has come to this often enough, and when no checkpoint is left.
     """
     began = time.perf_counter()
-    trainer.settle()
+    trainer.saving.settle()
     before, progress = trainer.seeds, trainer.progress
     watched = progress.watched(symptom.epoch, trainer.limits)
     place = _go_back(trainer, symptom, symptom.global_step)
@@ -91,7 +92,7 @@ def go_on(
 
     ``before`` led the seeds until then; ``began`` is when ``time.perf_counter`` said that it was noticed.
     """
-    changed = trainer.seeds.changed_since(before)
+    changed = _changed(trainer.seeds.layers, before.layers)
     trainer.recorder.emit(
         "rollback",
         **asdict(note),
@@ -102,7 +103,22 @@ def go_on(
     )
     trainer.seeds.reset(changed, before, f"rolled back: {reason}", trainer.progress.epochs_done)
     trainer.checkpoints.forget_after(place)
-    trainer.save()
+    trainer.saving.begin()
+
+
+def _changed(layers: Mapping[str, SeededLayer], before: Mapping[str, SeededLayer]) -> list[SeedKey]:
+    """The seeds that hold a kernel here or in ``before``, and not the same one in the same state."""
+    here, there = _holding(layers), _holding(before)
+    return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+
+
+def _holding(layers: Mapping[str, SeededLayer]) -> dict[SeedKey, tuple[str, SeedState]]:
+    return {
+        (name, seed.index): (seed.kernel_id, seed.state)
+        for name, layer in layers.items()
+        for seed in layer.seed_list
+        if seed.kernel_id is not None
+    }
 
 
 def embargo(trainer: Trainer, targets: Iterable[str]) -> None:

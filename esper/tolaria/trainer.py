@@ -20,7 +20,6 @@ from esper.tamiyo.policy import Policy
 from esper.tolaria.adaptation import apply, decide, record
 from esper.tolaria.averaging import share, usual_part
 from esper.tolaria.budget import Budget, Cost
-from esper.tolaria.checkpoints import BackgroundSaver, Mark, Saved
 from esper.tolaria.compiled import Backend, CompiledForward
 from esper.tolaria.control import RollbackAsked, RunControl
 from esper.tolaria.distributed import ALONE, Group
@@ -30,13 +29,14 @@ from esper.tolaria.measuring import measure
 from esper.tolaria.orchestrator import SeedOrchestrator
 from esper.tolaria.precision import Half, Precision
 from esper.tolaria.progress import EpochSoFar, Progress
-from esper.tolaria.recovery import Unstable, check_epoch, check_values, recover
+from esper.tolaria.recovery import Unstable, check_epoch, recover
+from esper.tolaria.saving import Saving
 from esper.tolaria.schedule import HoldThenCosine
 from esper.tolaria.shared import SharedCheckpoints
 from esper.tolaria.stability import Limits, StepWatch
 from esper.tolaria.step import Step
 from esper.tolaria.structure import Structure
-from esper.tolaria.training_state import capture, put_back, unchanged_until_step
+from esper.tolaria.training_state import capture, put_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,6 @@ class Trainer:
         self.emergencies = emergencies
         self.watch = StepWatch(limits, batches.y.device)
         self.checkpoints = checkpoints
-        self._saver = BackgroundSaver(checkpoints)
         self.recorder = recorder
         self.settings = settings
         self.budget = Budget(settings.epochs, settings.flops)
@@ -115,8 +114,7 @@ class Trainer:
         self.group = group
         self.control = control or RunControl()
         self.progress = Progress()
-        self.saved_step = 0
-        """Optimizer steps at the newest checkpoint."""
+        self.saving = Saving(self)
         self.so_far: EpochSoFar | None = None
         """Of an epoch under way; None between two."""
         self._told_tiers: Mapping[str, object] = {}
@@ -139,7 +137,7 @@ class Trainer:
             precision=self.precision,
             average=self.held_out.average,
             forward=self._forward(),
-            before_update=self._saver.hold,
+            before_update=self.saving.hold,
         )
         self.cost = Cost(self.held_out, self.batches, lambda: self._version)
         self._widths: tuple[tuple[int, int], dict[str, WidthMetrics]] | None = None
@@ -172,7 +170,7 @@ class Trainer:
         self._wind_up()
 
     def _wind_up(self) -> None:
-        self.settle()
+        self.saving.settle()
         self.control.refuse_rest(self)
 
     def _fit(self) -> None:
@@ -180,7 +178,7 @@ class Trainer:
             self.held_out.average.follow()
         if self.progress.global_step == 0:
             self.budget.check(self.cost)
-            self.save()
+            self.saving.begin()
         while self.so_far is not None or not self.finished:
             try:
                 self._live_epoch()
@@ -196,7 +194,7 @@ class Trainer:
         outcome = apply(self, decision, packet)
         record(self, packet.epoch, decision, outcome)
         self.progress.epochs_done += 1
-        self.save()
+        self.saving.begin()
 
     @property
     def finished(self) -> bool:
@@ -277,16 +275,16 @@ class Trainer:
             so_far.add(loss, samples)
             self.progress.samples += samples
             if watched or self.watch.full:
-                self._look()
+                self.look()
             if watched:
                 self.recorder.emit("step", epoch=epoch, step=step, steps=steps, loss=loss.item())
                 self.recorder.health(epoch, step, self.model)
-                self._tell(self._saver.finished())
+                self.saving.tell()
             every = self.settings.checkpoint_every
             if every is not None and self.progress.global_step % every == 0:
-                self.save()
-        self._look()
-        self._saver.hold()
+                self.saving.begin()
+        self.look()
+        self.saving.hold()
         return float(so_far.loss) / max(so_far.samples, 1)
 
     def _set_rates(self, done: float) -> None:
@@ -296,7 +294,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] *= factor
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Raise Unstable if a step since the last look was."""
         if symptom := self.watch.look():
             raise Unstable(symptom)
@@ -318,45 +316,6 @@ class Trainer:
 
     # Checkpoints
 
-    def settle(self) -> None:
-        """Wait until no checkpoint is being written any more."""
-        self._tell(self._saver.wait())
-
-    def save(self) -> None:
-        """Begin to write a checkpoint; the one before it is told of once it is on the disk.
-
-        Raises Unstable instead when what it would hold is not sound.
-        """
-        self._look()
-        check_values(self.model, self.progress.epochs_done, self.progress.global_step)
-        self.settle()
-        self.progress.adapted = self.progress.watched(self.progress.epochs_done, self.limits)
-        self.checkpoints.pin(each.step for each in self.progress.adapted)
-        self.saved_step = self.progress.global_step
-        done, last = self.progress, self.progress.history[-1:]
-        in_epoch = 0 if self.so_far is None else self.so_far.steps
-        mark = Mark(done.global_step, done.epochs_done, in_epoch, last[0].loss if last else None)
-        state = self.state()
-        if self.group.rank == 0:
-            self._saver.begin(mark, state, unchanged_until_step(self))
-
-    def save_here(self) -> None:
-        """As ``save``, and wait until it is on the disk; nothing if the newest checkpoint is from here."""
-        if self.saved_step != self.progress.global_step:
-            self.save()
-        self.settle()
-
-    def _tell(self, written: list[Saved]) -> None:
-        for saved in written:
-            self.recorder.emit(
-                "checkpoint",
-                epoch=saved.mark.epochs,
-                step=saved.mark.step,
-                path=saved.path.name,
-                paused=saved.paused,
-                seconds=saved.seconds,
-            )
-
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on: tensors and plain data. All processes call it."""
         return capture(self)
@@ -367,7 +326,7 @@ class Trainer:
         Raises CheckpointError when the network is another one.
         """
         put_back(self, state)
-        self.saved_step = self.progress.global_step
+        self.saving.step = self.progress.global_step
 
     def renew(self, state: Mapping[str, Any]) -> None:
         """As ``restore``, in a run that goes on: into a network that is built anew."""

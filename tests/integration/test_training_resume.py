@@ -76,7 +76,7 @@ def test_weights_that_are_copied_late_are_those_of_their_step(
     wide = ["model.hidden=[256,256]", "tolaria.batch_size=512", "tolaria.epochs=2"]
     every = ["tolaria.checkpoint_every=1", "tolaria.keep_checkpoints=100"]
     run = build_training(compose([*base, *wide, *every]))
-    saver, kept = run.trainer._saver, {}
+    saver, kept = run.trainer.saving._saver, {}
     begin = saver.begin
 
     def noted(mark: Mark, state: dict[str, Any], steady: Iterable[Tensor]) -> None:

@@ -11,7 +11,7 @@ from esper.messages import CompilationRecord, SeedState, Slot
 from esper_cli.display import LiveDisplay, Panel, PlainDisplay, QuietDisplay
 from esper_cli.parts import GLYPHS
 from esper_cli.progress import RunProgress, describe
-from esper_cli.train import Output
+from esper_cli.train_job import Output
 
 
 class Clock:

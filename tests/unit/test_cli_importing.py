@@ -11,7 +11,7 @@ import forked
 import pytest
 
 from esper_cli.importing import importing_pytorch
-from esper_cli.train import _interrupted
+from esper_cli.train_job import _interrupted
 
 
 def test_an_interruption_comes_at_the_end_of_the_block() -> None:

@@ -8,7 +8,7 @@ the same names; further fields follow them. Records hold data only: no tensors, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
@@ -350,7 +350,8 @@ class KernelMetadata:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for ``json.dumps``."""
-        return asdict(self)
+        # Not ``asdict``, which copies what cannot change, and takes as long as to read the kernel.
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ app = typer.Typer(
     name="esper",
     cls=Commands,
     no_args_is_help=True,
+    epilog="Example: esper train +experiment=resnet",
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -14,7 +14,7 @@ from esper.errors import BlueprintError, ConfigError, StorageError
 from esper.messages import Layout, Slot
 from esper_cli.compile import parse_shape
 from esper_cli.completion import complete_names, complete_overrides, complete_paths
-from esper_cli.terminal import console, count, error_line, is_wide, print_json, print_lines, table
+from esper_cli.terminal import console, count, counted, error_line, is_wide, print_json, print_lines, table
 
 if TYPE_CHECKING:
     from esper.blueprint import Blueprint
@@ -49,7 +49,7 @@ For = Annotated[
     typer.Option(
         "--for",
         metavar="LAYOUT:IN:OUT[:STRIDE]",
-        help="A slot, such as channels:16:32:2; repeated: each.",
+        help="Tell sizes and cost in this slot, such as channels:16:32:2; may be repeated.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -69,7 +69,7 @@ def list_blueprints(
         list[str] | None,
         typer.Argument(
             metavar="PATHS|KEY=VALUE",
-            help="Files, and folders of them; without: those of the configuration (karn.paths). Overrides.",
+            help="Files, and folders of them; those of karn.paths unless given; overrides.",
             autocompletion=_complete_files_or_overrides,
             show_default=False,
         ),
@@ -106,7 +106,7 @@ def list_blueprints(
 
 @app.command("show", epilog="Example: esper blueprints show squeeze_excite --for channels:16:16")
 def show_blueprint(name: NameOrFile, for_: For = None, as_json: AsJson = False) -> None:
-    """Show a blueprint in its one spelling: its ids, its sizes in a slot, and the document itself."""
+    """Show a blueprint: its ids, its sizes in a slot, and the document itself in canonical form."""
     import yaml
 
     shown = []
@@ -137,7 +137,7 @@ def lint_blueprints(
     for_: For = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell every mistake in blueprint files, with file, line, node and the nearest valid word.
+    """Name every mistake in blueprint files, with file, line, node and the nearest valid word.
 
     What is odd but allowed is a warning. With an error the exit code is 4.
     """
@@ -149,13 +149,14 @@ def lint_blueprints(
     for file in files:
         found += linter.read(file)
     errors = sum(finding.severity == "error" for finding in found)
+    counts = (len(files), errors, len(found) - errors)
     if as_json:
         print_json([asdict(finding) for finding in found])
     else:
         for finding in found:
             hint = f" ({finding.hint})" if finding.hint else ""
             print_lines(f"{finding.severity}: {finding}{hint}")
-        print_lines(f"{len(files)} files, {errors} errors, {len(found) - errors} warnings")
+        print_lines(", ".join(map(counted, counts, ("file", "error", "warning"))))
     if errors:
         raise typer.Exit(BlueprintError.exit_code)
 

@@ -44,7 +44,7 @@ class Commands(TyperGroup):
         super().__init__(**options)
         self.commands: Any = _OnDemand()
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """The names alone."""
         return list(self.commands)
 
@@ -72,6 +72,8 @@ def _built(name: str) -> Any:
         epilog = getattr(module, "EPILOG", None)
         holder.command(name, epilog=epilog, hidden=name in _HIDDEN)(part)
     built = get_group(holder).commands[name]
+    if "ls" in getattr(built, "commands", {}):  # what a group has comes first
+        built.commands = {"ls": built.commands.pop("ls"), **built.commands}
     _unwrap(built)
     return built
 

@@ -47,7 +47,7 @@ def drill(
         list[str] | None,
         typer.Option(
             metavar="FAULT",
-            help="Rehearse this fault; may be given again. All of them otherwise.",
+            help="Rehearse this fault, such as process-killed; may be repeated. All unless given.",
             autocompletion=complete_names(lambda: list(_faults())),
             show_default=False,
         ),

@@ -14,7 +14,7 @@ from esper.nissa.run_records import Adaptation
 from esper.nissa.runs import RunView
 from esper_cli.progress import describe
 from esper_cli.report import grouped, print_adaptations, sizes
-from esper_cli.terminal import percent, print_lines, table
+from esper_cli.terminal import counted, percent, print_lines, table
 
 
 def print_history(view: RunView) -> None:
@@ -50,11 +50,11 @@ def _rollback_lines(view: RunView) -> list[str]:
 def _what_it_is(view: RunView) -> str:
     if view.started_at is None:
         return "training never began: its journal has no event"
-    resumed = f", resumed {view.resumes} {'time' if view.resumes == 1 else 'times'}" if view.resumes else ""
+    resumed = f", resumed {counted(view.resumes, 'time')}" if view.resumes else ""
     return (
         f"{view.experiment or 'no experiment'} on {view.task}, seed {view.seed}, "
         f"started {view.started_at:%Y-%m-%d %H:%M:%S} UTC, "
-        f"{len(view.epochs)} of {view.total_epochs} epochs{resumed}"
+        f"{len(view.epochs)} of {counted(view.total_epochs, 'epoch')}{resumed}"
     )
 
 

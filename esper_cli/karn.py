@@ -17,7 +17,7 @@ from esper_cli.compile import parse_shape
 from esper_cli.importing import importing_pytorch
 from esper_cli.kernels import AsJson, Overrides, in_pages, library
 from esper_cli.keys import tell_key_made
-from esper_cli.terminal import console, is_wide, print_json, print_lines, table
+from esper_cli.terminal import console, counted, is_wide, print_json, print_lines, table
 
 if TYPE_CHECKING:
     from esper.messages import FieldReport, KernelMetadata
@@ -47,7 +47,7 @@ def invent(
     ] = None,
     reports: Annotated[
         str,
-        typer.Option(metavar="RUN", help="Learn from runs whose id starts so alone; from all unless given."),
+        typer.Option(metavar="RUN", help="Learn only from runs whose id starts so; from all unless given."),
     ] = "",
     workers: Annotated[
         int | None,
@@ -99,7 +99,7 @@ def invent(
         try:
             inventing.invent(places, budget, tell)
         except KeyboardInterrupt:
-            _tell(f"stopped: {len(made)} inventions are stored, and the same command goes on")
+            _tell(f"stopped: {counted(len(made), 'invention')} stored; the same command goes on")
             raise
         retired = inventing.retire()
     if as_json:
@@ -210,7 +210,7 @@ def _fate(record: InventionRecord, trials: Sequence[FieldReport], kernel: Kernel
     if record.failure is not None:
         return f"not compiled: {record.failure}"
     kept = sum(trial.verdict == "kept" for trial in trials)
-    words = f"kept in {kept} of {len(trials)} trials" if trials else "untried"
+    words = f"kept in {kept} of {counted(len(trials), 'trial')}" if trials else "untried"
     if kernel is None:
         return f"{words}, removed"
     return words if kernel.status == "validated" else f"{words}, {kernel.status}"

@@ -16,7 +16,7 @@ from esper.errors import ConfigError, CorruptKernel, EsperError, KernelNotFound,
 from esper.messages import KernelMetadata
 from esper_cli.completion import complete_overrides
 from esper_cli.keys import tell_key_made
-from esper_cli.terminal import console, print_json, print_lines, table
+from esper_cli.terminal import console, counted, print_json, print_lines, table
 
 if TYPE_CHECKING:
     from esper.urza import KernelLibrary, KernelQuery, Page
@@ -80,7 +80,7 @@ def pages(opened: KernelLibrary, query: KernelQuery) -> Iterator[Page]:
 
 
 @contextmanager
-def counted(what: str, *, shown: bool = True) -> Iterator[Callable[[], object]]:
+def counting(what: str, *, shown: bool = True) -> Iterator[Callable[[], object]]:
     """What to call after each kernel; how many they were stands on stderr, where somebody looks."""
     columns = (TextColumn(what), TextColumn("{task.completed:,.0f} kernels"), TimeElapsedColumn())
     out = console(stderr=True)
@@ -160,7 +160,7 @@ def show_kernel(kernel_id: KernelId, as_json: AsJson = False, overrides: Overrid
         if value:
             rows.add_row(fact, str(value))
     latest = f", the latest {TRIALS} of them" if len(trials) > TRIALS else ""
-    print_lines(rows, "", f"{len(trials):,} trials{latest}" if trials else "No trials yet.")
+    print_lines(rows, "", f"{counted(len(trials), 'trial')}{latest}" if trials else "No trials yet.")
     if trials:
         results = table(("run", "layer", "verdict", "gain", "error"), right=("gain", "error"))
         for trial in trials[-TRIALS:]:
@@ -212,7 +212,7 @@ def verify_kernels(
     if bool(ids) == all_:
         raise ConfigError("verify takes kernel ids, or --all", hint="esper kernels verify --all")
     found: dict[str, str | None] = {}
-    with library(overrides) as opened, counted("verified") as one_more:
+    with library(overrides) as opened, counting("verified") as one_more:
         named = [resolve(opened, kernel_id) for kernel_id in ids]
         try:
             for kernel in in_pages(opened, KernelQuery(sort="name")) if all_ else named:
@@ -238,7 +238,10 @@ def _tell_verified(found: Mapping[str, str | None], *, stderr: bool = False) -> 
     corrupt = {kernel_id: reason for kernel_id, reason in found.items() if reason is not None}
     for kernel_id, reason in corrupt.items():
         print_lines(f"{reason}; compile it again after: esper kernels rm {kernel_id}", stderr=stderr)
-    print_lines(f"{len(found) - len(corrupt)} of {len(found)} kernels are intact", stderr=stderr)
+    verb = "is" if len(found) == 1 else "are"
+    print_lines(
+        f"{len(found) - len(corrupt)} of {counted(len(found), 'kernel')} {verb} intact", stderr=stderr
+    )
 
 
 def resolve(opened: KernelLibrary, kernel_id: str) -> KernelMetadata:

@@ -16,7 +16,7 @@ from esper_cli.completion import complete_paths_or_overrides
 from esper_cli.importing import importing_pytorch
 from esper_cli.kernels import AsJson, KernelId, Overrides, library, resolve, split_overrides
 from esper_cli.kernels_upkeep import app
-from esper_cli.terminal import console, print_json, print_lines
+from esper_cli.terminal import console, counted, print_json, print_lines
 
 if TYPE_CHECKING:  # they take PyTorch seconds to import; --help and completion must not wait for it
     from esper.assembly.importing import Import
@@ -60,11 +60,14 @@ def import_kernels(
         ),
     ] = None,
     blueprint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What TorchScript programs among the files compute.")
+        Path | None,
+        typer.Option(metavar="FILE", help="The blueprint of TorchScript programs among the files."),
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option(metavar="LAYOUT:IN:OUT[:STRIDE]", help="And for which shape, such as channels:16:16."),
+        typer.Option(
+            metavar="LAYOUT:IN:OUT[:STRIDE]", help="With --blueprint: its shape, as channels:16:16."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -94,7 +97,8 @@ def import_kernels(
     else:
         new = sum(done.new for done in told)
         there = len(told) - new - len(refused)
-        print_lines(f"{new} kernels imported, {there} were there already, {len(refused)} files refused")
+        not_taken = counted(len(refused), "file")
+        print_lines(f"{counted(new, 'kernel')} imported, {there} already there, {not_taken} refused")
     if refused:
         raise typer.Exit(RefusedProgram.exit_code)
 

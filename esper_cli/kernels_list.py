@@ -11,11 +11,10 @@ import typer
 from esper.errors import ConfigError
 from esper.messages import Layout
 from esper_cli.kernels import PREFIX, AsJson, Overrides, app, library, pages
-from esper_cli.terminal import count, is_wide, keep_widths, print_json_list, print_lines, table
+from esper_cli.rows import LongTable
+from esper_cli.terminal import count, is_wide, print_json_list, print_lines
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from esper.urza import KernelLibrary, Page
 
 __all__ = ["app"]  # of kernels.py, with the command of this file
@@ -37,7 +36,7 @@ def _sort_keys() -> list[str]:
 @app.command("ls", epilog="Example: esper kernels ls --tag linear --input 128 --sort latency")
 def list_kernels(
     tag: Annotated[Many, typer.Option(help="Only kernels with this tag; repeated: with all.")] = None,
-    any_tag: Annotated[Many, typer.Option(help="Repeated: with at least one of these tags.")] = None,
+    any_tag: Annotated[Many, typer.Option(help="Only those with one of these tags; repeated.")] = None,
     no_tag: Annotated[Many, typer.Option(help="Only kernels without this tag.")] = None,
     input_: Annotated[int | None, typer.Option("--input", help="Only this many input features.")] = None,
     output: Annotated[int | None, typer.Option(help="Only this many output features.")] = None,
@@ -53,9 +52,10 @@ def list_kernels(
     author: Annotated[str | None, typer.Option(help="Only those that this author made.")] = None,
     blueprint: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this blueprint.")] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Made then or later: 2026-11-23, or with a time.")
+        str | None,
+        typer.Option(metavar="TIME", help="Only those made since: 2026-11-23, or with a time."),
     ] = None,
-    before: Annotated[str | None, typer.Option(metavar="TIME", help="Made earlier than that.")] = None,
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="Only those made before.")] = None,
     sort: Annotated[
         str, typer.Option(help="rank, name, created, score, latency, ...", autocompletion=_sort_keys)
     ] = "rank",
@@ -115,26 +115,19 @@ def _as_json(page: Page) -> Iterator[dict[str, Any]]:
 
 def _print_table(parts: Iterable[Page]) -> bool:
     """Print each page as soon as it is read; whether there was a kernel."""
-    widths: list[int] = []
+    wide = is_wide()
+    measured = ("rank", "kept", "latency") if wide else ()
+    columns = ("kernel", "name", "for", "params", "score", *measured, "tags")
+    listed = LongTable(columns, right=columns[3:-1], whole=columns[:3])
+    some = False
     for page in parts:
         if page.kernels:
-            rows = _rows(page)
-            widths = keep_widths(rows, widths)
-            print_lines(rows)
-    return bool(widths)
+            some = True
+            listed.print(list(_rows(page, wide)))
+    return some
 
 
-def _rows(page: Page) -> Table:
-    wide = is_wide()
-    rows = table(
-        (
-            *("kernel", "name", "for", "params", "score"),
-            *(("rank", "kept", "latency") if wide else ()),
-            "tags",
-        ),
-        right=("params", "score", "rank", "kept", "latency"),
-        whole=("kernel", "name", "for"),
-    )
+def _rows(page: Page, wide: bool) -> Iterator[tuple[str, ...]]:
     for kernel, standing in zip(page.kernels, page.standings, strict=True):
         marked = "" if kernel.status == "validated" else f" ({kernel.status})"
         measured = (
@@ -142,7 +135,7 @@ def _rows(page: Page) -> Table:
             f"{standing.kept}/{standing.trials}",
             f"{kernel.latency_ms:.2f} ms",
         )
-        rows.add_row(
+        yield (
             # In 80 columns there is room for what tells ids apart; every command takes that alone.
             kernel.kernel_id if wide else kernel.kernel_id.removeprefix(PREFIX),
             kernel.name + marked,
@@ -152,7 +145,6 @@ def _rows(page: Page) -> Table:
             *(measured if wide else ()),
             " ".join(tag for tag in kernel.tags if tag != "validated"),
         )
-    return rows
 
 
 def _one_of(flag: str, value: str | None, allowed: Sequence[str]) -> str | None:

@@ -16,7 +16,7 @@ from esper_cli.kernels import (
     AsJson,
     KernelIds,
     Overrides,
-    counted,
+    counting,
     in_pages,
     library,
     resolve,
@@ -24,7 +24,7 @@ from esper_cli.kernels import (
 )
 from esper_cli.kernels_list import app
 from esper_cli.runs import RunId, open_store
-from esper_cli.terminal import print_json, print_lines
+from esper_cli.terminal import counted, print_json, print_lines
 
 if TYPE_CHECKING:
     from esper.urza import KernelLibrary
@@ -91,7 +91,7 @@ def retire_kernels(
 def collect_garbage(
     retired_days: Annotated[
         float | None,
-        typer.Option(min=0, help="Also kernels retired, made longer ago than this, and kept in no trial."),
+        typer.Option(min=0, help="Also retired kernels that are older than this and that no trial kept."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; change nothing.")] = False,
     as_json: AsJson = False,
@@ -106,7 +106,8 @@ def collect_garbage(
     for kernel_id in found.kernels:
         print_lines(f"{'would remove' if dry_run else 'removed'} {kernel_id}")
     would = "would go" if dry_run else "went"
-    print_lines(f"{len(found.kernels)} kernels and {len(found.blobs)} blobs of {found.bytes:,} bytes {would}")
+    kernels, blobs = counted(len(found.kernels), "kernel"), counted(len(found.blobs), "blob")
+    print_lines(f"{kernels} and {blobs} of {counted(found.bytes, 'byte')} {would}")
 
 
 @app.command("harvest", epilog="Example: esper kernels harvest latest")
@@ -198,7 +199,7 @@ def _exchange(
             print_lines(f"copied {_described(kernel)}")
 
     # In a terminal the lines themselves show how it goes.
-    with counted("gone through", shown=as_json or not sys.stdout.isatty()) as one_more:
+    with counting("gone through", shown=as_json or not sys.stdout.isatty()) as one_more:
         try:
             copy_kernels(source, target, kernels, tell)
         except KeyboardInterrupt:
@@ -215,7 +216,7 @@ def _exchange(
 
 def _copied(told: Sequence[dict[str, Any]]) -> str:
     copied, refused = (sum(bool(each[how]) for each in told) for how in ("copied", "refused"))
-    there = f"{copied} kernels copied, {len(told) - copied - refused} were there already"
+    there = f"{counted(copied, 'kernel')} copied, {len(told) - copied - refused} already there"
     return f"{there}, {refused} refused" if refused else there
 
 

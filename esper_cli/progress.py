@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esper.messages import CompileQueue, SeedState, Slot
-from esper_cli.terminal import count, percent
+from esper_cli.terminal import count, counted, percent
 
 
 @dataclass(slots=True)
@@ -128,8 +128,9 @@ def _run_started(fields: Mapping[str, Any]) -> str:
     resumed = f", resumed after epoch {last + 1}" if last is not None else ""
     return (
         f"run {fields['run_id']}: {fields['experiment'] or 'no experiment'} on {fields['task']}, "
-        f"{fields['total_epochs']} epochs, {count(fields['parameters'])} parameters, "
-        f"{seeds} seeds in {len(fields['layers'])} layers, seed {fields['seed']}{resumed}"
+        f"{counted(fields['total_epochs'], 'epoch')}, {count(fields['parameters'])} parameters, "
+        f"{counted(seeds, 'seed')} in {counted(len(fields['layers']), 'layer')}, "
+        f"seed {fields['seed']}{resumed}"
     )
 
 
@@ -183,7 +184,7 @@ def _rollback(fields: Mapping[str, Any]) -> str:
     cause = fields["target"] or fields["cause"]
     left_out = fields["skipped"]
     batch = f"; batch {left_out[1] + 1} of epoch {left_out[0] + 1} is left out" if left_out else ""
-    seeds = f"; {len(fields['seeds'])} seeds reset" if fields["seeds"] else ""
+    seeds = f"; {counted(len(fields['seeds']), 'seed')} reset" if fields["seeds"] else ""
     return (
         f"rollback  {fields['kind']} ({fields['detail']}), caused by {cause}: back from step "
         f"{fields['from_step']} to {fields['to_step']} in {fields['seconds']:.1f} s{batch}{seeds}"

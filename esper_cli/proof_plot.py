@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter
 
 from esper.proof.growth import label
 from esper_cli.plot import dress, save
-from esper_cli.terminal import count
+from esper_cli.terminal import count, counted
 
 # Okabe and Ito's palette, as in the plot of a run.
 STYLES = {
@@ -81,7 +81,7 @@ def _draw_arms(axes: Axes, proof: Mapping[str, Any]) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     axes.set_xlabel("training FLOPs")
     axes.set_ylabel("test accuracy")
-    title = f"{proof['experiment']}, {len(proof['seeds'])} seeds"
+    title = f"{proof['experiment']}, {counted(len(proof['seeds']), 'seed')}"
     axes.set_title(title, loc="left", fontweight="bold", pad=10)
     dress(axes)
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from esper.proof.rescue import LABELS
 from esper_cli.plot import dress, save
-from esper_cli.terminal import count
+from esper_cli.terminal import count, counted
 
 # Okabe and Ito's palette, as in the other plots.
 COLOURS = {"base": "#666666", "train_on": "#56B4E9", "grown": "#D55E00", "large": "#0072B2"}
@@ -37,7 +37,7 @@ def plot_rescue(proof: Mapping[str, Any], path: Path) -> None:
     _curves(left, runs)
     _ends(right, runs, {arm["arm"]: arm for arm in proof["arms"]})
     figure.suptitle(
-        f"{proof['experiment']}, rescue, {len(proof['seeds'])} seeds",
+        f"{proof['experiment']}, rescue, {counted(len(proof['seeds']), 'seed')}",
         x=0.01,
         ha="left",
         fontweight="bold",

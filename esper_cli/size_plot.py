@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from esper.proof.size import NEAR
 from esper_cli.plot import dress, save
-from esper_cli.terminal import count
+from esper_cli.terminal import count, counted
 
 # Okabe and Ito's palette, as in the other plots.
 STATIC, GROWN = "#0072B2", "#D55E00"
@@ -61,7 +61,7 @@ def plot_size(proof: Mapping[str, Any], path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     axes.set_xlabel("parameters")
     axes.set_ylabel("test accuracy")
-    title = f"{proof['experiment']}, size, {len(proof['seeds'])} seeds"
+    title = f"{proof['experiment']}, size, {counted(len(proof['seeds']), 'seed')}"
     axes.set_title(title, loc="left", fontweight="bold", pad=10)
     dress(axes)
     axes.legend(frameon=False, fontsize=9, loc="lower right")

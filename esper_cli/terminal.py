@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isfinite
 from typing import Any
 
 from rich import box
-from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -89,23 +89,14 @@ def _records(rows: Table) -> Iterator[Text]:
         named = zip(rows.columns, cells, strict=True)
         filled = [(column.header, cell) for column, cell in named if str(cell)]
         for position, (header, cell) in enumerate(filled):
-            text = cell if isinstance(cell, Text) else Text(str(cell))
+            text = cell if isinstance(cell, Text) else Text(str(cell).translate(_CODES))
             flat = Text(", ").join(text.split("\n"))
             yield Text.assemble("  " if position else "", f"{header} " if header else "", flat)
 
 
-def keep_widths(rows: Table, widths: Sequence[int]) -> list[int]:
-    """Go on with a list whose columns were ``widths`` wide so far, without a header but for the first part.
-
-    Returns how wide they are now. Columns that may be wrapped find their width themselves.
-    """
-    rows.show_header = not widths
-    now = []
-    for column, width in zip(rows.columns, widths or [0] * len(rows.columns), strict=True):
-        needed = max(map(cell_len, (str(column.header), *map(str, column.cells))))
-        now.append(max(width, needed) if column.no_wrap else 0)
-        column.min_width = now[-1]
-    return now
+def plain(text: str) -> str:
+    """``text`` in one line and without codes for a terminal."""
+    return text if text.isprintable() else text.translate(_CODES | {ord("\n"): " ", ord("\t"): " "})
 
 
 def print_json(data: Any) -> None:
@@ -117,13 +108,28 @@ def print_json_list(items: Iterable[Any]) -> None:
     """As :func:`print_json` for a list of ``items``, of which one at a time is in memory."""
     before = "[\n  "
     for item in items:
-        sys.stdout.write(before + _json(item).replace("\n", "\n  "))
+        sys.stdout.write(before + _json(item, "\n  "))
         before = ",\n  "
     sys.stdout.write("[]\n" if before[0] == "[" else "\n]\n")
 
 
-def _json(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+def _json(data: Any, line: str = "\n") -> str:
+    """As ``json.dumps`` with an indent of two, which leaves the faster encoder unused; keys are text."""
+    inner = line + "  "
+    if encode := _SCALARS.get(type(data)):
+        return encode(data)
+    if isinstance(data, dict) and data:
+        parts = [f"{inner}{_encode(key)}: {_json(value, inner)}" for key, value in data.items()]
+        return "{" + ",".join(parts) + line + "}"
+    if isinstance(data, list | tuple) and data:
+        return "[" + ",".join(inner + _json(value, inner) for value in data) + line + "]"
+    return _encode(data)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_SCALARS: dict[type, Callable[[Any], str]] = {str: _encode, int: repr, type(None): lambda _: "null"}
+_SCALARS[float] = lambda number: repr(number) if isfinite(number) else _encode(number)
+"""What is most of a record; to begin anew for each number is most of what the encoder does."""
 
 
 def count(number: float) -> str:
@@ -136,7 +142,7 @@ def count(number: float) -> str:
 
 def counted(number: int, one: str, many: str | None = None) -> str:
     """``number`` of what is called so: 1 journal, 2 journals; ``many`` where an s does not do."""
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def duration(seconds: float) -> str:

@@ -94,7 +94,7 @@ def test_a_kernel_goes_through_a_file_and_comes_out_the_same(
     monkeypatch.setenv("ESPER_HOME", str(home / "ours"))  # with keys of its own
     files = [f"{kernel.kernel_id}.safetensors" for kernel in (plain, better)]
     code, out, err = esper(capsys, "import", *files)
-    assert (code, out.splitlines()[-1]) == (0, "2 kernels imported, 0 were there already, 0 files refused")
+    assert (code, out.splitlines()[-1]) == (0, "2 kernels imported, 0 already there, 0 files refused")
     assert "refused" not in err
     for theirs in (plain, better):
         (ours,) = [kernel for kernel in all_stored() if kernel.kernel_id == theirs.kernel_id]
@@ -121,7 +121,7 @@ def test_weights_of_a_program_are_taken_and_the_program_is_not(home: Path, capsy
     program = scripted(Sleeper())
     Path("net.pt").write_bytes(program)
     code, out, _ = esper(capsys, "import", "net.pt", "--blueprint", "offered.yaml", "--shape", SHAPE)
-    assert (code, out.splitlines()[-1]) == (0, "1 kernels imported, 0 were there already, 0 files refused")
+    assert (code, out.splitlines()[-1]) == (0, "1 kernel imported, 0 already there, 0 files refused")
     (kernel,) = all_stored()
     assert kernel.decision == f"a TorchScript program, SHA-256 {hashlib.sha256(program).hexdigest()}"
     assert kernel.performance_score > 0
@@ -146,7 +146,7 @@ def test_what_is_refused_says_so_in_a_line_and_the_rest_goes_on(home: Path, caps
     os.mkfifo("pipe")
     names = ["gone", "folder", "pipe", "/dev/zero", "note.txt", "weights.safetensors", "net.pt"]
     code, out, err = esper(capsys, "import", *names, "good.safetensors")
-    assert (code, out.splitlines()[-1]) == (6, "0 kernels imported, 1 were there already, 7 files refused")
+    assert (code, out.splitlines()[-1]) == (6, "0 kernels imported, 1 already there, 7 files refused")
     said = dict(
         line.removeprefix("refused: ").split(": ", 1) for line in err.splitlines() if "refused" in line
     )

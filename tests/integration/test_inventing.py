@@ -159,7 +159,7 @@ def test_ctrl_c_keeps_what_is_stored(capsys: Output, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Inventing, "invent", interrupted)
     assert app.run(["karn", "run", "--budget", "5", *NAMED]) == 130
-    assert "stopped: 1 inventions are stored" in capsys.readouterr().err
+    assert "stopped: 1 invention stored" in capsys.readouterr().err
     assert app.run(["karn", "ls", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 1
 

@@ -143,7 +143,7 @@ def test_lint_tells_all_and_ends_with_4(capsys: Output, tmp_path: Path) -> None:
 def test_lint_passes_warnings_and_holds_to_slots(capsys: Output, tmp_path: Path) -> None:
     Path("a.yaml").write_text(BAD.replace("liner", "linear").replace("aa", "a"))
     code, out, _ = esper(capsys, "lint", "a.yaml")
-    assert (code, out.splitlines()[-1]) == (0, "1 files, 0 errors, 1 warnings")
+    assert (code, out.splitlines()[-1]) == (0, "1 file, 0 errors, 1 warning")
     shipped = str(ROOT / "blueprints")
     assert esper(capsys, "lint", shipped)[:2] == (0, "27 files, 0 errors, 0 warnings\n")
     code, out, _ = esper(capsys, "lint", "--for", "tokens:7:9", f"{shipped}/time_conv.yaml")
@@ -189,7 +189,7 @@ def test_new_writes_what_lint_and_the_builder_take(layout: str, capsys: Output) 
     assert esper(capsys, "new", "my_block", "--layout", layout)[0] == 0
     text = Path("my_block.yaml").read_text()
     assert text.count("#") >= 5
-    assert esper(capsys, "lint", "my_block.yaml")[:2] == (0, "1 files, 0 errors, 0 warnings\n")
+    assert esper(capsys, "lint", "my_block.yaml")[:2] == (0, "1 file, 0 errors, 0 warnings\n")
     (blueprint,) = load_blueprints(Path("my_block.yaml"))
     stride = 2 if layout == "channels" else 1
     build(blueprint, Slot(layout, 5, 7, stride))  # type: ignore[arg-type]

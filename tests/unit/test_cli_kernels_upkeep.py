@@ -101,7 +101,7 @@ def test_garbage_is_named_before_it_goes(home: Path, capsys: Output) -> None:
     assert tags(home, "bb33") == ("conv",)
     code, out, _ = esper(capsys, "gc", "--retired-days", "30")
     assert out.splitlines()[0] == "removed kernel_bb33"
-    assert f"1 kernels and 1 blobs of {would['bytes']:,} bytes went" in out
+    assert f"1 kernel and 1 blob of {would['bytes']:,} bytes went" in out
     assert esper(capsys, "show", "bb33")[0] == 6
 
 
@@ -114,8 +114,8 @@ def test_kernels_go_to_another_library_and_back(home: Path, own_keys: bool, caps
     there = (f"sqlite:///{team}", *with_keys)
     code, out, err = esper(capsys, "push", "--to", *there, "--tag", "linear")
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1] == "2 kernels copied, 0 were there already"
-    assert esper(capsys, "push", "--to", *there)[1].endswith("1 kernels copied, 2 were there already\n")
+    assert out.splitlines()[-1] == "2 kernels copied, 0 already there"
+    assert esper(capsys, "push", "--to", *there)[1].endswith("1 kernel copied, 2 already there\n")
     with opened(team, keys) as library:
         for name in ("aa11", "aa22", "bb33"):
             library.verify(f"kernel_{name}")
@@ -131,7 +131,7 @@ def test_a_corrupt_kernel_does_not_spread_and_holds_up_no_other(home: Path, caps
     with closing(sqlite3.connect(home / "kernels.db")) as connection, connection:
         connection.execute("UPDATE blobs SET data = zeroblob(200) WHERE digest = ?", (digest,))
     code, out, err = esper(capsys, "push", "--to", "sqlite:///team.db")
-    assert (code, out.splitlines()[-1]) == (6, "2 kernels copied, 0 were there already, 1 refused")
+    assert (code, out.splitlines()[-1]) == (6, "2 kernels copied, 0 already there, 1 refused")
     assert err.startswith("refused: kernel 'kernel_aa22' is corrupt: its program is not what was sealed")
     code, out, err = esper(capsys, "push", "--to", "sqlite:///team.db", "--json")
     assert (code, err) == (6, "")
@@ -165,10 +165,10 @@ def test_ctrl_c_says_how_many_were_copied_and_the_same_command_goes_on(
     push = ("push", "--to", "sqlite:///team.db")
     done = forked.esper("kernels", *push, before=interrupt_at_the_second)
     assert done.returncode == 130
-    assert done.stderr.startswith("stopped: 2 kernels copied, 0 were there already; what is copied is whole")
+    assert done.stderr.startswith("stopped: 2 kernels copied, 0 already there; what is copied is whole")
     assert len(done.stderr.splitlines()) == 1
     monkeypatch.setattr(kernels, "PAGE", 4)
     code, out, _ = esper(capsys, *push)
     assert code == 0
-    assert out.splitlines()[-1] == "8 kernels copied, 2 were there already"
+    assert out.splitlines()[-1] == "8 kernels copied, 2 already there"
     assert esper(capsys, "verify", "--all")[1] == "10 of 10 kernels are intact\n"

@@ -71,7 +71,7 @@ def _built(name: str) -> Any:
     else:
         epilog = getattr(module, "EPILOG", None)
         holder.command(name, epilog=epilog, hidden=name in _HIDDEN)(part)
-    built = get_group(holder).commands[name]
+    built: Any = get_group(holder).commands[name]
     if "ls" in getattr(built, "commands", {}):  # what a group has comes first
         built.commands = {"ls": built.commands.pop("ls"), **built.commands}
     _unwrap(built)

@@ -1,7 +1,7 @@
 """Composing the configuration: ``conf/``, ``experiments/`` and what the user overrides.
 
-``train`` goes through ``hydra.main``, which brings sweeps, ``--cfg`` and ``--info``. The other commands
-need the same configuration once and compose it directly.
+``train`` goes through ``hydra.main`` for what that brings: sweeps, ``--cfg`` and ``--info``. One run, and the
+other commands, compose once and directly.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def compose_from(saved: Path, overrides: Sequence[str]) -> DictConfig:
 
 
 def run(task: Callable[[DictConfig], None], flags: Sequence[str], overrides: Sequence[str]) -> None:
-    """Run ``task`` under ``hydra.main`` once, or once for each job of a sweep.
+    """Run ``task`` as Hydra does: once, or once for each job of a sweep.
 
     Args:
         task: receives the configuration of its job; picklable, for launchers that use processes.

@@ -26,7 +26,7 @@ def remove_run(cfg: DictConfig, run_id: str) -> bool:
     root = Path(cfg.runs)
     folder = root / run_id
     with build_library(cfg, adopt_later=True) as library, ExitStack() as held:
-        if (folder / JOURNAL_NAME).exists():
+        if run_id in RunStore(root).run_ids():
             held.enter_context(Journal(folder / JOURNAL_NAME))  # nobody goes on with it meanwhile
         elif run_id not in [each.subject for each in library.trail.entries(TrailQuery("run.began", run_id))]:
             RunStore(root).find(run_id)  # which is not there, and says what is

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
 from servers.api import running
 from servers.tls import Certificates, make_certificates, revocations, serial_of
 from starlette.applications import Starlette
@@ -27,6 +28,7 @@ from esper.nissa.http import bodies
 from esper.nissa.http import server as http_server
 from esper.nissa.http.bodies import MOST_BODY_BYTES
 from esper.nissa.http.limits import ConnectionLimit, RateLimit
+from esper.nissa.http.revocation import Revoked
 from esper.nissa.http.server import MetricsServer
 from esper.nissa.http.tls import CERTIFICATE, HOLDS, self_signed_tls, server_tls
 
@@ -241,7 +243,6 @@ def test_a_certificate_that_is_made_now_is_the_one_of_its_fingerprint() -> None:
     tls, fingerprint = self_signed_tls("127.0.0.1", ["esper.internal"])
     with serving(tls) as server:
         shown = ssl.get_server_certificate(address(server))
-    from cryptography import x509
     from cryptography.hazmat.primitives.hashes import SHA256
 
     certificate = x509.load_pem_x509_certificate(shown.encode())
@@ -393,8 +394,8 @@ def test_a_client_whose_certificate_was_revoked_is_let_in_no_more(
         assert comes_in(known)
         assert before.get("/health").json()["holds"] is True
         lists.write_bytes(revocations(client, 1, serial_of(client)))
-        assert not comes_in(known)
         assert before.get("/health").json()["holds"] is False, "over a connection that there was"
+        assert not comes_in(known)
         assert comes_in(nobody), "without a certificate, as with a token"
         # What is served beside a list is not trusted, and a list that cannot be used changes nothing.
         for text in (revocations(shown), b"", b"-----BEGIN X509 CRL-----\n!\n-----END X509 CRL-----"):
@@ -418,6 +419,13 @@ def test_a_client_whose_certificate_was_revoked_is_let_in_no_more(
             tls.check()
         with pytest.raises(ServerError, match=r"revoked.pem cannot be used: it is valid from"):
             server_tls(shown.certificate, shown.key, client_authority=client.authority, revoked=lists)
+
+
+def test_a_list_allows_nobody_once_it_has_ended(certificates: Certificates) -> None:
+    shown = x509.load_pem_x509_certificate(certificates.certificate.read_bytes())
+    for ends_in, allowed in ((timedelta(days=1), True), (timedelta(minutes=-1), False)):
+        lists = [x509.load_pem_x509_crl(revocations(certificates, ends_in=ends_in))]
+        assert Revoked(lists).allow(shown) == allowed
 
 
 def test_files_that_were_refused_are_tried_again_without_another_change(

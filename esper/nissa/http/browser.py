@@ -58,7 +58,8 @@ def kept_by(request: Request, name: str) -> str:
 def cookie(request: Request, name: str, token: str) -> str:
     """Has a browser keep ``token`` out of reach of scripts and of other pages; "" has it forgotten."""
     made: SimpleCookie = SimpleCookie()
-    made[_full(request, name)] = token
+    full = _full(request, name)
+    made[full] = token
     attributes = {
         "path": "/",
         "httponly": True,
@@ -68,8 +69,8 @@ def cookie(request: Request, name: str, token: str) -> str:
         "max-age": 0 if not token else LINK_SECONDS if name == LINK else "",
     }
     for attribute, value in attributes.items():
-        made[_full(request, name)][attribute] = value
-    return made[_full(request, name)].OutputString()
+        made[full][attribute] = value
+    return made[full].OutputString()
 
 
 def sent_on(request: Request, cookies: Mapping[str, str]) -> Response:

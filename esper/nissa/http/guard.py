@@ -245,7 +245,11 @@ class _Roles:
 
 def _check_certificate(request: Request) -> None:
     if not request.scope.get(HOLDS, lambda: True)():
-        raise Refusal(401, "this certificate was revoked", challenge="")
+        raise Refusal(
+            401,
+            "this certificate is revoked, or the list of those has ended",
+            challenge="",
+        )
 
 
 def _address(request: Request) -> str:

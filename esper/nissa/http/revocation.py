@@ -24,9 +24,10 @@ class Revoked:
         self._numbers = {(each.issuer, entry.serial_number) for each in lists for entry in each}
         self.end = min((end for each in lists if (end := each.next_update_utc)), default=None)
 
-    def has(self, certificate: x509.Certificate) -> bool:
-        """Whether the certificate was revoked."""
-        return (certificate.issuer, certificate.serial_number) in self._numbers
+    def allow(self, certificate: x509.Certificate) -> bool:
+        """Whether the certificate is in none of them, and none has ended."""
+        ended = self.end is not None and self.end < datetime.now(UTC)
+        return not ended and (certificate.issuer, certificate.serial_number) not in self._numbers
 
 
 def refuse_revoked(context: ssl.SSLContext, lists: Path, authority: Path) -> Revoked:
@@ -64,5 +65,6 @@ def _check(revoked: x509.CertificateRevocationList, authorities: list[x509.Certi
 
 def check_dates(begin: datetime, end: datetime | None) -> None:
     """ValueError for what is not valid now."""
-    if not begin <= datetime.now(UTC) <= (end or datetime.max.replace(tzinfo=UTC)):
+    end = end or datetime.max.replace(tzinfo=UTC)
+    if not begin <= datetime.now(UTC) <= end:
         raise ValueError(f"it is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}")

@@ -90,9 +90,9 @@ class RenewedTls(ssl.SSLContext):
         return self._looked_at().context.wrap_bio(*args, **options)
 
     def holds(self, certificate: x509.Certificate) -> bool:
-        """Whether the certificate of a connection that goes on is in no list of revoked ones now."""
+        """Whether lists of revoked certificates allow that of a connection that goes on."""
         revoked = self._looked_at().revoked
-        return revoked is None or not revoked.has(certificate)
+        return revoked is None or revoked.allow(certificate)
 
     def check(self) -> str:
         """What new connections are begun with; ServerError where files cannot be used, or have ended."""

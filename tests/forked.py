@@ -185,6 +185,7 @@ def _in_place(
 def _command(args: tuple[str, ...], before: Callable[[], object] | None) -> None:
     sys.argv = ["esper", *args]
     if before is not None:
+        sys.dont_write_bytecode = True  # a limit of ``before`` would cut off what all later processes load
         before()
     from esper_cli.__main__ import main
 

@@ -151,9 +151,12 @@ def test_keys_rotate_and_retire_and_all_of_it_is_in_the_audit_trail(client: http
 def test_an_authority_that_cannot_be_used_shows_in_health(home: Path, client: httpx.Client) -> None:
     health = {"url": "/health", "headers": bearer(token_of("viewer"))}
     assert client.get(**health).status_code == 200
-    (home / "tls" / "authority.pem").write_text("half of a file")
+    authority = home / "tls" / "authority.pem"
+    whole = authority.read_text()
+    authority.write_text("half of a file")
     time.sleep(LOOK_SECONDS)
     answer = client.get(**health)
+    authority.write_text(whole)
     assert answer.status_code == 503
     (reason,) = answer.json()["reasons"]
     assert reason.startswith("TLS: the authority of clients [path] cannot be used")

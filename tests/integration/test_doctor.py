@@ -10,7 +10,7 @@ import forked
 import pytest
 from forbidding import forbid_filters
 from servers.postgres import PASSWORD
-from servers.redis import RedisServer, free_port
+from servers.redis import RedisServer, be_patient, free_port
 from urza_support import artefact
 
 from esper.assembly import checks
@@ -50,6 +50,7 @@ def test_a_fresh_machine_is_well_and_nothing_is_made(home: Path, capsys: Output)
 def test_the_full_stack_is_well_while_it_runs_and_said_to_be_ill_when_not(
     postgres_url: str, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
+    be_patient(monkeypatch)
     monkeypatch.setenv("ESPER_POSTGRES_URL", postgres_url)
     monkeypatch.setenv("ESPER_REDIS_URL", redis_server.url)
     code, found = findings(capsys, "urza=full")

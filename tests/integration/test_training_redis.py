@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers.redis import RedisServer
+from servers.redis import RedisServer, be_patient
 
 from esper.assembly.training import build_training
 from esper.nissa.journal import JOURNAL_NAME
@@ -57,6 +57,7 @@ def test_training_goes_on_without_redis(
     fault: Callable[[RedisServer], None],
 ) -> None:
     monkeypatch.setenv("ESPER_REDIS_URL", own_redis.url)
+    be_patient(monkeypatch, seconds=2)
     summary = trained(tmp_path, "redis", lambda: fault(own_redis))
     assert summary["weights_sha256"] == weights_without
     folder = Path(summary["folder"])

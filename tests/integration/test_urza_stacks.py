@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from servers.postgres import PASSWORD
-from servers.redis import RedisServer
+from servers.redis import RedisServer, be_patient
 from torch import nn
 from urza_support import artefact
 from waiting import until
@@ -23,6 +23,7 @@ from esper_cli.config import compose
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ESPER_HOME", str(tmp_path))
+    be_patient(monkeypatch)
     for name in ("ESPER_REDIS_URL", "ESPER_POSTGRES_URL"):
         monkeypatch.delenv(name, raising=False)
 

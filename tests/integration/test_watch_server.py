@@ -126,7 +126,8 @@ def test_what_is_written_is_shown_once_though_the_connection_is_cut(
     silent = [0.0]
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + silent[0], sleep=time.sleep)
     monkeypatch.setattr(watch_remote, "time", clock)
-    monkeypatch.setattr(watch_remote, "LOST_SECONDS", LONG)
+    for name in ("ANSWER_SECONDS", "SILENCE_SECONDS", "LOST_SECONDS"):
+        monkeypatch.setattr(watch_remote, name, LONG)
     monkeypatch.setattr(watch_remote, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(watch_remote, "STATUS_SECONDS", 0.1)
     connected: list[object] = []

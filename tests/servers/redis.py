@@ -20,6 +20,8 @@ import redis
 from waiting import LONG
 
 import servers
+from esper.urza.breaker import CircuitBroken
+from esper.urza.redis import RedisTier
 from servers import DYING_WITH_PARENT, CannotStart
 from servers.tls import make_certificates
 
@@ -38,6 +40,12 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise CannotStart("no port is free")
+
+
+def be_patient(patch: pytest.MonkeyPatch, seconds: float = LONG) -> None:
+    """Have Redis caches that are made from here on be passed over only after ``seconds``."""
+    for made, name in ((RedisTier, "seconds"), (CircuitBroken, "slow_seconds")):
+        patch.setitem(made.__init__.__kwdefaults__, name, seconds)
 
 
 class RedisServer:

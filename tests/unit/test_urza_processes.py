@@ -27,6 +27,7 @@ from esper.urza.tiers import MISSING, TieredStore
 PREAMBLE = """
 import sys, time, resource
 from pathlib import Path
+sys.dont_write_bytecode = True  # a limit on files would cut off what all later processes load
 sys.path.insert(0, {support!r})
 from urza_support import artefact, never_load, open_sealed, report
 from esper.errors import EsperError, StorageError

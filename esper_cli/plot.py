@@ -62,7 +62,7 @@ def plot_run(view: RunView, path: Path) -> None:
         handles=[*above.get_legend_handles_labels()[0], *_legend(view.trials), *_growths(view)],
         frameon=False,
         fontsize=9,
-        loc="upper right",
+        loc="best",
     )
     figure.align_ylabels()
     save(figure, path)

@@ -74,7 +74,7 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     """Call ``function`` of a module with ``given`` in such a process and wait for its end."""
     with Forked(function, given, cwd, env) as process:
-        return process.wait()
+        return process.wait(3 * LONG)  # a whole drill, on a machine that does much else
 
 
 class Forked:

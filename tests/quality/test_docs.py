@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def problems(command: str) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The folder of somebody who has written the files of own-network.md."""
     for text in FENCE.findall(OWN):
         if name := re.search(r"^# (\S+\.(?:py|yaml))$", text, re.MULTILINE):
@@ -53,6 +55,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (tmp_path / name[1]).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("mynets", None)  # else the next test has that of a folder which is gone
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -176,7 +176,7 @@ def _checked(
         if differs
     ]
     base = config_loader.load_configuration(NAME, selected, RunMode.RUN)
-    check(_without_hydra(cfg), _without_hydra(base), _added(overrides))
+    check(_without_hydra(cfg), _without_hydra(base), _added(overrides), chosen)
     _heed(cfg)
     with open_dict(cfg):
         cfg.experiment = cfg.experiment or choices.get(config_source.GROUP)
@@ -212,7 +212,7 @@ def _explained(overrides: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise explain(error, overrides, _known_names(overrides)) from error
+        raise explain(error, overrides, _known_names(overrides), experiments()) from error
     except ValueError as error:
         if not _raised_by_hydra(error):
             raise

@@ -51,15 +51,20 @@ def unknown(kind: str, name: str, known: Iterable[str], otherwise: str, where: s
     return ConfigError(f"unknown {kind} {name!r}{where}", hint=hint)
 
 
-def explain(error: Exception, overrides: Sequence[str], known: Iterable[str]) -> ConfigError:
+def explain(
+    error: Exception, overrides: Sequence[str], known: Iterable[str], experiments: Iterable[str] = ()
+) -> ConfigError:
     """The one-line error for what composing a configuration with ``overrides`` raised.
 
-    ``known`` holds the keys and groups that an override may name.
+    ``known`` holds the keys and groups that an override may name, ``experiments`` those that there are.
     """
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing(str(error.missing_cfg_file), error.options or (), text)
     if isinstance(error, OverrideParseException):
+        if error.override in experiments:
+            hint = f"did you mean +experiment={error.override}?"
+            return ConfigError(f"{error.override!r} is no override", hint=hint)
         return ConfigError(
             f"cannot read the override {error.override!r}: {_reason(error.message)}",
             hint="write overrides as key=value, lists as key=[a,b], and quote what holds a comma or a space",
@@ -110,9 +115,14 @@ def _not_there(name: str, text: str, known: Iterable[str]) -> ConfigError:
     if name in known:
         return ConfigError(
             f"what is given for {name!r} holds a key that is not there",
-            hint=f"set its keys as {name}.KEY=VALUE, and add one as +{name}.KEY=VALUE",
+            hint=f"set its keys as {name}.KEY=VALUE",
         )
-    return unknown("key", name, known, SHOW_KEYS)
+    ours = [key for key in known if key.startswith("hydra") == name.startswith("hydra")]
+    if f"{name.rpartition('.')[0]}._target_" in known:  # what is made of it may take more than is listed
+        close = nearest(name, ours)
+        hint = f"did you mean {' or '.join(close)}? If not, " if close else ""
+        return ConfigError(f"unknown key {name!r}", hint=f"{hint}add an argument as +{name}=VALUE")
+    return unknown("key", name, ours, SHOW_KEYS)
 
 
 def _reason(text: str) -> str:
@@ -126,12 +136,13 @@ def _reason(text: str) -> str:
     return "; ".join(kept)
 
 
-def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
+def check(cfg: DictConfig, base: DictConfig, added: Sequence[str], groups: Iterable[str] = ()) -> None:
     """Hold ``cfg`` against ``base``, the same choice of groups without any value overridden.
 
     Catches what composing lets through: a misspelt key in an experiment file, a value of another type than
-    the default, a key that was deleted. A key is free where ``base`` has ``null`` or an empty mapping, and
-    below the keys in ``added``, which the user gave with ``+``; what is made of a ``_target_`` may lack keys.
+    the default, a key that was deleted. A key is free where ``base`` has ``null`` or an empty mapping. Those
+    in ``added``, which the user gave with ``+``, are free where another value refers to them, and in what is
+    made of a ``_target_``, which may lack keys too. ``groups`` are those of which an option is chosen.
 
     Raises:
         ConfigError: naming the first key that is wrong.
@@ -141,7 +152,7 @@ def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
     for path, node in present.items():
         if _is_the_same(node, known.get(path)):
             continue
-        if any(path == key or path.startswith(f"{key}.") for key in added):
+        if any(_is_at_or_below(path, key) and _is_read(cfg, base, key) for key in added):
             continue
         parent = (
             OmegaConf.select(base, path.rpartition(".")[0], throw_on_missing=False) if "." in path else base
@@ -150,7 +161,10 @@ def check(cfg: DictConfig, base: DictConfig, added: Sequence[str]) -> None:
             continue
         if path not in known:
             raise unknown("key", path, known, SHOW_KEYS)
-        _check_type(path, _value(cfg, path), _value(base, path))
+        value = _value(cfg, path)
+        if isinstance(value, str) and (group := path.replace(".", "/")) in groups:
+            raise ConfigError(f"{path} is chosen as a whole", hint=f"write {group}={value}")
+        _check_type(path, value, _value(base, path))
     for path in known:
         if path not in present and not _is_an_argument(base, path):
             raise ConfigError(f"{path} must be given", hint=SHOW_KEYS)
@@ -161,6 +175,19 @@ def _is_the_same(node: Any, default: Any) -> bool:
     if not isinstance(node, ValueNode) or not isinstance(default, ValueNode) or node._is_interpolation():
         return False
     return type(node._value()) is type(default._value()) and node._value() == default._value()
+
+
+def _is_at_or_below(path: str, key: str) -> bool:
+    return path == key or path.startswith(f"{key}.")
+
+
+def _is_read(cfg: DictConfig, base: DictConfig, key: str) -> bool:
+    """Whether anybody asks for ``key``, of which ``base`` knows nothing."""
+    return _is_an_argument(base, key) or any(
+        f"${{{key}}}" in str(node._value())
+        for _, node in _nodes(cfg)
+        if isinstance(node, ValueNode) and node._is_interpolation()
+    )
 
 
 def _is_an_argument(base: DictConfig, path: str) -> bool:

@@ -178,3 +178,10 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] in ("0", "141")
+
+
+def test_streams_that_are_closed_take_what_is_written_to_nowhere(tmp_path: Path) -> None:
+    esper = f"'{sys.executable}' -m esper_cli"
+    command = f"{esper} --version >&-; echo $?; {esper} unheard-of 2>&-; echo $?"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["0", "2"], "")

@@ -13,11 +13,13 @@ from esper_cli.config_errors import nearest
 FILES = {
     "pyproject.toml": "",
     "conf/config.yaml": (
-        "defaults: [_self_, model: mlp, tolaria: default]\nexperiment: null\nseed: 0\nruns: runs\n"
+        "defaults: [_self_, model: mlp, tolaria: default, tolaria/order: plain]\n"
+        "experiment: null\nseed: 0\nruns: runs\n"
     ),
     "conf/model/mlp.yaml": "width: 8\nname: mlp\n",
-    "conf/model/resnet.yaml": "width: 8\nblocks: [1, 1]\nextra: {}\n",
+    "conf/model/resnet.yaml": "_target_: mine.Net\nwidth: 8\nblocks: [1, 1]\nextra: {}\n",
     "conf/tolaria/default.yaml": "epochs: 10\nlr: 0.1\nshuffle: true\nlimit: null\ndevice: auto\n",
+    "conf/tolaria/order/plain.yaml": "step: 1\n",
     "experiments/small.yaml": (
         "# @package _global_\ndefaults:\n  - override /model: resnet\ntolaria:\n  epochs: 2\n"
     ),
@@ -95,12 +97,21 @@ def test_a_users_conf_adds_options_and_replaces_none() -> None:
         ("tolaria.epoch=3", "unknown key 'tolaria.epoch'", "did you mean tolaria.epochs"),
         ("epochs=3", "unknown key 'epochs'", "did you mean tolaria.epochs?"),
         ("experiment=small", "'experiment' has no default to replace", "write +experiment=small"),
-        ("tolaria={epoch: 3}", "what is given for 'tolaria' holds a key", "add one as +tolaria.KEY=VALUE"),
+        (
+            "tolaria={epoch: 3}",
+            "what is given for 'tolaria' holds a key",
+            "set its keys as tolaria.KEY=VALUE",
+        ),
         ("~nothing", "unknown key 'nothing'", "see every key with"),
         ("seed=1,2", "'seed=1,2' names several values", "add --multirun"),
         ("seed=range(1,3)", "'seed=range(1,3)' is a sweep", "add --multirun"),
         ("seed=[1", "cannot read the override 'seed=[1'", "write overrides as key=value"),
         ("seed", "cannot read the override 'seed'", "write overrides as key=value"),
+        ("small", "'small' is no override", "did you mean +experiment=small?"),
+        ("+experiement=small", "unknown key 'experiement'", "did you mean experiment?"),
+        ("+tolaria.epcohs=3", "unknown key 'tolaria.epcohs'", "did you mean tolaria.epochs?"),
+        ("tolaria.order=plain", "tolaria.order is chosen as a whole", "write tolaria/order=plain"),
+        ("runtime=3", "unknown key 'runtime'", "see every key with"),
         ("+experiment=typo", "unknown key 'tolaria.epoch'", "did you mean tolaria.epochs?"),
     ],
 )
@@ -152,9 +163,14 @@ def test_what_a_default_leaves_open_is_accepted(override: str) -> None:
     config.compose([override])
 
 
-def test_a_key_added_with_plus_and_one_below_an_empty_mapping_are_accepted() -> None:
-    cfg = config.compose(["model=resnet", "+model.depth=3", "+model.extra.more=1", "+tolaria.note={a: 1}"])
-    assert cfg.model.depth == 3
+def test_a_key_added_with_plus_is_accepted_where_somebody_asks_for_it() -> None:
+    cfg = config.compose(["model=resnet", "+model.depth=3", "+model.extra.more=1", "+n=7", "seed=${n}"])
+    assert (cfg.model.depth, cfg.seed) == (3, 7)
+
+
+def test_what_an_object_is_made_of_may_be_more_than_is_listed() -> None:
+    error = refused("model=resnet", "model.depth=3")
+    assert error.hint == "did you mean model.width? If not, add an argument as +model.depth=VALUE"
 
 
 def test_a_broken_file_is_named_with_its_line(checkout: Path) -> None:
@@ -210,7 +226,10 @@ def test_one_run_composes_what_it_was_given_once(monkeypatch: pytest.MonkeyPatch
     config.run(lambda cfg: trained.append(config.job_config(cfg).seed), [], ["+experiment=mine", *NO_HYDRA])
     assert trained == [5]
     # The second is what it is held against.
-    assert composed == [["+experiment=mine", *NO_HYDRA], ["tolaria=default", "model=resnet"]]
+    assert composed == [
+        ["+experiment=mine", *NO_HYDRA],
+        ["tolaria/order=plain", "tolaria=default", "model=resnet"],
+    ]
 
 
 def test_an_experiment_that_says_that_it_is_a_sweep_is_one(checkout: Path) -> None:

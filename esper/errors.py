@@ -157,6 +157,8 @@ class StorageError(EsperError):
             errno.EDQUOT: "free some of your quota and run the command again",
             errno.EACCES: "check the permissions of that folder, or choose another",
             errno.EROFS: "that file system is read-only; choose another folder",
+            errno.EEXIST: "a file is there; choose another folder",
+            errno.ENOTDIR: "a file is there; choose another folder",
         }
         reason = error.strerror or str(error)
         return cls(f"{doing} {path}: {reason}", hint=hints.get(error.errno or 0))

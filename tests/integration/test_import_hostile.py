@@ -18,7 +18,7 @@ import forked
 import pytest
 import torch
 from hostile_programs import BLUEPRINT, CASES, SHAPE, World
-from unit.tezzeret_support import workers
+from tezzeret_support import workers
 
 from esper.assembly.storage import build_library
 from esper.tezzeret.pool import WorkerPool

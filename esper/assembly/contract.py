@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from esper.data.splits import DataSplits, Split
 from esper.errors import ConfigError, DataError
 from esper.kasmina import seeded_layers
-from esper.kasmina.graft import reference
+from esper.kasmina.graft import kernel_dtype
 from esper.kasmina.probing import undisturbed
 
 _SEE = "docs/own-network.md says what it must be"
@@ -71,7 +71,7 @@ def check_network(model: nn.Module, data: DataSplits) -> None:
 
 def check_kernels(model: nn.Module, dtype: str) -> None:
     """Raise ConfigError when kernels of ``dtype`` fit no layer of a wrapped ``model``."""
-    found = {str(reference(layer).dtype).removeprefix("torch.") for layer in seeded_layers(model).values()}
+    found = {kernel_dtype(layer) for layer in seeded_layers(model).values()}
     if dtype not in found:
         raise ConfigError(
             f"the layers with seeds are {' and '.join(sorted(found))}, and kernels are compiled for {dtype}",

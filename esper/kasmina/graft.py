@@ -271,6 +271,11 @@ def reference(layer: SeededLayer) -> torch.Tensor:
     return torch.empty(0)
 
 
+def kernel_dtype(layer: SeededLayer) -> str:
+    """The dtype that the layer's kernels must have, as their metadata names it: ``float32``."""
+    return str(reference(layer).dtype).removeprefix("torch.")
+
+
 def _check_fit(layer: SeededLayer, seed_idx: int, kernel: nn.Module, site: Site, like: torch.Tensor) -> None:
     """Run a copy of ``kernel`` on a small input of the slot's shape."""
     slot = layer.slot(site, seed_idx)

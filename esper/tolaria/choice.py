@@ -19,9 +19,9 @@ _ALL = 1_000_000
 
 
 def untried_kernels(
-    library: Kernels, slot: Slot, context: TrialContext, wanted: Mapping[str, Any]
+    library: Kernels, slot: Slot, dtype: str, context: TrialContext, wanted: Mapping[str, Any]
 ) -> list[KernelMetadata]:
-    """The kernels for ``slot`` that the parameters ``wanted`` of a decision leave to choose from, best first.
+    """The kernels of ``dtype`` for ``slot`` that the parameters ``wanted`` of a decision leave, best first.
 
     Best is what was kept most in ``context`` and in ones like it. With ``choice`` "random" they are all that
     fit, in an order drawn from ``choice_seed``. Raises GraftError when there is none.
@@ -29,7 +29,7 @@ def untried_kernels(
     avoid = wanted.get("avoid", ())
     at_random = wanted.get("choice") == "random"
     limit = _ALL if at_random else 20 + len(avoid)
-    found = library.find(slot, context=context, tags=wanted["tags"], limit=limit)
+    found = library.find(slot, context=context, tags=wanted["tags"], dtype=dtype, limit=limit)
     untried = [metadata for metadata in found if metadata.kernel_id not in avoid]
     if not untried:
         tags = ", ".join(wanted["tags"]) or "any tag"

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from esper.errors import GraftError, LibraryError
 from esper.kasmina import SeededLayer
+from esper.kasmina.graft import kernel_dtype
 from esper.kasmina.seed import Evidence
 from esper.messages import (
     INVENTED,
@@ -140,7 +141,8 @@ class SeedOrchestrator:
         wanted = decision.parameters
         layer = self.layers[decision.target_component]
         slot = layer.slot(wanted["site"], wanted["seed_idx"])
-        return slot, untried_kernels(self.library, slot, self._context(layer), wanted)
+        dtype = kernel_dtype(layer)
+        return slot, untried_kernels(self.library, slot, dtype, self._context(layer), wanted)
 
     def _context(self, layer: SeededLayer) -> TrialContext:
         return TrialContext(layer.kind, self.task)

@@ -30,6 +30,7 @@ class Kernels(Protocol):
         *,
         context: TrialContext | None = None,
         tags: Collection[str] = (),
+        dtype: str | None = None,
         limit: int = 20,
     ) -> list[KernelMetadata]:
         """The kernels for ``slot``, best first."""
@@ -87,11 +88,13 @@ class SharedLibrary:
         *,
         context: TrialContext | None = None,
         tags: Collection[str] = (),
+        dtype: str | None = None,
         limit: int = 20,
     ) -> list[KernelMetadata]:
         """The kernels for ``slot``, best first."""
         return from_first(
-            self._group, lambda: self._first.find(slot, context=context, tags=tags, limit=limit)
+            self._group,
+            lambda: self._first.find(slot, context=context, tags=tags, dtype=dtype, limit=limit),
         )
 
     def fetch(self, kernel_id: str) -> Kernel:

@@ -53,6 +53,18 @@ def test_what_cannot_be_carried_out_is_refused_with_its_reason(
     assert list(orchestrator.seeds.trials) == before
 
 
+def test_kernels_of_another_dtype_than_the_layer_are_not_looked_through(
+    orchestrator: SeedOrchestrator,
+) -> None:
+    host = orchestrator.layers["hidden.1"].host
+    host.double()
+    outcome = orchestrator.apply(decision("hidden.1"), PACKET)
+    host.float()
+    assert outcome is not None
+    assert outcome.status == "refused"
+    assert outcome.reason.endswith("; 0 were tried")
+
+
 def test_a_kernel_is_grafted_unless_it_is_to_be_avoided(orchestrator: SeedOrchestrator) -> None:
     outcome = orchestrator.apply(decision(), PACKET)
     assert outcome is not None

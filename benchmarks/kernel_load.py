@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -171,14 +171,18 @@ def by_hand(folder: Path, port: int, envelope: Envelope, kernel: KernelArtefact,
             get([program, blueprint])
 
         for name, fetch in (("first", first), ("again", lambda: get([program]))):
-            timed = paired(
-                lambda: load(kernel.metadata, kernel.program),
-                fetch,
-                rounds=rounds,
-                steps=10,
-                clock=time.perf_counter,
-            )
+            timed = _beside_a_load(kernel, fetch, rounds)
             print(f"  Redis, {name}, by hand: {_times(timed)}")
+
+
+def _beside_a_load(kernel: KernelArtefact, fetch: Callable[[], object], rounds: int) -> Paired:
+    return paired(
+        lambda: load(kernel.metadata, kernel.program),
+        fetch,
+        rounds=rounds,
+        steps=10,
+        clock=time.perf_counter,
+    )
 
 
 def from_a_tier(library: KernelLibrary, kernel: KernelArtefact, name: str, goal: float, rounds: int) -> bool:
@@ -193,13 +197,7 @@ def from_a_tier(library: KernelLibrary, kernel: KernelArtefact, name: str, goal:
     before = library.tier_counts()
     all_reached = True
     for which, fetch in (("first", first), ("again", lambda: library.fetch(kernel_id))):
-        timed = paired(
-            lambda: load(kernel.metadata, kernel.program),
-            fetch,
-            rounds=rounds,
-            steps=10,
-            clock=time.perf_counter,
-        )
+        timed = _beside_a_load(kernel, fetch, rounds)
         reached = timed.ratio <= goal and timed.ours_ms <= LIMIT_MS
         print(f"  {name}, {which}: {_times(timed)}; {_verdict(reached)}")
         all_reached &= reached

@@ -120,6 +120,7 @@ def _ran_one(task: Callable[[DictConfig], None], overrides: Sequence[str]) -> bo
             return False
         if cfg.hydra.mode == RunMode.MULTIRUN:
             return False
+        # Hydra's own run would compose once more what was composed to see that it is no sweep.
         engine.compose_config = lambda *_, **__: cfg  # type: ignore[method-assign]
         engine.run(NAME, task, list(overrides))
         return True
